@@ -1,0 +1,36 @@
+# make demo: install, translate the sample with every method, write out/demo/report.html
+# make test: install and run the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint verify compare train-queue clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,bench,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/spec2seq demo --out out/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+verify: $(INSTALLED)
+	$(BIN)/python -m spec2seq.evaluation.verify
+
+compare: $(INSTALLED)
+	$(BIN)/python -m spec2seq.evaluation.compare --out docs/results
+
+train-queue: $(INSTALLED)
+	$(BIN)/python -m spec2seq.training.queue
+
+clean:
+	rm -rf $(VENV) out

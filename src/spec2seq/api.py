@@ -1,0 +1,327 @@
+"""Load a model and generate: the only place where models and decoding meet."""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spec2seq.decoding.beam import beam_search
+from spec2seq.decoding.drafters import LittleModel
+from spec2seq.decoding.logits import Processor, processors_from
+from spec2seq.decoding.loop import Engine
+from spec2seq.decoding.methods import Beam, Greedy, Speculative
+from spec2seq.decoding.scheduler import Completion
+from spec2seq.decoding.stats import Counts, Stats
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models import families
+from spec2seq.models.encoder_decoder import EncoderDecoder
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DEFAULT_MAX_NEW_TOKENS = 256
+WINDOW = 16  # batches that are sorted by length together
+
+Method = Speculative | Beam
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One generated output: its text, its token ids (end token included) and its counts. `trace`, if asked for,
+    has one letter a token: d for the drafter, v for the verifier."""
+
+    text: str | None
+    tokens: list[int]
+    counts: Counts
+    trace: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """The rows in the order of the sources, and the counts and seconds of the run."""
+
+    rows: list[Row]
+    stats: Stats
+
+    @property
+    def texts(self) -> list[str]:
+        return [row.text or "" for row in self.rows]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [row.tokens for row in self.rows]
+
+
+class Seq2Seq:
+    """An encoder–decoder model: our layers, Transformers' configuration, tokenizer and weights."""
+
+    def __init__(self, model: EncoderDecoder, config: Any, tokenizer: Any = None, generation_config: Any = None):
+        self.model, self.config, self.tokenizer = model, config, tokenizer
+        self.generation_config = generation_config
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, dtype: str = "float32", device: str = "cpu") -> "Seq2Seq":
+        """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
+
+        Args:
+            name: a folder with config.json, weights and tokenizer, or an id on the hub.
+            dtype: one of float32, bfloat16, float16, float64.
+            device: a PyTorch device, such as "cpu" or "cuda".
+        """
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+        where = _torch_device(device)
+        name = str(name)
+        if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
+            raise Spec2SeqError(f"{name}: no model here: config.json is missing")
+        import transformers  # slow to import, and only loading needs it
+
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+            families.family_of(config, name)
+            theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(name, dtype=DTYPES[dtype])
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, ImportError, TypeError) as error:
+            raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {error}") from None
+        model = families.load(theirs.config, theirs.state_dict(), name)
+        return cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
+
+    @classmethod
+    def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":
+        """Take over the weights of a live Transformers model."""
+        model = families.load(module.config, module.state_dict(), type(module).__name__)
+        return cls(model, module.config, tokenizer, module.generation_config)
+
+    def drafter(self) -> LittleModel:
+        """This model as the little one of another: `Assisted(little.drafter())`."""
+        return LittleModel(self.model, self.tokenizer)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `AutoModelForSeq2SeqLM.from_pretrained` and `Seq2Seq.from_pretrained` load back.
+
+        Raises Spec2SeqError if `folder` exists. It appears whole or not at all.
+        """
+        import transformers
+
+        folder = Path(folder)
+        if folder.exists():
+            raise Spec2SeqError(f"{folder}: exists already")
+        with torch.device("meta"):
+            theirs = transformers.AutoModelForSeq2SeqLM.from_config(self.config)
+        state = {name: tensor.cpu() for name, tensor in families.export(self.model, self.config).items()}
+        theirs.load_state_dict(state, strict=False, assign=True)
+        theirs.tie_weights()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            theirs.save_pretrained(temporary)
+            for part in (self.tokenizer, self.generation_config):
+                if part is not None:
+                    part.save_pretrained(temporary)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def generate(
+        self,
+        sources: Sequence[str] | Sequence[Sequence[int]],
+        method: Method | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        batch_size: int = 8,
+        truncate: bool = False,
+        trace: bool = False,
+        profile: bool = False,
+    ) -> Generation:
+        """Generate an output for every source.
+
+        Args:
+            sources: texts, or token ids with the end token.
+            method: Greedy() by default; any preset or Speculative, or Beam.
+            max_new_tokens: the most tokens of an output; by default what the model's generation config says.
+            batch_size: rows in flight; a finished row's place is taken by the next source.
+            truncate: cut sources that are longer than the model allows; otherwise they are an error.
+            trace: say for each token which model wrote it.
+            profile: time each phase (waits for the device, so it costs time).
+        """
+        if isinstance(sources, str):
+            raise UsageError("sources is one string; pass a list of them")
+        ids = [self._source_ids(source, index, truncate) for index, source in enumerate(sources)]
+        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+        run = _Run(self, method or Greedy(), max_new_tokens, batch_size, trace, profile)
+        done = run([ids[index] for index in order], list(order))
+        rows = [None] * len(ids)
+        for index, completion in done:
+            rows[index] = self._row(completion, trace)
+        return Generation(rows, run.stats)
+
+    def stream(
+        self,
+        sources: Iterable[str],
+        method: Method | None = None,
+        *,
+        stats: Stats | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int = 8,
+        truncate: bool = False,
+        trace: bool = False,
+    ) -> Iterator[Row]:
+        """Like `generate`, for a source of any length: rows come in order, a window of sources at a time, each
+        line alone at batch size 1. Counts are added to `stats` as it goes."""
+        run = _Run(self, method or Greedy(), max_new_tokens, batch_size, trace, False)
+        run.stats = stats if stats is not None else run.stats
+        size = 1 if batch_size == 1 else batch_size * WINDOW
+        window: list[tuple[int, list[int]]] = []
+
+        def flush() -> Iterator[Row]:
+            order = sorted(range(len(window)), key=lambda place: -len(window[place][1]))
+            done = dict(run([window[place][1] for place in order], [window[place][0] for place in order]))
+            for index, _ in window:
+                yield self._row(done[index], trace)
+            window.clear()
+
+        for index, source in enumerate(sources):
+            window.append((index, self._source_ids(source, index, truncate)))
+            if len(window) == size:
+                yield from flush()
+        if window:
+            yield from flush()
+
+    def processors(self) -> list[Processor]:
+        """What the model's generation config asks for. Raises Spec2SeqError for what is not supported."""
+        if self.generation_config is None:
+            return []
+        return processors_from(self.generation_config.to_dict(), self.model.architecture.eos_token_id)
+
+    def max_new_tokens(self, asked: int | None = None) -> int:
+        """The cap in force. Raises UsageError if `asked` is not possible."""
+        most = self.model.architecture.max_positions
+        if asked is not None:
+            if asked < 1 or (most is not None and asked > most):
+                allowed = "at least 1" if most is None else f"1 to {most}, the model's positions"
+                raise UsageError(f"max_new_tokens is {asked}; allowed: {allowed}")
+            return asked
+        config = self.generation_config
+        value = getattr(config, "max_new_tokens", None)
+        if value is None:
+            total = getattr(config, "max_length", None)
+            value = total - 1 if total and total > 20 else DEFAULT_MAX_NEW_TOKENS  # 20: Transformers' stand-in
+        return min(value, most or value)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a source, with the end token."""
+        if self.tokenizer is None:
+            raise UsageError("this model was loaded without a tokenizer; pass token ids")
+        return self.tokenizer(text, verbose=False)["input_ids"]
+
+    def _source_ids(self, source: str | Sequence[int], index: int, truncate: bool) -> list[int]:
+        ids = self.encode_text(source) if isinstance(source, str) else list(source)
+        if not ids:
+            raise UsageError(f"source {index + 1} has no tokens; a source holds at least the end token")
+        most = self.model.architecture.max_positions
+        if most is not None and len(ids) > most:
+            if not truncate:
+                raise Spec2SeqError(
+                    f"source {index + 1} has {len(ids)} tokens; the model allows {most} (split it, or ask to truncate)"
+                )
+            ids = [*ids[: most - 1], ids[-1]]
+        return ids
+
+    def _row(self, completion: Completion, trace: bool) -> Row:
+        text = None
+        if self.tokenizer is not None:
+            text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        return Row(text, completion.tokens, completion.counts, completion.trace if trace else None)
+
+
+class _Run:
+    """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`."""
+
+    def __init__(self, seq2seq: Seq2Seq, method: Method, max_new_tokens, batch_size: int, trace: bool, profile: bool):
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
+        self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
+        self.cap = seq2seq.max_new_tokens(max_new_tokens)
+        self.processors = seq2seq.processors()
+        self.engine = None
+        self.stats = Stats()
+        if isinstance(method, Speculative):
+            self._check_drafter(method)
+            self.engine = Engine(
+                seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile
+            )  # fmt: skip
+            self.stats = self.engine.stats
+
+    def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
+        if self.engine is None:
+            done = []
+            for start in range(0, len(sources), self.batch_size):
+                group = sources[start : start + self.batch_size]
+                found = beam_search(self.seq2seq.model, group, self.method, self.cap, self.processors, self.stats)
+                done += [(indices[start + completion.id], completion) for completion in found]
+            return done
+        self.engine.stats = self.stats
+        place = {}
+        seed = (self.engine.sampling.seed if self.engine.sampling else 0) * 1_000_003
+        for source, index in zip(sources, indices, strict=True):
+            place[self.engine.submit(source, self.cap, seed + index)] = index
+        done = []
+        while self.engine.busy:
+            done += [(place[completion.id], completion) for completion in self.engine.step()]
+        return done
+
+    def _check_drafter(self, method: Speculative) -> None:
+        if not isinstance(method.drafter, LittleModel):
+            return
+        check_same_vocabulary(self.seq2seq, method.drafter)
+        ours, theirs = (m.architecture.max_positions for m in (self.seq2seq.model, method.drafter.model))
+        if theirs is not None and (ours is None or theirs < ours):
+            raise UsageError(
+                f"the drafter has {theirs} positions and the verifier {ours or 'any number'}; give it more"
+            )
+
+
+def check_same_vocabulary(verifier: Seq2Seq, drafter: LittleModel) -> None:
+    """Raises UsageError naming the first difference. Padded vocabularies of one tokenizer are the same."""
+    ours, theirs = verifier.tokenizer, drafter.tokenizer
+    a, b = verifier.model.architecture, drafter.model.architecture
+    for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id"):
+        if getattr(a, name) != getattr(b, name):
+            raise UsageError(
+                f"verifier and drafter differ: {name} is {getattr(a, name)} and {getattr(b, name)}; they must be equal"
+            )
+    if ours is None or theirs is None:
+        if a.vocabulary != b.vocabulary:
+            raise UsageError(f"verifier and drafter have vocabularies of {a.vocabulary} and {b.vocabulary} entries")
+        return
+    mine = {index: token for token, index in ours.get_vocab().items()}
+    other = {index: token for token, index in theirs.get_vocab().items()}
+    for index in sorted(mine.keys() | other.keys()):
+        if mine.get(index) != other.get(index):
+            raise UsageError(
+                f"verifier and drafter have different vocabularies: token {index} is {mine.get(index)!r} in the "
+                f"verifier and {other.get(index)!r} in the drafter; a drafter must have the verifier's vocabulary"
+            )
+
+
+def _torch_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device is {name!r}; allowed: cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device is {name!r}, but no CUDA device is here; allowed: cpu")
+    return device

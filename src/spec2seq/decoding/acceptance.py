@@ -1,0 +1,186 @@
+"""Acceptance rules: how many drafted tokens stand, and what replaces the first that does not.
+
+Each rule is vectorised over ragged rows and stays on the device.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spec2seq.config import check_range
+from spec2seq.decoding.sampling import ACCEPT, REPLACE, Sampling, draw, uniform
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a drafter proposes: tokens `[rows, width]`, of which `lengths[rows]` count.
+
+    `unsure[rows]` says whose draft ended because the drafter was unsure. `probabilities`
+    `[rows, width, vocabulary]` are what the tokens were drawn from; None where they were not drawn.
+    `calls` and `fed` `[rows]` count the drafter's passes and the tokens it was fed, for each row.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    unsure: Tensor | None = None
+    probabilities: Tensor | None = None
+    calls: int = 0
+    fed: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.tokens.shape[1]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`accepted[rows]` drafted tokens stand; `replacement[rows]` comes after them."""
+
+    accepted: Tensor
+    replacement: Tensor
+
+
+class AcceptanceRule(Protocol):
+    """`sampling` is how drafters must draw their tokens; None: they take the likeliest."""
+
+    sampling: Sampling | None
+    lossless: bool
+
+    def judge(self, logits: Tensor, draft: Draft, seeds: Tensor, lengths: Tensor) -> Verdict:
+        """Judge drafts.
+
+        Args:
+            logits: `[rows, width + 1, vocabulary]`, the verifier's, processed; place j scores drafted token j,
+                the last place the token after a draft that stands whole.
+            draft: what the drafter proposed.
+            seeds: `[rows]`, one for each row, for rules that draw.
+            lengths: `[rows]`, tokens before the draft.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A drafted token stands if it is the verifier's likeliest: the output is greedy's, token for token."""
+
+    sampling = None
+    lossless = True
+
+    def judge(self, logits: Tensor, draft: Draft, seeds: Tensor, lengths: Tensor) -> Verdict:
+        best = logits.argmax(-1)
+        return _verdict(draft.tokens == best[:, :-1], draft, best)
+
+
+@dataclass(frozen=True)
+class TopBeta:
+    """A drafted token stands if it is among the verifier's top `beta` and its log-probability is at most `tau`
+    below the best (SpecDec, Xia et al. 2023, section 3.2). The replacement is the likeliest token."""
+
+    beta: int = 3
+    tau: float = 1.0
+
+    sampling = None
+
+    def __post_init__(self):
+        check_range("beta", self.beta, low=1)
+        check_range("tau", self.tau, low=0.0)
+
+    @property
+    def lossless(self) -> bool:
+        return self.beta == 1
+
+    def judge(self, logits: Tensor, draft: Draft, seeds: Tensor, lengths: Tensor) -> Verdict:
+        best = logits.argmax(-1)
+        if not draft.width:
+            return _verdict(draft.tokens.bool(), draft, best)
+        scored = logits[:, :-1]
+        score = scored.gather(2, draft.tokens[:, :, None])
+        # Equal logits share the better rank, but beta 1 must mean the one token that greedy takes.
+        rank = (scored > score).sum(-1)
+        near = scored.amax(-1) - score[:, :, 0] <= self.tau
+        stands = (rank < self.beta) & near if self.beta > 1 else False
+        return _verdict((draft.tokens == best[:, :-1]) | stands, draft, best)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A drafted token is rejected where its negative log-probability under the verifier, in nats, exceeds
+    `threshold` (BiLD, Kim et al. 2023, section 3.2); the verifier's likeliest token replaces it.
+
+    None never rolls back. 0 rejects every token that is not certain.
+    """
+
+    threshold: float | None = 2.0
+
+    sampling = None
+    lossless = False
+
+    def __post_init__(self):
+        check_range("rollback_threshold", self.threshold, low=0.0)
+
+    def judge(self, logits: Tensor, draft: Draft, seeds: Tensor, lengths: Tensor) -> Verdict:
+        best = logits.argmax(-1)
+        if self.threshold is None or not draft.width:
+            return _verdict(torch.ones_like(draft.tokens, dtype=torch.bool), draft, best)
+        scored = logits[:, :-1].float()
+        surprise = scored.logsumexp(-1) - scored.gather(2, draft.tokens[:, :, None])[:, :, 0]
+        return _verdict(surprise <= self.threshold, draft, best)
+
+
+@dataclass(frozen=True)
+class RejectionSampling:
+    """Speculative sampling (Leviathan et al. 2023, algorithm 1): the output has the verifier's own distribution.
+
+    A token drawn from q stands with probability min(1, p/q); the replacement is drawn from max(p - q, 0). A
+    drafter without probabilities counts as certain of its token.
+    """
+
+    sampling: Sampling = Sampling()
+
+    lossless = False  # equal in distribution, not token for token
+
+    def judge(self, logits: Tensor, draft: Draft, seeds: Tensor, lengths: Tensor) -> Verdict:
+        p = self.sampling.probabilities(logits)
+        rows, width, vocabulary = p.shape[0], draft.width, p.shape[2]
+        q = draft.probabilities
+        steps = torch.arange(width, device=p.device)
+        p_token = p[:, :-1].gather(2, draft.tokens[:, :, None])[:, :, 0]
+        q_token = 1.0 if q is None else q.gather(2, draft.tokens[:, :, None])[:, :, 0]
+        numbers = uniform(seeds[:, None], lengths[:, None] + steps, ACCEPT)
+        accepted = _leading(numbers * q_token < p_token, draft.lengths)
+        rest = p.gather(1, accepted[:, None, None].expand(-1, 1, vocabulary))[:, 0]
+        if width:
+            rejected = accepted < draft.lengths
+            place = accepted.clamp(max=width - 1)
+            if q is None:
+                token = draft.tokens.gather(1, place[:, None])
+                taken = torch.zeros_like(rest).scatter(1, token, torch.ones_like(rest))
+            else:
+                taken = q.gather(1, place[:, None, None].expand(-1, 1, vocabulary))[:, 0]
+            residual = (rest - taken).clamp(min=0)
+            # p equal to q can never be rejected, but for rounding: then any token of p will do.
+            usable = rejected & (residual.sum(-1) > 0)
+            rest = torch.where(usable[:, None], residual, rest)
+        return Verdict(accepted, draw(rest, uniform(seeds, lengths + accepted, REPLACE)).view(rows))
+
+
+def _verdict(stands: Tensor, draft: Draft, best: Tensor) -> Verdict:
+    """Accept the leading run of `stands[rows, width]`; replace by `best[rows, width + 1]` at its end."""
+    accepted = _leading(stands, draft.lengths)
+    return Verdict(accepted, best.gather(1, accepted[:, None])[:, 0])
+
+
+def _leading(stands: Tensor, lengths: Tensor) -> Tensor:
+    """How many leading places hold, within each row's own length: `[rows, width]` → `[rows]`."""
+    within = torch.arange(stands.shape[1], device=stands.device) < lengths[:, None]
+    return (stands & within).long().cumprod(1).sum(1)
+
+
+ACCEPTANCE_RULES: dict[str, type] = {
+    "exact": Exact,
+    "top-beta": TopBeta,
+    "rollback": Rollback,
+    "rejection-sampling": RejectionSampling,
+}

@@ -1,0 +1,146 @@
+"""Beam search, batched, as Transformers defines it. The only user of `Cache.reorder`.
+
+The beams of a sentence are consecutive rows; its cross-attention keys and values exist once.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from spec2seq.decoding.logits import Prefix, Processor
+from spec2seq.decoding.methods import Beam
+from spec2seq.decoding.scheduler import Completion
+from spec2seq.decoding.stats import Counts, Stats
+from spec2seq.models.encoder_decoder import EncoderDecoder
+
+
+@dataclass
+class _Sentence:
+    """Finished hypotheses (score, tokens) of one source, best first."""
+
+    id: int
+    finished: list[tuple[float, list[int]]] = field(default_factory=list)
+    done: bool = False
+    counts: Counts = field(default_factory=Counts)
+
+
+@torch.inference_mode()
+def beam_search(
+    verifier: EncoderDecoder, sources: list[list[int]], method: Beam, max_new_tokens: int,
+    processors: list[Processor], stats: Stats,
+) -> list[Completion]:  # fmt: skip
+    """Decode one batch of sources; returns the best hypothesis of each, in order. Counts go into `stats`.
+
+    `verifier_calls` counts the passes a sentence took part in, all its beams at once.
+    """
+    started = time.perf_counter()
+    search = _Search(verifier, sources, method, max_new_tokens, processors)
+    while not search.over:
+        search.step()
+    done = search.results()
+    stats.rows += len(done)
+    stats.verifier_passes += search.passes
+    for completion in done:
+        stats.add(completion.counts)
+    stats.seconds += time.perf_counter() - started
+    return done
+
+
+class _Search:
+    def __init__(self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: int, processors):
+        a, device = verifier.architecture, verifier.device
+        self.verifier, self.method, self.processors = verifier, method, processors
+        self.eos, self.limit, self.passes, self.length = a.eos_token_id, max_new_tokens + 1, 0, 1
+        self.beams = method.num_beams
+        self.sentences = [_Sentence(index) for index in range(len(sources))]
+        lengths = torch.tensor([len(source) for source in sources], device=device)
+        padded = torch.full((len(sources), int(lengths.max())), a.pad_token_id, device=device)
+        for row, source in enumerate(sources):
+            padded[row, : len(source)] = torch.tensor(source, device=device)
+        self.cache = verifier.new_cache(len(sources) * self.beams)
+        verifier.admit(self.cache, 0, verifier.encode(padded, lengths))
+        self.source_horizon = padded.shape[1]
+        rows = len(sources) * self.beams
+        self.tokens = torch.full((rows, self.limit), a.pad_token_id, device=device)
+        self.tokens[:, 0] = a.decoder_start_token_id
+        # All beams start alike: only the first may speak, or they would all say the same.
+        self.scores = torch.full((len(sources), self.beams), -1e9, device=device)
+        self.scores[:, 0] = 0
+
+    @property
+    def over(self) -> bool:
+        return self.length >= self.limit or all(sentence.done for sentence in self.sentences)
+
+    def step(self) -> None:
+        """One token for every beam of every sentence."""
+        rows, count = self.tokens.shape[0], len(self.sentences)
+        lengths = torch.full((rows,), self.length - 1, device=self.tokens.device)
+        decoded = self.verifier.decode_block(
+            self.cache, self.tokens[:, self.length - 1 : self.length], lengths, self.length,
+            uniform=True, source_horizon=self.source_horizon, sources=count,
+        )  # fmt: skip
+        self.passes += 1
+        logits = decoded.logits.float() if decoded.logits.dtype != torch.float64 else decoded.logits
+        log_probabilities = logits.log_softmax(-1)
+        if self.processors:
+            prefix = Prefix(self.tokens, lengths + 1, torch.full_like(lengths, self.limit))
+            for process in self.processors:
+                log_probabilities = process(log_probabilities, prefix)
+        vocabulary = log_probabilities.shape[2]
+        totals = (self.scores[:, :, None] + log_probabilities.view(count, self.beams, vocabulary)).flatten(1)
+        best, place = totals.topk(2 * self.beams, dim=1)
+        self._advance(best, place // vocabulary, place % vocabulary)
+
+    def _advance(self, best: Tensor, beam: Tensor, token: Tensor) -> None:
+        """Split the 2 × beams best continuations of each sentence into finished hypotheses and running beams."""
+        scores, beams, tokens = best.tolist(), beam.tolist(), token.tolist()
+        history = self.tokens[:, : self.length].tolist()
+        chosen_rows, chosen_tokens, chosen_scores = [], [], []
+        for index, sentence in enumerate(self.sentences):
+            running = []
+            for rank, (score, source, word) in enumerate(zip(scores[index], beams[index], tokens[index], strict=True)):
+                row = index * self.beams + source
+                if word == self.eos or self.length + 1 == self.limit:
+                    if rank < self.beams and not sentence.done:
+                        self._finish(sentence, score, [*history[row][1:], word])
+                    if word == self.eos:
+                        continue
+                running.append((row, word, score))
+            if not sentence.done:
+                sentence.counts.verifier_calls += 1
+                sentence.counts.verifier_tokens += self.beams
+                sentence.done = self._is_done(sentence, scores[index])
+            for row, word, score in running[: self.beams]:
+                chosen_rows.append(row)
+                chosen_tokens.append(word)
+                chosen_scores.append(score)
+        device = self.tokens.device
+        order = torch.tensor(chosen_rows, device=device)
+        self.cache.reorder(order, self.length)
+        self.tokens = self.tokens[order]
+        self.tokens[:, self.length] = torch.tensor(chosen_tokens, device=device)
+        self.scores = torch.tensor(chosen_scores, dtype=best.dtype, device=device).view(len(self.sentences), self.beams)
+        self.length += 1
+
+    def _finish(self, sentence: _Sentence, score: float, tokens: list[int]) -> None:
+        sentence.finished.append((score / len(tokens) ** self.method.length_penalty, tokens))
+        sentence.finished.sort(key=lambda hypothesis: -hypothesis[0])
+        del sentence.finished[self.beams :]
+
+    def _is_done(self, sentence: _Sentence, scores: list[float]) -> bool:
+        if len(sentence.finished) < self.beams:
+            return False
+        if self.method.early_stopping:
+            return True
+        attainable = max(scores) / self.length**self.method.length_penalty
+        return attainable <= sentence.finished[-1][0]
+
+    def results(self) -> list[Completion]:
+        done = []
+        for sentence in self.sentences:
+            tokens = sentence.finished[0][1]
+            sentence.counts.new_tokens = len(tokens)
+            done.append(Completion(sentence.id, tokens, sentence.counts, "v" * len(tokens)))
+        return done

@@ -1,0 +1,239 @@
+"""Drafters propose tokens. They can be slow or wrong, never make the output wrong: that is the rule's job.
+
+A drafter is immutable and may serve several engines; what it keeps for the rows in flight is its session.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spec2seq.config import check_range
+from spec2seq.decoding.acceptance import Draft
+from spec2seq.decoding.rows import Rows
+from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
+from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
+
+
+class Drafter(Protocol):
+    """`has_confidence`: gives a top probability to stop at. `hidden_layers`: the verifier's layers whose states
+    it wants in `observe`."""
+
+    has_confidence: bool
+    hidden_layers: tuple[int, ...]
+
+    def session(self, rows: Rows, verifier: EncoderDecoder) -> "Session": ...
+
+
+class Session(Protocol):
+    """A drafter's state for the rows in flight, slots 0…n-1."""
+
+    def admit(self, first_slot: int, encoded: Encoded) -> None:
+        """New rows at the slots from `first_slot` on; `encoded` is the verifier's encoding of their sources."""
+        ...
+
+    def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
+        """Up to `k` ≥ 1 tokens for every row in flight, at most `room[rows]` for each."""
+        ...
+
+    def commit(self, counts: list[int], decoded: Decoded) -> None:
+        """Row i has `counts[i]` tokens more; `decoded` is the verifier's pass over the last token and the draft."""
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """The row at slot `source` now lives at slot `target`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LittleModel:
+    """A little autoregressive encoder–decoder with the verifier's vocabulary (assisted generation, BiLD).
+
+    `Seq2Seq.drafter()` makes one; its tokenizer lets the vocabularies be compared token by token.
+    """
+
+    model: EncoderDecoder
+    tokenizer: Any = None
+
+    has_confidence = True
+    hidden_layers = ()
+
+    def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
+        return LittleSession(self.model, rows, verifier.architecture.vocabulary)
+
+
+class LittleSession:
+    """Own encoder, own cache. `fed[slot]` tokens of a row are in the cache; the rest is fed with the next draft:
+    one token, or two after a draft that stood whole."""
+
+    def __init__(self, model: EncoderDecoder, rows: Rows, vocabulary: int):
+        self.model, self.rows = model, rows
+        self.cache = model.new_cache(rows.slots)
+        self.fed = [0] * rows.slots
+        self.sources = [0] * rows.slots
+        # Padded vocabularies of one tokenizer may differ in size; only the common part is ever proposed.
+        self.vocabulary, self.common = vocabulary, min(vocabulary, model.architecture.vocabulary)
+        # Stopping early needs a host read for each token: free on a CPU, a stall on a GPU.
+        self.stops_early = model.device.type == "cpu"
+
+    def admit(self, first_slot: int, encoded: Encoded) -> None:
+        own = self.model.encode(encoded.tokens, encoded.lengths)
+        self.model.admit(self.cache, first_slot, own)
+        for row, length in enumerate(encoded.lengths.tolist()):
+            self.fed[first_slot + row] = 0
+            self.sources[first_slot + row] = length
+
+    def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
+        rows = self.rows
+        n, lengths, host = rows.count, rows.lengths[: rows.count], rows.host_lengths
+        steps, probabilities = [], []
+        alive = room > 0
+        length, unsure = torch.zeros_like(lengths), torch.zeros_like(alive)
+        fed = 0
+        for step in range(k):
+            logits, width = self._feed_pending() if step == 0 else self._feed(steps[-1], lengths, host, step)
+            fed += width
+            token, top, q = self._choose(logits, lengths + step, confidence, sampling)
+            if confidence is not None:
+                doubt = alive & (top < confidence)
+                unsure |= doubt
+                alive = alive & ~doubt
+                if self.stops_early and not alive.any():
+                    break
+            steps.append(token)
+            probabilities.append(q)
+            length = length + alive
+            alive = alive & (token != rows.eos_token_id) & (length < room)
+            if self.stops_early and not alive.any():
+                break
+        for slot in range(n):  # the first pass fed all that was committed, each further one a drafted token
+            self.fed[slot] = host[slot] + step
+        tokens = torch.stack(steps, 1) if steps else lengths.new_zeros(n, 0)
+        if sampling is None or not steps:
+            return Draft(tokens, length, unsure, None, step + 1, fed)
+        return Draft(tokens, length, unsure, torch.stack(probabilities, 1), step + 1, fed)
+
+    def commit(self, counts: list[int], decoded: Decoded) -> None:
+        for slot in range(len(counts)):
+            self.fed[slot] = min(self.fed[slot], self.rows.host_lengths[slot] - 1)
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)
+        self.fed[target], self.sources[target] = self.fed[source], self.sources[source]
+
+    def _feed_pending(self) -> tuple[Tensor, int]:
+        """Feed what each row has that the cache has not; logits `[rows, vocabulary]` after its last token."""
+        rows, n = self.rows, self.rows.count
+        fed, host = self.fed[:n], rows.host_lengths[:n]
+        width = max(have - cached for have, cached in zip(host, fed, strict=True))
+        uniform_rows = min(fed) == max(fed) and min(host) == max(host)
+        if uniform_rows:
+            tokens = rows.tokens[:n, fed[0] : host[0]]
+            starts, last = rows.lengths[:n] - width, None
+            if width > 1:
+                last = torch.full((n, 1), width - 1, device=starts.device)
+        else:
+            starts = torch.tensor(fed, device=rows.lengths.device)
+            places = starts[:, None] + torch.arange(width, device=starts.device)
+            tokens = rows.tokens[:n].gather(1, places)
+            last = (rows.lengths[:n] - starts - 1)[:, None]
+        return self._decode(tokens, starts, max(fed) + width, uniform_rows, last), width
+
+    def _feed(self, token: Tensor, lengths: Tensor, host: list[int], step: int) -> tuple[Tensor, int]:
+        n = self.rows.count
+        longest = max(host[:n])
+        same = min(host[:n]) == longest
+        return self._decode(token[:, None], lengths + (step - 1), longest + step, same, None), 1
+
+    def _decode(self, tokens: Tensor, starts: Tensor, horizon: int, same: bool, last: Tensor | None) -> Tensor:
+        decoded = self.model.decode_block(
+            self.cache, tokens, starts, horizon, uniform=same,
+            source_horizon=max(self.sources[: self.rows.count]), logit_positions=last,
+        )  # fmt: skip
+        return decoded.logits[:, -1]
+
+    def _choose(self, logits: Tensor, positions: Tensor, confidence: float | None, sampling: Sampling | None):
+        """The next token, its row's top probability (None if nobody asks), and q padded to the verifier's size."""
+        logits = logits[:, : self.common]
+        if sampling is None:
+            if confidence is None:
+                return logits.argmax(-1), None, None
+            top, token = logits.float().softmax(-1).max(-1)
+            return token, top, None
+        top = None if confidence is None else logits.float().softmax(-1).amax(-1)
+        q = sampling.probabilities(logits)
+        token = draw(q, uniform(self.rows.seeds[: self.rows.count], positions, DRAFT))
+        return token, top, torch.nn.functional.pad(q, (0, self.vocabulary - self.common))
+
+
+@dataclass(frozen=True)
+class NgramLookup:
+    """Copies what followed the last n tokens where they occurred before, in the output or in the source.
+
+    The longest n-gram wins; among equals the latest occurrence, the output's before the source's (prompt lookup
+    and input-guided aggressive decoding).
+    """
+
+    max_matching_ngram_size: int = 3
+    min_matching_ngram_size: int = 1
+
+    has_confidence = False
+    hidden_layers = ()
+
+    def __post_init__(self):
+        check_range("min_matching_ngram_size", self.min_matching_ngram_size, low=1)
+        check_range("max_matching_ngram_size", self.max_matching_ngram_size, low=self.min_matching_ngram_size)
+
+    def session(self, rows: Rows, verifier: EncoderDecoder) -> "LookupSession":
+        return LookupSession(self, rows)
+
+
+class LookupSession:
+    """Stateless: everything is in the rows. Source and output lie behind one another in one haystack."""
+
+    def __init__(self, drafter: NgramLookup, rows: Rows):
+        self.drafter, self.rows = drafter, rows
+
+    def admit(self, first_slot: int, encoded: Encoded) -> None:
+        pass
+
+    def commit(self, counts: list[int], decoded: Decoded) -> None:
+        pass
+
+    def move(self, source: int, target: int) -> None:
+        pass
+
+    def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
+        rows = self.rows
+        n, lengths = rows.count, rows.lengths[: rows.count]
+        longest, source_width = max(rows.host_lengths[:n]), rows.source_horizon
+        hay = torch.cat([rows.source_tokens[:n, :source_width], rows.tokens[:n, :longest]], 1)
+        end = source_width + lengths  # one past the last token of each row's output
+        place = torch.arange(hay.shape[1], device=hay.device)
+        in_source = place < rows.source_lengths[:n, None]
+        known = in_source | ((place >= source_width) & (place < end[:, None]))
+        # match[p]: how many tokens before place p equal the output's last ones, counted from the end.
+        match = torch.zeros_like(hay)
+        running = torch.ones_like(known)
+        for back in range(1, self.drafter.max_matching_ngram_size + 1):
+            suffix = hay.gather(1, (end - back).clamp(min=0)[:, None])
+            equal = torch.zeros_like(known)
+            equal[:, back:] = (hay[:, :-back] == suffix) & known[:, :-back]
+            # The decoder start token is no part of a pattern, nor does one straddle source and output.
+            equal &= (lengths > back)[:, None] & ((place < source_width) | (place - back > source_width))
+            running = running & equal
+            match += running
+        match = torch.where(known & (match >= self.drafter.min_matching_ngram_size), match, 0)
+        best, _ = match.max(1)
+        latest = torch.where((match == best[:, None]) & (best > 0)[:, None], place, -1).amax(1)
+        from_source = latest < source_width
+        stop = torch.where(from_source, rows.source_lengths[:n], end)
+        length = torch.where(latest >= 0, torch.minimum(stop - latest, room).clamp(min=0, max=k), 0)
+        where = latest.clamp(min=0)[:, None] + torch.arange(k, device=hay.device)
+        tokens = hay.gather(1, where.clamp(max=hay.shape[1] - 1))
+        width = int(length.max()) if hay.device.type == "cpu" else k
+        return Draft(tokens[:, :width], length, calls=1)
+
+
+DRAFTERS: dict[str, type] = {"little": LittleModel, "lookup": NgramLookup}

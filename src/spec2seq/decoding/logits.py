@@ -1,0 +1,122 @@
+"""Logits processors of a model's generation config. They act per drafted position, so lossless stays lossless.
+
+The arguments are Transformers' own; what is not supported here is refused by name, never ignored.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spec2seq.errors import Spec2SeqError
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands before each scored place: place j of a row comes after `lengths + j` tokens of `tokens`
+    `[rows, capacity]` (decoder start and drafts included). `limits` `[rows]` is the most tokens a row may have."""
+
+    tokens: Tensor
+    lengths: Tensor
+    limits: Tensor
+
+    def before(self, width: int) -> Tensor:
+        """How many tokens stand before each place, the decoder start included: `[rows, width]`."""
+        return self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
+
+
+Processor = Callable[[Tensor, Prefix], Tensor]
+
+# Names that change nothing about the tokens of greedy decoding or sampling, or that the methods own.
+_HARMLESS = {
+    "max_length", "max_new_tokens", "do_sample", "num_beams", "use_cache", "cache_implementation", "cache_config",
+    "temperature", "top_k", "top_p", "early_stopping", "length_penalty", "num_return_sequences", "low_memory",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens",
+    "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
+    "compile_config", "disable_compile", "continuous_batching_config", "prefill_chunk_size", "max_cache_len",
+    "transformers_version", "generation_kwargs", "remove_invalid_values", "token_healing", "use_mtp",
+    "assistant_ensemble_weight", "speculation_type", "renormalize_logits", "diversity_penalty", "num_beam_groups",
+    "penalty_alpha", "custom_generate",
+}  # fmt: skip
+_SUPPORTED = {
+    "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
+    "begin_suppress_tokens", "bad_words_ids",
+}  # fmt: skip
+_OFF = (None, False, 0, 1.0, [], {}, "")
+
+
+def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor]:
+    """The processors a generation config (as a mapping) asks for, in Transformers' order.
+
+    Raises Spec2SeqError naming any setting that would change the tokens and is not supported.
+    """
+    for name, value in config.items():
+        known = name in _HARMLESS or name in _SUPPORTED or name.startswith("_")
+        if not known and value not in _OFF:
+            raise Spec2SeqError(f"generation setting {name}={value!r} is not supported")
+    made: list[Processor] = []
+    banned = _single_tokens("bad_words_ids", config.get("bad_words_ids") or [])
+    if banned:
+        made.append(suppress(banned))
+    shortest = max(config.get("min_length") or 0, (config.get("min_new_tokens") or 0) + 1)
+    if shortest > 1:
+        made.append(suppress([eos_token_id], until=shortest))
+    if config.get("forced_bos_token_id") is not None:
+        made.append(force(config["forced_bos_token_id"], lambda before, limits: before == 1))
+    if config.get("forced_eos_token_id") is not None:
+        made.append(
+            force(
+                _one("forced_eos_token_id", config["forced_eos_token_id"]),
+                lambda before, limits: before == limits[:, None] - 1,
+            )
+        )
+    if config.get("suppress_tokens"):
+        made.append(suppress(config["suppress_tokens"]))
+    if config.get("begin_suppress_tokens"):
+        begin = 2 if config.get("forced_bos_token_id") is not None else 1
+        made.append(suppress(config["begin_suppress_tokens"], until=begin + 1, since=begin))
+    return made
+
+
+def suppress(tokens: list[int], until: int | None = None, since: int = 0) -> Processor:
+    """Tokens that may not come; with `until`, only where fewer than `until` tokens stand before."""
+    ids = torch.tensor(tokens)
+
+    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+        places = ids.to(logits.device)
+        if until is None:
+            return logits.index_fill(2, places, -torch.inf)
+        before = prefix.before(logits.shape[1])
+        active = ((before < until) & (before >= since))[:, :, None]
+        return torch.where(active, logits.index_fill(2, places, -torch.inf), logits)
+
+    return process
+
+
+def force(token: int, where: Callable[[Tensor, Tensor], Tensor]) -> Processor:
+    """One token must come where `where(before, limits)` `[rows, width]` holds."""
+
+    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+        forced = torch.full_like(logits[:1, :1], -torch.inf)
+        forced[..., token] = 0
+        return torch.where(where(prefix.before(logits.shape[1]), prefix.limits)[:, :, None], forced, logits)
+
+    return process
+
+
+def _single_tokens(name: str, words: list[list[int]]) -> list[int]:
+    if any(len(word) != 1 for word in words):
+        raise Spec2SeqError(f"generation setting {name} with words of several tokens is not supported")
+    return [word[0] for word in words]
+
+
+def _one(name: str, value: int | list[int]) -> int:
+    if isinstance(value, list | tuple):
+        if len(value) != 1:
+            raise Spec2SeqError(f"generation setting {name}={value!r}: exactly one token is supported")
+        return value[0]
+    return value

@@ -1,0 +1,217 @@
+"""The engine: draft, verify, judge, commit, over rows of different lengths, until every request is done."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from spec2seq.decoding.acceptance import Draft, Verdict
+from spec2seq.decoding.costs import measure_costs
+from spec2seq.decoding.logits import Prefix, Processor
+from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.rows import Rows
+from spec2seq.decoding.sampling import Sampling
+from spec2seq.decoding.scheduler import Completion, Request, Scheduler
+from spec2seq.decoding.stats import Stats
+from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
+
+
+class Engine:
+    """Runs one method on one verifier with `slots` rows in flight. `generate` and a server are its users."""
+
+    def __init__(
+        self,
+        verifier: EncoderDecoder,
+        method: Speculative,
+        slots: int,
+        processors: list[Processor] | None = None,
+        *,
+        trace: bool = False,
+        profile: bool = False,
+    ):
+        a = verifier.architecture
+        self.verifier, self.method, self.processors = verifier, method, processors or []
+        self.trace, self.profile = trace, profile
+        self.rows = Rows(slots, a.decoder_start_token_id, a.eos_token_id, a.pad_token_id, verifier.device)
+        self.cache = verifier.new_cache(slots)
+        self.scheduler = Scheduler(slots)
+        self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
+        self.sampling: Sampling | None = method.acceptance.sampling
+        costs = None
+        if self.session is not None and method.length.needs_costs:
+            costs = measure_costs(verifier, method.drafter, slots)
+        self.chooser = method.length.chooser(costs) if self.session is not None else None
+        self.stats = Stats()
+        self.ids = itertools.count()
+
+    def submit(self, source: list[int], max_new_tokens: int, seed: int | None = None) -> int:
+        """Queue one source (ids, end token included); returns the request's id. `seed` draws differently for
+        each request: by default it is the method's seed and the request's number."""
+        request_id = next(self.ids)
+        if seed is None:
+            seed = (self.sampling.seed if self.sampling else 0) * 1_000_003 + request_id
+        self.scheduler.submit(Request(request_id, source, max_new_tokens, seed))
+        return request_id
+
+    def cancel(self, request_id: int) -> bool:
+        """Take a request out, waiting or running; False if it is neither."""
+        if self.scheduler.withdraw(request_id):
+            return True
+        for slot, request in enumerate(self.scheduler.running):
+            if request.id == request_id:
+                self._leave(slot)
+                return True
+        return False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @torch.inference_mode()
+    def step(self) -> list[Completion]:
+        """One iteration over the rows in flight; returns the requests that ended in it."""
+        started = time.perf_counter()
+        with self._phase("encode"):
+            self._admit()
+        done: list[Completion] = []
+        if self.rows.count:
+            with self._phase("draft"):
+                draft = self._draft()
+            with self._phase("verify"):
+                decoded, tokens = self._verify(draft)
+            with self._phase("judge"):
+                verdict = self._judge(decoded, draft, tokens)
+                done = self._commit(draft, verdict, decoded)
+        self.stats.seconds += time.perf_counter() - started
+        return done
+
+    def _admit(self) -> None:
+        group = self.scheduler.admissible()
+        if not group:
+            return
+        lengths = torch.tensor([len(request.source) for request in group])
+        sources = torch.full((len(group), int(lengths.max())), self.rows.pad_token_id)
+        for row, request in enumerate(group):
+            sources[row, : len(request.source)] = torch.tensor(request.source)
+        sources, lengths = sources.to(self.verifier.device), lengths.to(self.verifier.device)
+        encoded = self.verifier.encode(sources, lengths)
+        first = self.rows.admit(
+            sources, lengths, [request.max_new_tokens for request in group], [request.seed for request in group]
+        )
+        self.verifier.admit(self.cache, first, encoded)
+        if self.session is not None:
+            self.session.admit(first, encoded)
+
+    def _draft(self) -> Draft:
+        rows = self.rows
+        n = rows.count
+        room = max(limit - length for limit, length in zip(rows.host_limits[:n], rows.host_lengths[:n], strict=True))
+        k = min(self.chooser.choose(), room - 1) if self.chooser else 0
+        if k < 1:
+            return Draft(rows.tokens.new_zeros(n, 0), rows.lengths.new_zeros(n))
+        rows.reserve(rows.horizon + k + 1)
+        # The verifier adds a token of its own, so a draft leaves room for one.
+        spare = rows.limits[:n] - rows.lengths[:n] - 1
+        draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
+        self.stats.drafter_passes += draft.calls
+        return draft
+
+    def _verify(self, draft: Draft) -> tuple[Decoded, Tensor]:
+        rows = self.rows
+        n, horizon = rows.count, rows.horizon
+        rows.reserve(horizon + draft.width + 1)
+        if rows.uniform:
+            last = rows.tokens[:n, horizon - 1 : horizon]
+        else:
+            last = rows.tokens[:n].gather(1, rows.lengths[:n, None] - 1)
+        tokens = torch.cat([last, draft.tokens], 1) if draft.width else last
+        decoded = self.verifier.decode_block(
+            self.cache, tokens, rows.lengths[:n] - 1, horizon + draft.width,
+            uniform=rows.uniform, source_horizon=rows.source_horizon,
+            hidden_layers=self.method.drafter.hidden_layers if self.method.drafter else (),
+        )  # fmt: skip
+        self.stats.verifier_passes += 1
+        return decoded, tokens
+
+    def _judge(self, decoded: Decoded, draft: Draft, fed: Tensor) -> Verdict:
+        rows = self.rows
+        n, logits = rows.count, decoded.logits
+        if self.processors:
+            if draft.width:  # the draft stands behind the committed tokens while the places are scored
+                places = rows.lengths[:n, None] + torch.arange(draft.width, device=logits.device)
+                rows.tokens[:n].scatter_(1, places, draft.tokens)
+            prefix = Prefix(rows.tokens[:n], rows.lengths[:n], rows.limits[:n])
+            for process in self.processors:
+                logits = process(logits, prefix)
+        return self.method.acceptance.judge(logits, draft, rows.seeds[:n], rows.lengths[:n])
+
+    def _commit(self, draft: Draft, verdict: Verdict, decoded: Decoded) -> list[Completion]:
+        rows, n = self.rows, self.rows.count
+        emitted = torch.nn.functional.pad(draft.tokens, (0, 1))
+        emitted.scatter_(1, verdict.accepted[:, None], verdict.replacement[:, None])
+        step = torch.arange(draft.width + 1, device=emitted.device)
+        ended = (emitted == rows.eos_token_id) & (step <= verdict.accepted[:, None])
+        first_end = torch.where(ended, step, draft.width + 1).amin(1)
+        count = torch.minimum(verdict.accepted, first_end) + 1
+        rows.tokens[:n].scatter_(1, rows.lengths[:n, None] + step, emitted)
+        rows.lengths[:n] += count
+        finished = (first_end <= draft.width) | (rows.lengths[:n] >= rows.limits[:n])
+        packed = torch.stack([count, verdict.accepted, draft.lengths, finished.long()])
+        if draft.unsure is not None:
+            packed = torch.cat([packed, draft.unsure[None].long()])
+        host = packed.tolist()  # the one host read of the iteration
+        return self._book(draft, decoded, *host)
+
+    def _book(self, draft, decoded, counts, accepted, drafted, finished, unsure=None) -> list[Completion]:
+        """Bring the host's picture up to date and let finished rows leave."""
+        rows = self.rows
+        for slot, request in enumerate(self.scheduler.running):
+            rows.host_lengths[slot] += counts[slot]
+            # An end token that was drafted leaves no room for the verifier's own token.
+            written = min(accepted[slot], counts[slot])
+            booked = request.counts
+            booked.new_tokens += counts[slot]
+            booked.verifier_calls += 1
+            booked.verifier_tokens += 1 + draft.width
+            booked.drafter_calls += draft.calls
+            booked.drafter_tokens += draft.fed
+            if self.chooser is not None and drafted[slot]:
+                self.chooser.observe(drafted[slot], accepted[slot])
+            if draft.calls:
+                booked.judged(drafted[slot], written, accepted[slot] < drafted[slot], bool(unsure and unsure[slot]))
+            if self.trace:
+                request.trace += "d" * written + "v" * (counts[slot] - written)
+        if self.session is not None:
+            self.session.commit(counts, decoded)
+        done = []
+        for slot in reversed(range(rows.count)):
+            if finished[slot]:
+                tokens = rows.tokens[slot, 1 : rows.host_lengths[slot]].tolist()
+                request = self._leave(slot)
+                self.stats.rows += 1
+                self.stats.add(request.counts)
+                done.append(Completion(request.id, tokens, request.counts, request.trace))
+        return done
+
+    def _leave(self, slot: int) -> Request:
+        last = self.rows.leave(slot)
+        if last != slot:
+            self.cache.move(last, slot)
+            if self.session is not None:
+                self.session.move(last, slot)
+        return self.scheduler.leave(slot)
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Time a phase in profile mode only: it has to wait for the device."""
+        if not self.profile:
+            yield
+            return
+        started = time.perf_counter()
+        yield
+        if self.verifier.device.type == "cuda":
+            torch.cuda.synchronize(self.verifier.device)
+        self.stats.phases[name] = self.stats.phases.get(name, 0.0) + time.perf_counter() - started

@@ -1,0 +1,107 @@
+"""Methods are (drafter, length rule, acceptance rule); the named ones are presets of that."""
+
+from dataclasses import dataclass, field
+
+from spec2seq.config import check_range
+from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback
+from spec2seq.decoding.drafters import Drafter, NgramLookup
+from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength, LengthRule
+from spec2seq.decoding.sampling import Sampling
+from spec2seq.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Speculative:
+    """Any drafter with any length rule and any acceptance rule. Without a drafter it is autoregressive."""
+
+    drafter: Drafter | None = None
+    length: LengthRule = field(default_factory=AdaptiveLength)
+    acceptance: AcceptanceRule = field(default_factory=Exact)
+
+    def __post_init__(self):
+        if self.drafter is not None and self.length.confidence is not None and not self.drafter.has_confidence:
+            raise UsageError(
+                f"{type(self.drafter).__name__} gives no confidence; use a length rule without a confidence threshold"
+            )
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output is the verifier's greedy output, token for token."""
+        return self.acceptance.lossless
+
+
+@dataclass(frozen=True)
+class Beam:
+    """Beam search as Transformers defines it: sums of log-probabilities over length ** length_penalty.
+
+    early_stopping True ends a sentence as soon as `num_beams` hypotheses are finished; False goes on while the
+    best running beam could still beat the worst of them at its present length.
+    """
+
+    num_beams: int = 5
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+    lossless = False
+
+    def __post_init__(self):
+        check_range("num_beams", self.num_beams, low=1)
+
+
+def Greedy() -> Speculative:
+    """The verifier alone, its likeliest token each time."""
+    return Speculative()
+
+
+def Sample(
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0,
+    drafter: Drafter | None = None, length: LengthRule | None = None,
+) -> Speculative:  # fmt: skip
+    """Draws from the verifier's distribution; with a drafter, speculative sampling from the same distribution."""
+    rule = RejectionSampling(Sampling(temperature, top_k, top_p, seed))
+    return Speculative(drafter, length or FixedLength(4), rule)
+
+
+def Assisted(
+    drafter: Drafter,
+    num_assistant_tokens: int | None = None,
+    assistant_confidence_threshold: float | None = None,
+    acceptance: AcceptanceRule | None = None,
+) -> Speculative:
+    """A little model drafts, the verifier keeps what it would have written itself: lossless.
+
+    num_assistant_tokens None chooses the draft length by measurement, and 0 where speculation does not pay.
+    """
+    length: LengthRule
+    if num_assistant_tokens is None:
+        length = AdaptiveLength(confidence=assistant_confidence_threshold)
+    elif assistant_confidence_threshold is not None:
+        length = ConfidenceLength(assistant_confidence_threshold, num_assistant_tokens)
+    else:
+        length = FixedLength(num_assistant_tokens)
+    return Speculative(drafter, length, acceptance or Exact())
+
+
+def BiLD(
+    drafter: Drafter,
+    fallback_threshold: float | None = 0.6,
+    rollback_threshold: float | None = 2.0,
+    max_draft_tokens: int = 10,
+) -> Speculative:
+    """Big Little Decoder (Kim et al. 2023): the little model writes until its top probability is below
+    `fallback_threshold` (or `max_draft_tokens`), the verifier rolls back what surprises it by more than
+    `rollback_threshold` nats. None switches a policy off; 0 is a value."""
+    check_range("fallback_threshold", fallback_threshold, low=0.0, high=1.0)
+    length = ConfidenceLength(fallback_threshold, max_draft_tokens)
+    return Speculative(drafter, length, Rollback(rollback_threshold))
+
+
+def Lookup(
+    num_lookup_tokens: int | None = None,
+    max_matching_ngram_size: int = 3,
+    min_matching_ngram_size: int = 1,
+    acceptance: AcceptanceRule | None = None,
+) -> Speculative:
+    """Copies from source and output what followed the last tokens there: lossless, no second model."""
+    length = AdaptiveLength() if num_lookup_tokens is None else FixedLength(num_lookup_tokens)
+    return Speculative(NgramLookup(max_matching_ngram_size, min_matching_ngram_size), length, acceptance or Exact())

@@ -1,0 +1,84 @@
+"""The rows in flight: fixed tensors, one slot a row, slots 0…count-1 in use."""
+
+import torch
+from torch import Tensor
+
+GRAIN = 64
+
+
+class Rows:
+    """Tokens, lengths and limits of the rows in flight, with a host mirror of the lengths.
+
+    `tokens[slot]` starts with the decoder start token; `lengths[slot]` of them are committed. The last committed
+    token has not been fed to the verifier yet: the next pass feeds it, with the draft behind it.
+    """
+
+    def __init__(self, slots: int, start: int, eos: int, pad: int, device: torch.device):
+        self.slots, self.start_token_id, self.eos_token_id, self.pad_token_id = slots, start, eos, pad
+        self.count = 0
+        self.tokens = torch.full((slots, 0), pad, dtype=torch.long, device=device)
+        self.lengths, self.limits, self.seeds, self.source_lengths = (
+            torch.zeros(slots, dtype=torch.long, device=device) for _ in range(4)
+        )
+        self.source_tokens = torch.full((slots, 0), pad, dtype=torch.long, device=device)
+        self.host_lengths = [0] * slots
+        self.host_limits = [0] * slots
+        self.host_sources = [0] * slots
+
+    @property
+    def source_horizon(self) -> int:
+        """The longest source in flight."""
+        return max(self.host_sources[: self.count])
+
+    @property
+    def horizon(self) -> int:
+        """The most committed tokens of any row in flight."""
+        return max(self.host_lengths[: self.count])
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows in flight have the same length."""
+        return min(self.host_lengths[: self.count]) == self.horizon
+
+    def admit(self, sources: Tensor, source_lengths: Tensor, limits: list[int], seeds: list[int]) -> int:
+        """Add rows with sources `[rows, length]`; returns their first slot."""
+        first, rows = self.count, len(limits)
+        new = slice(first, first + rows)
+        self.source_tokens = _at_least(self.source_tokens, sources.shape[1], self.pad_token_id)
+        self.reserve(1)
+        self.source_tokens[new] = self.pad_token_id
+        self.source_tokens[new, : sources.shape[1]] = sources
+        self.source_lengths[new] = source_lengths
+        self.tokens[new, 0] = self.start_token_id
+        self.lengths[new] = 1
+        self.limits[new] = torch.tensor(limits, device=self.limits.device) + 1
+        self.seeds[new] = torch.tensor(seeds, device=self.seeds.device)
+        self.host_lengths[new] = [1] * rows
+        self.host_limits[new] = [limit + 1 for limit in limits]
+        self.host_sources[new] = source_lengths.tolist()
+        self.count += rows
+        return first
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in every row."""
+        self.tokens = _at_least(self.tokens, length, self.pad_token_id)
+
+    def leave(self, slot: int) -> int:
+        """Take the row at `slot` out; returns the slot of the row that now lives there (`slot`: none did)."""
+        last = self.count - 1
+        if slot != last:
+            for tensor in (self.tokens, self.lengths, self.limits, self.seeds, self.source_lengths,
+                           self.source_tokens):  # fmt: skip
+                tensor[slot] = tensor[last]
+            for mirror in (self.host_lengths, self.host_limits, self.host_sources):
+                mirror[slot] = mirror[last]
+        self.count = last
+        return last
+
+
+def _at_least(tensor: Tensor, length: int, fill: int) -> Tensor:
+    if length <= tensor.shape[1]:
+        return tensor
+    grown = tensor.new_full((tensor.shape[0], -(-length // GRAIN) * GRAIN), fill)
+    grown[:, : tensor.shape[1]] = tensor
+    return grown

@@ -1,0 +1,66 @@
+"""Requests wait here until a slot is free."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from spec2seq.decoding.stats import Counts
+
+
+@dataclass
+class Request:
+    """One source on its way through the engine. `trace` has one letter a token: d(rafter) or v(erifier)."""
+
+    id: int
+    source: list[int]
+    max_new_tokens: int
+    seed: int
+    counts: Counts = field(default_factory=Counts)
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request: its tokens (without the decoder start, with the end token if it came to one)."""
+
+    id: int
+    tokens: list[int]
+    counts: Counts
+    trace: str
+
+
+class Scheduler:
+    """First come, first served; admits in groups so that sources are encoded together."""
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # [slot]
+
+    def submit(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def admissible(self) -> list[Request]:
+        """The group to admit now. Encoding one source at a time costs more than leaving a slot empty for a few
+        passes, so freed slots are filled a quarter of the batch at a time, or when nothing else waits."""
+        free = self.slots - len(self.running)
+        wanted = min(free, len(self.waiting))
+        if not wanted or (self.running and free < max(1, self.slots // 4) and len(self.waiting) > free):
+            return []
+        group = [self.waiting.popleft() for _ in range(wanted)]
+        self.running.extend(group)
+        return group
+
+    def leave(self, slot: int) -> Request:
+        """The request at `slot` is done; the last one takes its place."""
+        request, last = self.running[slot], self.running.pop()
+        if last is not request:
+            self.running[slot] = last
+        return request
+
+    def withdraw(self, request_id: int) -> bool:
+        """Forget a waiting request; False if it is not waiting."""
+        for request in self.waiting:
+            if request.id == request_id:
+                self.waiting.remove(request)
+                return True
+        return False

@@ -1,0 +1,92 @@
+"""Preallocated keys and values per slot.
+
+The rows in flight are the slots 0…n-1, so that a pass works on views and never gathers. The cache knows nothing
+of lengths: its user does, and rolling a row back is using a smaller length.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spec2seq.models.architecture import StackShape
+
+GRAIN = 32  # capacities are multiples of this, so that growing is rare and shapes are few
+
+
+class Cache:
+    """Self-attention `[layers, 2, slots, heads, capacity, head_width]` and the source's keys and values."""
+
+    def __init__(self, shape: StackShape, slots: int, dtype: torch.dtype, device: torch.device):
+        layers, heads, width = shape.layers, shape.heads, shape.head_width
+        self.own = torch.zeros(layers, 2, slots, heads, 0, width, dtype=dtype, device=device)
+        self.source = torch.zeros(layers, 2, slots, heads, 0, width, dtype=dtype, device=device)
+        self.source_lengths = torch.zeros(slots, dtype=torch.long, device=device)
+
+    @property
+    def slots(self) -> int:
+        return self.own.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both tensors."""
+        return self.own.nbytes + self.source.nbytes
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` target positions in every slot."""
+        if length > self.own.shape[4]:
+            self.own = _grown(self.own, max(length, min(2 * self.own.shape[4], length + 256)))
+
+    def reserve_source(self, length: int) -> None:
+        if length > self.source.shape[4]:
+            self.source = _grown(self.source, length)
+
+    def put_source(self, first_slot: int, key_value: Tensor, lengths: Tensor) -> None:
+        """Fill the slots from `first_slot` on with `[layers, 2, rows, heads, source length, head_width]`."""
+        rows, length = key_value.shape[2], key_value.shape[4]
+        self.reserve_source(length)
+        self.source[:, :, first_slot : first_slot + rows, :, :length] = key_value
+        self.source_lengths[first_slot : first_slot + rows] = lengths
+
+    def move(self, source: int, target: int) -> None:
+        """Copy slot `source` over slot `target`: the last row in flight takes the place of a finished one."""
+        self.own[:, :, target] = self.own[:, :, source]
+        self.source[:, :, target] = self.source[:, :, source]
+        self.source_lengths[target] = self.source_lengths[source]
+
+    def reorder(self, rows: Tensor, horizon: int) -> None:
+        """Row i becomes what row `rows[i]` was, up to position `horizon` (beam search only)."""
+        n = rows.shape[0]
+        self.own[:, :, :n, :, :horizon] = self.own[:, :, :n, :, :horizon].index_select(2, rows)
+
+    def writer(self, rows: int, lengths: Tensor | None, length: int, horizon: int) -> Callable:
+        """The `store` of one pass of `length` new tokens on rows 0…rows-1.
+
+        `lengths[rows]` says where each row's new positions start; None: all start at `horizon - length`.
+        """
+        self.reserve(horizon)
+        visible = self.own[:, :, :rows, :, :horizon].unbind(0)
+        if lengths is None:
+            target = self.own[:, :, :rows, :, horizon - length : horizon].unbind(0)
+
+            def store(layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
+                target[layer].copy_(key_value.permute(2, 0, 3, 1, 4))
+                return visible[layer].unbind(0)
+
+        else:
+            row = torch.arange(rows, device=self.own.device)[:, None]
+            position = lengths[:, None] + torch.arange(length, device=self.own.device)
+
+            def store(layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
+                for half in (0, 1):
+                    self.own[layer, half][row, :, position] = key_value[:, :, half]
+                return visible[layer].unbind(0)
+
+        return store
+
+
+def _grown(tensor: Tensor, length: int) -> Tensor:
+    capacity = -(-length // GRAIN) * GRAIN
+    grown = tensor.new_zeros(*tensor.shape[:4], capacity, tensor.shape[5])
+    grown[:, :, :, :, : tensor.shape[4]] = tensor
+    return grown

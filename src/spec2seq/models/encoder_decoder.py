@@ -1,0 +1,177 @@
+"""The model as the decoding loop sees it: encode a group of sources, decode a block over the cache."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spec2seq.models.architecture import Architecture
+from spec2seq.models.cache import Cache
+from spec2seq.models.layers import CrossAttention, SelfAttention, Stack
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A group of encoded sources: ids `[rows, length]` (right-padded), lengths `[rows]`, states
+    `[rows, length, width]`."""
+
+    tokens: Tensor
+    lengths: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Logits `[rows, asked positions, vocabulary]`, final states `[rows, length, width]` and those of the layers
+    asked for."""
+
+    logits: Tensor
+    states: Tensor
+    hidden: dict[int, Tensor]
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder–decoder Transformer over a preallocated cache, rows ragged."""
+
+    def __init__(self, architecture: Architecture, tied_head: bool, logit_bias: bool):
+        super().__init__()
+        self.architecture = architecture
+        table = (architecture.vocabulary, architecture.width)
+        self.source_embedding = nn.Parameter(torch.empty(table))
+        self.target_embedding = nn.Parameter(torch.empty(table))
+        self.encoder = Stack(architecture, architecture.encoder, cross=False)
+        self.decoder = Stack(architecture, architecture.decoder, cross=True)
+        self.head = nn.Linear(architecture.width, architecture.vocabulary, bias=logit_bias)
+        if tied_head:
+            self.head.weight = self.target_embedding
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.target_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.target_embedding.device
+
+    def new_cache(self, slots: int) -> Cache:
+        return Cache(self.architecture.decoder, slots, self.dtype, self.device)
+
+    def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
+        """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens."""
+        rows, length = tokens.shape
+        mask = padding_mask(lengths, length, self.dtype) if rows > 1 else None
+        if self.architecture.position_rows is None:
+            places = torch.arange(length, device=tokens.device)
+            bias = self.encoder.bias_by_distance(places[:, None] - places).permute(2, 0, 1)
+            mask = bias if mask is None else bias + mask
+        x = self.encoder.embed(self.source_embedding, tokens, slice(0, length))
+        x, _ = self.encoder(x, SelfAttention(rows, length, mask))
+        return Encoded(tokens, lengths, x.view(rows, length, -1))
+
+    def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
+        """Compute every layer's cross-attention keys and values once, into the slots from `first_slot` on."""
+        shape = self.architecture.decoder
+        rows, length, width = encoded.states.shape
+        states = encoded.states.reshape(-1, width)
+        per_layer = [layer.cross_key_value(states) for layer in self.decoder.layers]
+        key_value = torch.stack(per_layer).view(shape.layers, rows, length, 2, shape.heads, shape.head_width)
+        cache.put_source(first_slot, key_value.permute(0, 3, 1, 4, 2, 5), encoded.lengths)
+
+    def decode_block(
+        self,
+        cache: Cache,
+        tokens: Tensor,
+        lengths: Tensor,
+        horizon: int,
+        *,
+        uniform: bool = False,
+        source_horizon: int | None = None,
+        sources: int | None = None,
+        visible: Tensor | None = None,
+        logit_positions: Tensor | None = None,
+        hidden_layers: tuple[int, ...] = (),
+    ) -> Decoded:
+        """Run the decoder over a block of new tokens a row and write their keys and values into the cache.
+
+        Args:
+            tokens: `[rows, length]`, the row i at cache slot i; ragged blocks are padded with anything.
+            lengths: `[rows]`, how many positions each row has cached; its new tokens come there.
+            horizon: the largest of `lengths`, plus `length` (a host integer, so nothing waits for the device).
+            uniform: all rows have the same length; saves the masks.
+            source_horizon: the longest source among the rows; None: what the cache has room for.
+            sources: how many sources serve the rows (fewer than rows in beam search); None: one each.
+            visible: `[rows, length]`, how many cache positions each new token sees; None is causal. A block of
+                mask slots that sees itself whole gets its own end.
+            logit_positions: `[rows, asked]` places of the block to score; None scores all.
+            hidden_layers: decoder layers whose states to return (0: the embedding).
+        """
+        rows, length = tokens.shape
+        starts = None if uniform else lengths
+        positions: Tensor | slice = slice(horizon - length, horizon)
+        if starts is not None:
+            places = lengths[:, None] + torch.arange(length, device=tokens.device)
+            # Padding of a ragged block may lie beyond the last position; its output is never used.
+            positions = (
+                places
+                if self.architecture.max_positions is None
+                else places.clamp(max=self.architecture.max_positions - 1)
+            )
+        store = cache.writer(rows, starts, length, horizon)
+        mask = self._causal_mask(rows, length, lengths, horizon, uniform, visible)
+        cross = self._cross(cache, rows, sources, source_horizon)
+        x = self.decoder.embed(self.target_embedding, tokens, positions)
+        x, hidden = self.decoder(x, SelfAttention(rows, length, mask, store), cross, hidden_layers)
+        states = x.view(rows, length, -1)
+        asked = states
+        if logit_positions is not None:
+            asked = states.gather(1, logit_positions[:, :, None].expand(-1, -1, states.shape[2]))
+        hidden = {layer: state.view(rows, length, -1) for layer, state in hidden.items()}
+        return Decoded(self.logits(asked), states, hidden)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States `[..., width]` → logits `[..., vocabulary]`."""
+        if self.architecture.logit_scale != 1.0:
+            states = states * self.architecture.logit_scale
+        return self.head(states)
+
+    def _causal_mask(
+        self, rows: int, length: int, lengths: Tensor, horizon: int, uniform: bool, visible: Tensor | None
+    ) -> Tensor | None:
+        relative = self.architecture.position_rows is None
+        if uniform and length == 1 and not relative:
+            return None
+        device = lengths.device
+        keys = torch.arange(horizon, device=device)
+        steps = torch.arange(length, device=device)
+        query = steps[None] + (horizon - length) if uniform else steps + lengths[:, None]  # [rows or 1, length]
+        end = query + 1 if visible is None else visible
+        hidden = keys >= end[:, :, None]  # [rows or 1, length, keys]
+        if relative:
+            distance = query[:, :, None] - keys
+            bias = self.decoder.bias_by_distance(distance).permute(0, 3, 1, 2)
+            return bias.masked_fill(hidden[:, None], -torch.inf)
+        zeros = torch.zeros((), dtype=self.dtype, device=device)
+        return zeros.expand(hidden.shape).masked_fill(hidden, -torch.inf)[:, None]
+
+    def _cross(self, cache: Cache, rows: int, sources: int | None, source_horizon: int | None) -> CrossAttention:
+        sources = rows if sources is None else sources
+        length = cache.source.shape[4] if source_horizon is None else source_horizon
+        keys, values = cache.source[:, :, :sources, :, :length].unbind(1)
+        mask = None
+        if sources > 1 or source_horizon is None:
+            mask = padding_mask(cache.source_lengths[:sources], length, self.dtype)
+        return CrossAttention(keys.unbind(0), values.unbind(0), mask)
+
+
+def padding_mask(lengths: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask `[rows, 1, 1, length]` that hides the places from `lengths[rows]` on."""
+    hidden = torch.arange(length, device=lengths.device) >= lengths[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+
+
+def tie_embeddings(model: EncoderDecoder) -> None:
+    """Let source and target share one table."""
+    tied_head = model.head.weight is model.target_embedding
+    model.target_embedding = model.source_embedding
+    if tied_head:
+        model.head.weight = model.source_embedding

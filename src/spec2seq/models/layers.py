@@ -1,0 +1,190 @@
+"""The lean Transformer layers that encoder, decoder and drafters share.
+
+Hidden states travel as `[rows * length, width]`: at one token a row an extra view costs as much as a norm.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spec2seq.errors import Spec2SeqError
+from spec2seq.models.architecture import Architecture, StackShape
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass
+class SelfAttention:
+    """What every layer of one pass shares for self-attention.
+
+    `mask` is additive, broadcastable to `[rows, heads, length, keys]`, or None where everything is visible.
+    `store` puts the new keys and values of layer i (`[rows, length, 2, heads, head_width]`) into the cache and
+    returns all keys and values, each `[rows, heads, keys, head_width]`; None in an encoder.
+    """
+
+    rows: int
+    length: int
+    mask: Tensor | None
+    store: Callable[[int, Tensor], tuple[Tensor, Tensor]] | None = None
+
+
+@dataclass
+class CrossAttention:
+    """Cached keys and values of the source, `[sources, heads, source length, head_width]` for each layer.
+
+    A source serves `rows / sources` consecutive rows (the beams of a sentence), so it exists once.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+
+
+class Layer(nn.Module):
+    """One encoder layer, or with `cross` one decoder layer."""
+
+    def __init__(self, architecture: Architecture, shape: StackShape, cross: bool):
+        super().__init__()
+        width, inner, bias = architecture.width, shape.heads * shape.head_width, architecture.bias
+        self.heads, self.head_width, self.inner = shape.heads, shape.head_width, inner
+        self.pre_norm, self.gated = architecture.pre_norm, architecture.gated
+        self.scale = architecture.attention_scale
+        self.activation = activation_function(architecture.activation)
+        self.self_qkv = nn.Linear(width, 3 * inner, bias=bias)
+        self.self_out = nn.Linear(inner, width, bias=bias)
+        self.self_norm = make_norm(architecture)
+        if cross:
+            self.cross_query = nn.Linear(width, inner, bias=bias)
+            self.cross_key_value = nn.Linear(width, 2 * inner, bias=bias)
+            self.cross_out = nn.Linear(inner, width, bias=bias)
+            self.cross_norm = make_norm(architecture)
+        self.ffn_in = nn.Linear(width, shape.ffn_width * (2 if self.gated else 1), bias=bias)
+        self.ffn_out = nn.Linear(shape.ffn_width, width, bias=bias)
+        self.ffn_norm = make_norm(architecture)
+
+    def forward(self, x: Tensor, index: int, attention: SelfAttention, cross: CrossAttention | None) -> Tensor:
+        """x: `[rows * length, width]` → the same shape."""
+        if self.pre_norm:
+            x = x + self.self_attention(self.self_norm(x), index, attention)
+            if cross is not None:
+                x = x + self.cross_attention(self.cross_norm(x), index, attention, cross)
+            return x + self.feed_forward(self.ffn_norm(x))
+        x = self.self_norm(x + self.self_attention(x, index, attention))
+        if cross is not None:
+            x = self.cross_norm(x + self.cross_attention(x, index, attention, cross))
+        return self.ffn_norm(x + self.feed_forward(x))
+
+    def self_attention(self, x: Tensor, index: int, attention: SelfAttention) -> Tensor:
+        qkv = self.self_qkv(x).view(attention.rows, attention.length, 3, self.heads, self.head_width)
+        query = qkv[:, :, 0].transpose(1, 2)
+        if attention.store is None:
+            key, value = qkv[:, :, 1].transpose(1, 2), qkv[:, :, 2].transpose(1, 2)
+        else:
+            key, value = attention.store(index, qkv[:, :, 1:])
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention.mask, scale=self.scale)
+        return self.self_out(mixed.transpose(1, 2).reshape(-1, self.inner))
+
+    def cross_attention(self, x: Tensor, index: int, attention: SelfAttention, cross: CrossAttention) -> Tensor:
+        key = cross.keys[index]
+        # The rows of one source become further query positions, so that its keys are read once.
+        query = self.cross_query(x).view(key.shape[0], -1, self.heads, self.head_width).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query, key, cross.values[index], attn_mask=cross.mask, scale=self.scale)
+        return self.cross_out(mixed.transpose(1, 2).reshape(-1, self.inner))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        inner = self.ffn_in(x)
+        if self.gated:
+            gate, inner = inner.chunk(2, dim=-1)
+            return self.ffn_out(self.activation(gate) * inner)
+        return self.ffn_out(self.activation(inner))
+
+
+class Stack(nn.Module):
+    """An encoder or a decoder without its embedding: positions, layers, norms, relative biases."""
+
+    def __init__(self, architecture: Architecture, shape: StackShape, cross: bool):
+        super().__init__()
+        self.architecture, self.cross = architecture, cross
+        self.layers = nn.ModuleList(Layer(architecture, shape, cross) for _ in range(shape.layers))
+        if architecture.position_rows is not None:
+            self.positions = nn.Parameter(torch.empty(architecture.position_rows, architecture.width))
+        else:
+            self.relative_bias = nn.Parameter(torch.empty(architecture.relative_buckets, shape.heads))
+        self.embedding_norm = make_norm(architecture) if architecture.embedding_norm else None
+        self.final_norm = make_norm(architecture) if architecture.final_norm else None
+
+    def embed(self, embedding: Tensor, tokens: Tensor, positions: Tensor | slice) -> Tensor:
+        """Tokens `[rows, length]` at `positions` → `[rows * length, width]`."""
+        x = F.embedding(tokens, embedding)
+        if self.architecture.embedding_scale != 1.0:
+            x = x * self.architecture.embedding_scale
+        if self.architecture.position_rows is not None:
+            offset = self.architecture.position_offset
+            table = self.positions[offset:] if offset else self.positions
+            x = x + table[positions]
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return x.view(-1, self.architecture.width)
+
+    def forward(
+        self,
+        x: Tensor,
+        attention: SelfAttention,
+        cross: CrossAttention | None = None,
+        hidden_layers: tuple[int, ...] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """x `[rows * length, width]` → the output and the states after `hidden_layers` (0: the embedding)."""
+        hidden = {0: x} if 0 in hidden_layers else {}
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index, attention, cross)
+            if index + 1 in hidden_layers:
+                hidden[index + 1] = x
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x, hidden
+
+    def bias_by_distance(self, distance: Tensor) -> Tensor:
+        """Relative bias (Raffel et al. 2020, section 2.1) for query minus key distances `[...]` → `[..., heads]`."""
+        a = self.architecture
+        buckets = relative_bucket(distance, a.relative_buckets, a.relative_max_distance, bidirectional=not self.cross)
+        return F.embedding(buckets, self.relative_bias)
+
+
+def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """T5's bucket of a query-minus-key distance: exact when near, logarithmic when far, keys ahead apart."""
+    offset: Tensor | int = 0
+    if bidirectional:
+        buckets //= 2
+        offset = (distance < 0).long() * buckets
+        distance = distance.abs()
+    else:
+        distance = distance.clamp(min=0)
+    exact = buckets // 2
+    # float32 whatever the model's dtype: the bucket edges must be those the weights were trained with.
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return offset + torch.where(distance < exact, distance, far)
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """Raises Spec2SeqError for an activation that is not known."""
+    if name not in ACTIVATIONS:
+        raise Spec2SeqError(f"activation {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def make_norm(architecture: Architecture) -> nn.Module:
+    kind = nn.RMSNorm if architecture.rms_norm else nn.LayerNorm
+    return kind(architecture.width, eps=architecture.norm_eps)
