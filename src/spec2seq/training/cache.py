@@ -1,0 +1,50 @@
+"""Tokenised training data, kept beside the run so that a resumed run starts at once."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spec2seq.errors import UsageError
+from spec2seq.training.batches import TokenizedPairs
+from spec2seq.training.data import filter_pairs, read_pairs
+from spec2seq.training.recipe import DataConfig
+
+
+def tokenized(path: Path, data: DataConfig, tokenizer: Any, folder: Path) -> TokenizedPairs:
+    """The filtered pairs of `path` as token ids, from the cache in `folder` if data and vocabulary are the same.
+
+    Raises UsageError if no line passes the filters.
+    """
+    key = json.dumps([path.name, path.stat().st_size, asdict(data), sorted(tokenizer.get_vocab().items())])
+    file = folder / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if file.is_file():
+        arrays = np.load(file)
+        return TokenizedPairs(*(arrays[name] for name in ("source", "source_ends", "target", "target_ends")))
+    pairs = list(filter_pairs(read_pairs(path, data), data))
+    sources, targets = encode([p.source for p in pairs], tokenizer), encode([p.target for p in pairs], tokenizer, True)
+    kept = [i for i in range(len(pairs)) if max(len(sources[i]), len(targets[i])) <= data.max_tokens]
+    if not kept:
+        raise UsageError(f"{path}: none of its lines passes the recipe's data filters")
+    rows = TokenizedPairs.from_lists([sources[i] for i in kept], [targets[i] for i in kept])
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.npz")
+    np.savez(
+        partial, source=rows.source, source_ends=rows.source_ends, target=rows.target, target_ends=rows.target_ends
+    )
+    partial.rename(file)
+    return rows
+
+
+def encode(texts: list[str], tokenizer: Any, is_target: bool = False) -> list[list[int]]:
+    """Token ids of each text with EOS at the end, not truncated."""
+    pieces = getattr(tokenizer, "spm_target" if is_target else "spm_source", None)
+    if pieces is None or type(tokenizer).__name__ != "MarianTokenizer":
+        return tokenizer(texts, add_special_tokens=True).input_ids if texts else []
+    # Marian's tokenizer is a slow Python one; SentencePiece itself takes all lines at once.
+    vocabulary, unknown, end = tokenizer.get_vocab(), tokenizer.unk_token_id, tokenizer.eos_token_id
+    ids = np.array([vocabulary.get(pieces.id_to_piece(i), unknown) for i in range(len(pieces))])
+    return [[*ids[row].tolist(), end] if row else [end] for row in pieces.encode(texts, out_type=int)]

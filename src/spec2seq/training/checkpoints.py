@@ -1,0 +1,84 @@
+"""Checkpoints that count only when whole, the choice of which to keep, and their arithmetic mean."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spec2seq.training.clock import Clock
+
+MARKER = "whole.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint written to its end, and how far the run was; `score` is dev BLEU (or −NLL), None if not measured."""
+
+    path: Path
+    step: int
+    tokens: int
+    seconds: float
+    score: float | None
+
+
+def mark_whole(path: Path, clock: Clock, score: float | None) -> None:
+    """Declare that everything of the checkpoint is on disk; until then `whole_checkpoints` does not see it."""
+    values = {"step": clock.step, "tokens": clock.tokens, "seconds": clock.elapsed(), "score": score}
+    partial = path / (MARKER + ".partial")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(partial, path / MARKER)
+
+
+def whole_checkpoints(folder: Path) -> list[Checkpoint]:
+    """All whole checkpoints, oldest first."""
+    found = []
+    for marker in folder.glob(f"checkpoint-*/{MARKER}"):
+        found.append(Checkpoint(marker.parent, **json.loads(marker.read_text(encoding="utf-8"))))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The one with the highest score; None if none was measured."""
+    measured = [checkpoint for checkpoint in checkpoints if checkpoint.score is not None]
+    return max(measured, key=lambda checkpoint: checkpoint.score) if measured else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the last `keep` whole checkpoints and the best; only the last keeps its optimizer state."""
+    whole = whole_checkpoints(folder)
+    kept = {checkpoint.path for checkpoint in whole[-keep:]}
+    best = best_checkpoint(whole)
+    if best is not None:
+        kept.add(best.path)
+    for path in folder.glob("checkpoint-*"):
+        if path not in kept:
+            (path / MARKER).unlink(missing_ok=True)  # first, so that a kill here leaves nothing that looks whole
+            shutil.rmtree(path)
+        elif whole and path != whole[-1].path:
+            (path / "optimizer.pt").unlink(missing_ok=True)
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of one checkpoint folder."""
+    from safetensors.torch import load_file
+
+    return load_file(path / WEIGHTS)
+
+
+def average(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The arithmetic mean of the floating-point weights of checkpoints, summed in float64; the rest from the last."""
+    total: dict[str, torch.Tensor] = {}
+    last: dict[str, torch.Tensor] = {}
+    for path in paths:
+        last = weights_of(path)
+        for name, tensor in last.items():
+            if tensor.is_floating_point():
+                total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    return {
+        name: (total[name] / len(paths)).to(tensor.dtype) if name in total else tensor for name, tensor in last.items()
+    }

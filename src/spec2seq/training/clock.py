@@ -1,0 +1,50 @@
+"""How far a run is, in steps, epochs and wall clock, over all of its sessions; and the learning rate from that."""
+
+import time
+from dataclasses import dataclass, field
+
+from spec2seq.training.recipe import TrainingConfig
+
+
+@dataclass
+class Clock:
+    """Counts of a run. `seconds` is wall clock of earlier sessions; this session's is added while it runs."""
+
+    config: TrainingConfig
+    steps_per_epoch: float
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    session_limit: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def session_seconds(self) -> float:
+        """Wall clock since this session began, in seconds."""
+        return time.monotonic() - self.started
+
+    def elapsed(self) -> float:
+        """Wall clock of the whole run so far, in seconds."""
+        return self.seconds + self.session_seconds()
+
+    def progress(self) -> float:
+        """How much of the nearest limit is used up: 0 at the start, 1 or more at the end."""
+        config, shares = self.config, [0.0]
+        if config.max_steps is not None:
+            shares.append(self.step / config.max_steps)
+        if config.max_epochs is not None:
+            shares.append(self.step / (config.max_epochs * self.steps_per_epoch))
+        if config.budget_minutes is not None:
+            shares.append(self.elapsed() / (60 * config.budget_minutes))
+        return max(shares)
+
+    def session_over(self) -> bool:
+        """Whether the time given to this session is used up."""
+        return self.session_limit is not None and self.session_seconds() >= self.session_limit
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Linear warm-up, then the inverse square root of the step, then a linear cool-down to zero by progress."""
+        warmup, cooldown = self.config.warmup_steps, self.config.cooldown
+        factor = min((step + 1) / warmup, (warmup / (step + 1)) ** 0.5)
+        if cooldown > 0:
+            factor *= min(1.0, max(0.0, (1 - self.progress()) / cooldown))
+        return factor

@@ -1,0 +1,109 @@
+"""Pairs of text from TSV or JSONL files (.gz too), and the filters that choose which of them train."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from spec2seq.errors import UsageError
+from spec2seq.training.recipe import DataConfig
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One source text, its target text and the name of where they are from (empty if not known)."""
+
+    source: str
+    target: str
+    origin: str = ""
+
+
+def resolve(name: str, data_dir: str | Path | None = None) -> Path:
+    """The file a recipe means by `name`: as written, or its base name under `data_dir` or $SPEC2SEQ_DATA.
+
+    Raises UsageError with every place that was looked at.
+    """
+    folder = data_dir or os.environ.get("SPEC2SEQ_DATA")
+    places = [Path(folder) / Path(name).name, Path(folder) / name] if folder else []
+    places.append(Path(name))
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(map(str, places))
+    raise UsageError(f"data file {name!r} not found; looked at {looked}; set --data DIR or SPEC2SEQ_DATA")
+
+
+def read_pairs(path: Path, data: DataConfig) -> Iterator[Pair]:
+    """Yield every pair of a file, unfiltered. Raises UsageError with file and line for one that cannot be read."""
+    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
+    if kind not in ("tsv", "jsonl"):
+        raise UsageError(f"{path}: unknown kind of data; allowed: .tsv, .jsonl, and both with .gz")
+    parse = _parse_tsv if kind == "tsv" else _parse_jsonl
+    try:
+        with _open(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield parse(line.rstrip("\n"), data, f"{path}:{number}")
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise UsageError(f"{path}: not readable as UTF-8 text: {error}") from None
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return open(path, encoding="utf-8", newline="\n")
+
+
+def _parse_tsv(line: str, data: DataConfig, where: str) -> Pair:
+    columns = line.split("\t")
+    try:
+        source, target = columns[int(data.source)], columns[int(data.target)]
+    except ValueError:
+        raise UsageError(
+            f"data.source is {data.source!r}, data.target {data.target!r}; allowed for TSV: column numbers from 0"
+        ) from None
+    except IndexError:
+        raise UsageError(f"{where}: {len(columns)} columns; needed: {data.source} and {data.target}") from None
+    origin = data.origin if data.origin is not None and data.origin.isdigit() else None
+    return Pair(source, target, columns[int(origin)] if origin and int(origin) < len(columns) else "")
+
+
+def _parse_jsonl(line: str, data: DataConfig, where: str) -> Pair:
+    try:
+        record = json.loads(line)
+        return Pair(str(record[data.source]), str(record[data.target]), str(record.get(data.origin or "", "")))
+    except (ValueError, AttributeError, TypeError):
+        raise UsageError(f"{where}: not a JSON object") from None
+    except KeyError as error:
+        raise UsageError(
+            f"{where}: no field {error}; data.source is {data.source!r}, data.target is {data.target!r}"
+        ) from None
+
+
+def filter_pairs(pairs: Iterator[Pair], data: DataConfig) -> Iterator[Pair]:
+    """The pairs that the recipe wants, in order: word counts, ratio, origins, duplicates (same source and target)."""
+    excluded, seen, kept = set(data.exclude_origins), set(), 0
+    for pair in pairs:
+        if pair.origin in excluded or not _fits(pair, data):
+            continue
+        if data.dedupe:
+            key = hash((pair.source, pair.target))
+            if key in seen:
+                continue
+            seen.add(key)
+        yield pair
+        kept += 1
+        if kept == data.max_lines:
+            return
+
+
+def _fits(pair: Pair, data: DataConfig) -> bool:
+    source, target = len(pair.source.split()), len(pair.target.split())
+    if not (data.min_words <= source <= data.max_words) or not target > 0:
+        return False
+    # Characters, not words: German compounds make word counts a poor measure of a bad alignment.
+    longer, shorter = sorted((len(pair.source), len(pair.target)), reverse=True)
+    return longer <= data.max_ratio * shorter

@@ -1,0 +1,188 @@
+"""The recipe: everything that decides a training run, as frozen dataclasses read from one YAML file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spec2seq.config import build, check_choice, check_range, load_mapping
+from spec2seq.errors import UsageError
+
+FAMILIES = ("marian", "t5")
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The size of a fresh model. `width` is d_model, `feed_forward` the inner width; dropout is a probability.
+
+    `start_from` is a trained folder of the same widths: its embeddings and evenly spaced layers are the first weights.
+    """
+
+    family: str = "marian"
+    width: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    heads: int = 4
+    feed_forward: int = 1024
+    activation: str = "relu"
+    dropout: float = 0.0
+    max_positions: int = 512
+    start_from: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("family", self.family, FAMILIES)
+        check_choice("activation", self.activation, ("relu", "gelu", "swish"))
+        for name, low, high in (("width", 8, 4096), ("encoder_layers", 1, 48), ("decoder_layers", 1, 48)):
+            check_range(f"{name}", getattr(self, name), low, high)
+        for name, low, high in (("heads", 1, 64), ("feed_forward", 8, 32768), ("max_positions", 16, 8192)):
+            check_range(f"{name}", getattr(self, name), low, high)
+        check_range("dropout", self.dropout, 0.0, 0.9)
+        if self.width % self.heads:
+            raise UsageError(f"heads is {self.heads}; allowed: a divisor of width {self.width}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which files, and which of their lines train. Columns of a TSV are numbers, fields of a JSONL are names."""
+
+    train: str
+    dev: str
+    test: str | None = None
+    source: str = "0"
+    target: str = "1"
+    origin: str | None = "2"
+    min_words: int = 1
+    max_words: int = 200
+    max_tokens: int = 200
+    max_ratio: float = 3.0
+    exclude_origins: tuple[str, ...] = ()
+    dedupe: bool = True
+    max_lines: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("min_words", self.min_words, 0, 10000)
+        check_range("max_words", self.max_words, max(1, self.min_words), 100000)
+        check_range("max_tokens", self.max_tokens, 2, 100000)
+        check_range("max_ratio", self.max_ratio, 1.0, 1000.0)
+        check_range("max_lines", self.max_lines, 1, None)
+
+
+@dataclass(frozen=True)
+class VocabularyConfig:
+    """Train one joint SentencePiece vocabulary of `size`, or take that of a folder (`from:` in YAML)."""
+
+    size: int = 8000
+    character_coverage: float = 0.9998
+    byte_fallback: bool = True
+    from_: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("size", self.size, 64, 256000)
+        check_range("character_coverage", self.character_coverage, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how fast. The run ends at the first of `max_steps`, `max_epochs`, `budget_minutes` that is set.
+
+    `budget_minutes` counts wall clock over all sessions of the run; over the last `cooldown` of whichever limit is
+    nearest, the learning rate falls linearly to zero. `tokens_per_batch` bounds rows x the longest sequence.
+    """
+
+    tokens_per_batch: int = 2048
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-3
+    warmup_steps: int = 500
+    cooldown: float = 0.2
+    max_steps: int | None = None
+    max_epochs: float | None = None
+    budget_minutes: float | None = None
+    label_smoothing: float = 0.1
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    precision: str = "auto"
+    seed: int = 1
+    threads: int | None = None
+    log_seconds: float = 30.0
+    save_minutes: float = 5.0
+    average: int = 5
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, PRECISIONS)
+        if self.max_steps is None and self.max_epochs is None and self.budget_minutes is None:
+            raise UsageError("no limit is set; allowed: at least one of max_steps, max_epochs, budget_minutes")
+        for name, low, high in (
+            ("tokens_per_batch", 16, 10_000_000), ("gradient_accumulation", 1, 4096), ("learning_rate", 1e-8, 1.0),
+            ("warmup_steps", 1, 1_000_000), ("cooldown", 0.0, 1.0), ("max_steps", 1, None),
+            ("max_epochs", 0.001, None), ("budget_minutes", 0.01, None), ("label_smoothing", 0.0, 0.9),
+            ("weight_decay", 0.0, 1.0), ("adam_beta2", 0.5, 0.99999), ("max_grad_norm", 0.0, None),
+            ("threads", 1, 1024), ("log_seconds", 0.0, None), ("save_minutes", 0.0, None), ("average", 1, 100),
+        ):  # fmt: skip
+            check_range(f"{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Validation by greedy decoding of `dev_lines` every `every_minutes`; `test_lines` None is the whole test set."""
+
+    every_minutes: float = 10.0
+    dev_lines: int = 200
+    test_lines: int | None = None
+    batch_size: int = 64
+    max_new_tokens: int = 200
+
+    def __post_init__(self) -> None:
+        check_range("every_minutes", self.every_minutes, 0.0, None)
+        for name in ("dev_lines", "test_lines", "batch_size", "max_new_tokens"):
+            check_range(f"{name}", getattr(self, name), 1, None)
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What the model card says that no measurement can: languages, the data's origin and its licences."""
+
+    source_language: str = "en"
+    target_language: str = "en"
+    licence: str = "other"
+    data: str = ""
+    data_licences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. `name` names its folder under runs/."""
+
+    name: str
+    data: DataConfig
+    training: TrainingConfig
+    model: ModelShape = field(default_factory=ModelShape)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    card: CardConfig = field(default_factory=CardConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.max_tokens > self.training.tokens_per_batch:
+            raise UsageError(
+                f"data.max_tokens is {self.data.max_tokens}; "
+                f"allowed: at most training.tokens_per_batch, {self.training.tokens_per_batch}"
+            )
+        if self.data.max_tokens > self.model.max_positions:
+            raise UsageError(
+                f"data.max_tokens is {self.data.max_tokens}; "
+                f"allowed: at most model.max_positions, {self.model.max_positions}"
+            )
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe. Raises UsageError that names the file, the key, the value and what is allowed."""
+    return parse_recipe(load_mapping(path), str(path))
+
+
+def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe from a mapping, with `vocabulary.from` spelled as YAML does (`from` is a keyword of Python)."""
+    values = dict(values)
+    vocabulary = values.get("vocabulary")
+    if isinstance(vocabulary, dict) and "from" in vocabulary:
+        values["vocabulary"] = {("from_" if key == "from" else key): item for key, item in vocabulary.items()}
+    return build(Recipe, values, where)

@@ -1,0 +1,209 @@
+"""One session of a run: prepare or resume, train until a limit, choose the best weights, write the final folder."""
+
+import dataclasses
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import set_seed
+
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.training.batches import TokenBudgetSampler
+from spec2seq.training.cache import tokenized
+from spec2seq.training.checkpoints import Checkpoint, average, best_checkpoint, weights_of, whole_checkpoints
+from spec2seq.training.clock import Clock
+from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
+from spec2seq.training.export import write_final
+from spec2seq.training.recipe import Recipe, parse_recipe
+from spec2seq.training.run import TrainResult
+from spec2seq.training.shapes import new_model
+from spec2seq.training.trainer import BudgetTrainer, Watch, compute_dtype
+from spec2seq.training.validation import Scores, sample, score
+from spec2seq.training.vocabulary import copy_vocabulary, load_tokenizer, train_vocabulary
+from spec2seq.training.warm_start import start_from
+
+
+class Session:
+    """See `spec2seq.training.train`, which makes one of these and calls `run`."""
+
+    def __init__(self, recipe: Recipe, out: Path, data_dir: Any, max_minutes: float | None, report: Any):
+        self.recipe, self.out, self.max_minutes, self.listener = recipe, out, max_minutes, report
+        self.started = time.monotonic()
+        names = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
+        self.files = {key: resolve(name, data_dir) for key, name in names.items() if name is not None}
+        self.checkpoints = out / "checkpoints"
+
+    def run(self) -> TrainResult:
+        """Train until finished or out of time."""
+        summary = self.out / "final" / "training_summary.json"
+        self._claim()
+        if summary.is_file():
+            facts = json.loads(summary.read_text(encoding="utf-8"))
+            return TrainResult(
+                self.out / "final", True, facts["steps"], facts["target_tokens_seen"], facts["minutes"], facts
+            )
+        self._prepare()
+        whole = whole_checkpoints(self.checkpoints)
+        if whole:
+            last = whole[-1]
+            self.clock.step, self.clock.tokens, self.clock.seconds = last.step, last.tokens, last.seconds
+        if self.clock.progress() < 1:
+            self._fit(whole[-1] if whole else None)
+        clock = self.clock
+        if clock.progress() < 1:
+            self.report(f"stopped at step {clock.step} after this session's time; call again to go on")
+            return TrainResult(self.out, False, clock.step, clock.tokens, clock.elapsed() / 60)
+        facts = self._finish()
+        return TrainResult(self.out / "final", True, clock.step, clock.tokens, facts["minutes"], facts)
+
+    def report(self, line: str) -> None:
+        """One line to log.txt, with the time, and to the caller's listener."""
+        line = f"{time.strftime('%H:%M:%S')} {line}"
+        with open(self.out / "log.txt", "a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        if self.listener is not None:
+            self.listener(line)
+
+    def _claim(self) -> None:
+        """Refuse a folder whose run has another model, vocabulary or data; limits and speeds may change."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / "recipe.yaml"
+        if path.is_file():
+            before = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+            for section in ("model", "vocabulary", "data"):
+                if getattr(before, section) != getattr(self.recipe, section):
+                    raise UsageError(f"{self.out}: holds a run with another {section!r} section; choose another folder")
+        path.write_text(recipe_yaml(self.recipe), encoding="utf-8")
+
+    def _prepare(self) -> None:
+        recipe = self.recipe
+        if recipe.training.threads is not None:
+            torch.set_num_threads(recipe.training.threads)
+        torch.set_flush_denormal(True)
+        set_seed(recipe.training.seed)
+        self.tokenizer = self._vocabulary()
+        self.rows = tokenized(self.files["train"], recipe.data, self.tokenizer, self.out / "cache")
+        self.dev = self._held_out("dev", recipe.evaluation.dev_lines)
+        lengths = self.rows.source_lengths, self.rows.target_lengths
+        self.sampler = TokenBudgetSampler(*lengths, recipe.training.tokens_per_batch, recipe.training.seed)
+        self.model = new_model(recipe.model, self.tokenizer, recipe.evaluation.max_new_tokens)
+        if recipe.model.start_from is not None and not whole_checkpoints(self.checkpoints):
+            start_from(self.model, Path(recipe.model.start_from))
+        if importlib.util.find_spec("sacrebleu") is None:
+            self.report("sacrebleu is missing: BLEU and chrF are not measured, the best weights are those of least NLL")
+        self.parameters = sum(weight.numel() for weight in self.model.parameters())
+        limit = None if self.max_minutes is None else 60 * self.max_minutes
+        steps = len(self.sampler) / recipe.training.gradient_accumulation
+        self.clock = Clock(recipe.training, steps, session_limit=limit, started=self.started)
+        self.report(
+            f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
+            f"batches an epoch, {self.parameters} parameters, {torch.get_num_threads()} threads"
+        )
+
+    def _vocabulary(self) -> Any:
+        folder = self.out / "vocabulary"
+        if not (folder / "tokenizer_config.json").is_file():
+            recipe = self.recipe
+            if recipe.vocabulary.from_ is not None:
+                copy_vocabulary(Path(recipe.vocabulary.from_), folder)
+            else:
+                pairs = list(filter_pairs(read_pairs(self.files["train"], recipe.data), recipe.data))
+                if not pairs:
+                    raise UsageError(f"{self.files['train']}: none of its lines passes the recipe's data filters")
+                texts = (text for pair in pairs for text in (pair.source, pair.target))
+                threads = recipe.training.threads or torch.get_num_threads()
+                train_vocabulary(texts, recipe.vocabulary, recipe.model.family, folder, threads)
+        return load_tokenizer(folder)
+
+    def _held_out(self, key: str, lines: int | None) -> list[Pair]:
+        pairs = sample(list(read_pairs(self.files[key], self.recipe.data)), lines)
+        if not pairs:
+            raise UsageError(f"{self.files[key]}: no lines")
+        return pairs
+
+    def _fit(self, resume: Checkpoint | None) -> None:
+        trainer = BudgetTrainer(self.recipe, self.model, self.rows, self.sampler, self.clock, self.checkpoints)
+        trainer.add_callback(Watch(trainer, lambda: self._validate("dev").value, self.report))
+        if resume is not None:
+            self.report(f"going on from step {resume.step}")
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+
+    def _validate(self, what: str, pairs: list[Pair] | None = None) -> Scores:
+        started, evaluation = time.monotonic(), self.recipe.evaluation
+        scores = score(
+            self.model, self.tokenizer, self.dev if pairs is None else pairs, evaluation.batch_size,
+            evaluation.max_new_tokens,
+        )  # fmt: skip
+        measured = "" if scores.bleu is None else f"BLEU {scores.bleu:.2f} chrF {scores.chrf:.2f} "
+        took = f"({scores.lines} lines, {time.monotonic() - started:.0f} s)"
+        self.report(f"{what}: step {self.clock.step} {measured}nll {scores.nll:.4f} {took}")
+        return scores
+
+    def _finish(self) -> dict[str, Any]:
+        """Choose among the last, the best and the averaged weights by dev score; measure on the test set; write."""
+        whole = whole_checkpoints(self.checkpoints)
+        if not whole:
+            raise Spec2SeqError(f"{self.out}: no whole checkpoint to finish from")
+        candidates = {f"step {whole[-1].step} (last)": lambda: weights_of(whole[-1].path)}
+        best = best_checkpoint(whole)
+        if best is not None and best.step != whole[-1].step:
+            candidates[f"step {best.step} (best on dev)"] = lambda: weights_of(best.path)
+        recent = whole[-self.recipe.training.average :]
+        if len(recent) > 1:
+            steps = ", ".join(str(checkpoint.step) for checkpoint in recent)
+            candidates[f"mean of steps {steps}"] = lambda: average([checkpoint.path for checkpoint in recent])
+        scored = {}
+        for name, load in candidates.items():
+            self._load(load())
+            scored[name] = self._validate(f"dev, {name}")
+        chosen = max(scored, key=lambda name: scored[name].value)
+        self._load(candidates[chosen]())
+        test = None
+        if "test" in self.files:
+            test = self._validate("test", self._held_out("test", self.recipe.evaluation.test_lines))
+        facts = self._facts(whole[-1], chosen, scored[chosen], test)
+        write_final(self.model, self.tokenizer, self.out / "vocabulary", self.out / "final", facts, self.recipe)
+        self.report(f"finished: {self.out / 'final'} holds {chosen}")
+        return facts
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> None:
+        # As they will be stored: what is measured is then what the folder gives.
+        rounded = {name: w.half().float() if w.is_floating_point() else w for name, w in weights.items()}
+        _, unexpected = self.model.load_state_dict(rounded, strict=False)  # tied weights are stored once
+        self.model.tie_weights()
+        if unexpected:
+            raise Spec2SeqError(f"{self.checkpoints}: unexpected weights {unexpected[:3]}")
+
+    def _facts(self, last: Checkpoint, chosen: str, dev: Scores, test: Scores | None) -> dict[str, Any]:
+        import transformers
+
+        return {
+            "name": self.recipe.name,
+            "parameters": self.parameters,
+            "vocabulary_size": len(self.tokenizer),
+            "weights": chosen,
+            "steps": last.step,
+            "target_tokens_seen": last.tokens,
+            "epochs": round(last.step / self.clock.steps_per_epoch, 3),
+            "minutes": round(last.seconds / 60, 1),
+            "train_lines": len(self.rows),
+            "train_target_tokens": len(self.rows.target),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "threads": torch.get_num_threads(),
+            "precision": str(compute_dtype(self.recipe.training.precision)).removeprefix("torch."),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "dev": dataclasses.asdict(dev),
+            "test": None if test is None else dataclasses.asdict(test),
+        }
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back."""
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    values["vocabulary"]["from"] = values["vocabulary"].pop("from_")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

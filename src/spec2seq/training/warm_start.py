@@ -1,0 +1,47 @@
+"""First weights of a shallow model from a deep one of the same widths: its embeddings and evenly spaced layers."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spec2seq.errors import UsageError
+
+_LAYER = re.compile(r"(encoder|decoder)\.(?:layers|block)\.(\d+)\.")
+
+
+def start_from(model: Any, folder: Path) -> None:
+    """Copy weights into `model` from the trained `folder`. Raises UsageError if the folder or a width does not fit."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    try:
+        deep = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model.start_from is {str(folder)!r}; allowed: a trained folder ({error})") from None
+    weights = model.state_dict()
+    depths = {part: (_depth(weights, part), _depth(deep, part)) for part in ("encoder", "decoder")}
+    for name, weight in weights.items():
+        found = _LAYER.search(name)
+        source = name
+        if found:
+            chosen = spaced(*depths[found[1]])[int(found[2])]
+            source = f"{name[: found.start(2)]}{chosen}{name[found.end(2) :]}"
+        if source not in deep or deep[source].shape != weight.shape:
+            shape = tuple(deep[source].shape) if source in deep else "missing"
+            raise UsageError(
+                f"model.start_from is {str(folder)!r}: {source} is {shape} there; needed: {tuple(weight.shape)}"
+            )
+        weight.copy_(deep[source])
+
+
+def spaced(shallow: int, deep: int) -> list[int]:
+    """Which of `deep` layers the `shallow` ones begin as: first and last, and evenly between; one is the first."""
+    if shallow > deep:
+        raise UsageError(f"model.start_from has {deep} layers; allowed: at least the {shallow} of this model")
+    return [round(index * (deep - 1) / max(1, shallow - 1)) for index in range(shallow)]
+
+
+def _depth(weights: dict[str, Any], part: str) -> int:
+    numbers = [int(found[2]) for name in weights if (found := _LAYER.search(name)) and found[1] == part]
+    return max(numbers) + 1 if numbers else 0

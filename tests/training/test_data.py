@@ -1,0 +1,59 @@
+"""Reading and filtering of pairs, and where data files are looked for."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from spec2seq.errors import UsageError
+from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
+from spec2seq.training.recipe import DataConfig
+
+TSV = DataConfig(train="x.tsv", dev="x.tsv")
+
+
+def test_tsv_and_jsonl_gz_give_the_same_pairs(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a b\tc d\tman\n\ne\tf\tman\n", encoding="utf-8")
+    with gzip.open(tmp_path / "x.jsonl.gz", "wt", encoding="utf-8") as lines:
+        for source, target in (("a b", "c d"), ("e", "f")):
+            lines.write(json.dumps({"document": source, "summary": target, "kind": "man"}) + "\n")
+    jsonl = DataConfig(train="x", dev="x", source="document", target="summary", origin="kind")
+    expected = [Pair("a b", "c d", "man"), Pair("e", "f", "man")]
+    assert list(read_pairs(tmp_path / "x.tsv", TSV)) == expected
+    assert list(read_pairs(tmp_path / "x.jsonl.gz", jsonl)) == expected
+
+
+def test_filters_keep_what_the_recipe_wants() -> None:
+    config = DataConfig(
+        train="", dev="", min_words=2, max_words=3, max_ratio=2.0, exclude_origins=("game",), max_lines=3
+    )
+    good = Pair("one two", "eins zwei")
+    dropped = [Pair("one", "eins"), Pair("a b c d", "a b c d"), Pair("one two", "eins zwei und noch viel mehr"),
+               Pair("one two", "eins zwei", "game"), Pair("one two", ""), good]  # fmt: skip
+    more = [Pair("two three", "zwei drei"), Pair("three four", "drei vier"), Pair("four five", "vier fünf")]
+    assert list(filter_pairs(iter([good, *dropped, *more]), config)) == [good, *more[:2]]
+
+
+def test_unreadable_data_names_file_line_and_need(tmp_path: Path) -> None:
+    cases = {"x.tsv": "a\tb\nonly one\n", "x.jsonl": '{"document": "a"}\n', "y.jsonl": "no json\n", "x.csv": "a,b\n"}
+    expected = {"x.tsv": "x.tsv:2", "x.jsonl": "'summary'", "y.jsonl": "y.jsonl:1", "x.csv": "allowed: .tsv"}
+    for name, text in cases.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        config = TSV if name == "x.tsv" else DataConfig(train="", dev="", source="document", target="summary")
+        with pytest.raises(UsageError) as caught:
+            list(read_pairs(tmp_path / name, config))
+        assert expected[name] in str(caught.value)
+    (tmp_path / "latin.tsv").write_bytes("ä\tö\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="UTF-8"):
+        list(read_pairs(tmp_path / "latin.tsv", TSV))
+
+
+def test_data_files_are_found_by_argument_and_by_environment(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "x.tsv").write_text("a\tb\n", encoding="utf-8")
+    monkeypatch.delenv("SPEC2SEQ_DATA", raising=False)
+    assert resolve("data/x.tsv", tmp_path) == tmp_path / "x.tsv"
+    with pytest.raises(UsageError, match=r"data/x\.tsv.*not found.*--data DIR or SPEC2SEQ_DATA"):
+        resolve("data/x.tsv")
+    monkeypatch.setenv("SPEC2SEQ_DATA", str(tmp_path))
+    assert resolve("data/x.tsv") == tmp_path / "x.tsv"

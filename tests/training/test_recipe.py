@@ -1,0 +1,67 @@
+"""Recipes: every one in recipes/ loads, and every mistake is named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spec2seq.errors import UsageError
+from spec2seq.training import load_recipe
+from spec2seq.training.queue import RECIPES
+from spec2seq.training.recipe import parse_recipe
+from spec2seq.training.session import recipe_yaml
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_names_no_machine_path(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    named = [recipe.data.train, recipe.data.dev, recipe.data.test, recipe.vocabulary.from_, recipe.model.start_from]
+    assert not any(Path(name).is_absolute() for name in named if name)
+
+
+def test_the_queue_names_recipes_that_exist() -> None:
+    assert all((FOLDER / f"{name}.yaml").is_file() for name in RECIPES)
+
+
+def test_a_recipe_survives_the_copy_in_the_model_folder(recipe) -> None:
+    assert parse_recipe(yaml.safe_load(recipe_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "parts"),
+    [
+        ("training", "learning_rat", 0.1, ("learning_rat", "learning_rate")),
+        ("training", "label_smoothing", 1.5, ("label_smoothing", "1.5", "0.9")),
+        ("training", "precision", "fp8", ("precision", "fp8", "bf16")),
+        ("training", "tokens_per_batch", "many", ("tokens_per_batch", "many", "int")),
+        ("training", "tokens_per_batch", 64, ("max_tokens", "200", "64")),
+        ("model", "family", "gpt", ("family", "gpt", "marian")),
+        ("model", "heads", 3, ("heads", "3", "16")),
+        ("data", "max_words", 0, ("data: max_words", "0", "from 1 to")),
+        ("data", "max_words", -1, ("max_words", "-1")),
+        ("vocabulary", "size", 3, ("size", "3", "64")),
+        ("evaluation", "dev_lines", 0, ("dev_lines", "0", "at least 1")),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(values, section, key, value, parts) -> None:
+    values[section][key] = value
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(values, "toy.yaml")
+    assert all(part in str(caught.value) for part in ("toy.yaml", *parts)), caught.value
+
+
+def test_a_recipe_without_a_limit_is_refused(values) -> None:
+    del values["training"]["max_steps"]
+    with pytest.raises(UsageError, match="max_steps, max_epochs, budget_minutes"):
+        parse_recipe(values)
+
+
+def test_a_missing_file_and_a_missing_section_are_named(tmp_path: Path, values) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        load_recipe(tmp_path / "none.yaml")
+    del values["data"]
+    with pytest.raises(UsageError, match="missing key 'data'"):
+        parse_recipe(values)

@@ -1,0 +1,150 @@
+"""Whole runs of a tiny recipe: vocabulary, training, stopping, resuming, the final folder."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
+
+from spec2seq.errors import UsageError
+from spec2seq.training import session as session_module
+from spec2seq.training import train
+from spec2seq.training.checkpoints import whole_checkpoints
+from spec2seq.training.queue import run_queue
+from spec2seq.training.recipe import parse_recipe
+from spec2seq.training.session import recipe_yaml
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 12 steps that was not interrupted."""
+    out = tmp_path_factory.mktemp("run")
+    values = {
+        "name": "toy", "data": {"train": "toy.train.tsv", "dev": "toy.dev.tsv", "test": "toy.test.tsv"},
+        "model": {"width": 16, "encoder_layers": 2, "decoder_layers": 2, "heads": 2, "feed_forward": 32},
+        "vocabulary": {"size": 310, "character_coverage": 1.0},
+        "training": {"max_steps": 12, "tokens_per_batch": 256, "learning_rate": 5e-3, "warmup_steps": 4, "threads": 1,
+                     "save_minutes": 0.0, "log_seconds": 0.0, "average": 3},
+        "evaluation": {"dev_lines": 4, "max_new_tokens": 8, "every_minutes": 60},
+    }  # fmt: skip
+    result = train(parse_recipe(values), out, data)
+    assert result.finished and result.step == 12
+    return out
+
+
+def test_the_vocabulary_is_one_marian_tokenizer_for_both_languages(finished: Path) -> None:
+    tokenizer = MarianTokenizer.from_pretrained(finished / "final")
+    text = "the cache is full ☃"
+    ids = tokenizer(text).input_ids
+    assert len(tokenizer) == 310 and tokenizer.unk_token_id not in ids and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer(text_target=text).input_ids == ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.pad_token_id == 309 and (finished / "final" / "source.spm").is_file()
+
+
+def test_the_final_folder_loads_is_half_precision_and_states_its_facts(finished: Path) -> None:
+    folder = finished / "final"
+    from safetensors.torch import load_file
+
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert model.dtype == torch.float32 and model.config.vocab_size == 310
+    assert model.generation_config.num_beams in (None, 1) and model.generation_config.forced_eos_token_id is None
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    made = model.generate(**tokenizer(["the file is empty"], return_tensors="pt"), max_new_tokens=5)
+    assert made.shape[0] == 1
+    facts = json.loads((folder / "training_summary.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert facts["steps"] == 12 and facts["test"]["lines"] == 12 and "nrefs:1" in facts["test"]["bleu_signature"]
+    assert f"{facts['target_tokens_seen']:,}" in card and facts["test"]["chrf_signature"] in card
+    assert not list(finished.glob("*.partial"))
+
+
+def test_finished_weights_are_one_of_the_candidates(finished: Path) -> None:
+    facts = json.loads((finished / "final" / "training_summary.json").read_text())
+    assert facts["weights"].startswith(("step 12", "mean of steps 10, 11, 12")) or "best" in facts["weights"]
+    assert [checkpoint.step for checkpoint in whole_checkpoints(finished / "checkpoints")][-3:] == [10, 11, 12]
+
+
+def test_a_stopped_and_a_killed_run_go_on_and_end_at_the_same_weights(finished, data, recipe, tmp_path, monkeypatch):
+    first = train(recipe, tmp_path, data, max_minutes=1e-9)  # ends after its first step
+    assert not first.finished and first.step == 1 and not (tmp_path / "final").exists()
+
+    class Killed(Exception):
+        pass
+
+    def kill(line: str) -> None:
+        if " step 5 " in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe, tmp_path, data, report=kill)
+    assert whole_checkpoints(tmp_path / "checkpoints")[-1].step == 4
+    last = train(recipe, tmp_path, data)
+    reference = json.loads((finished / "final" / "training_summary.json").read_text())
+    assert last.finished and (last.step, last.tokens) == (12, reference["target_tokens_seen"])
+    ours, theirs = (
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "checkpoints" / "checkpoint-12").state_dict(),
+        AutoModelForSeq2SeqLM.from_pretrained(finished / "checkpoints" / "checkpoint-12").state_dict(),
+    )
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(session_module.Session, "_fit", None)  # called once more: nothing is trained again
+    assert train(recipe, tmp_path, data).step == 12
+
+
+def test_a_little_model_shares_the_vocabulary_and_starts_from_the_verifier(finished, data, recipe, tmp_path) -> None:
+    model = dataclasses.replace(recipe.model, decoder_layers=1, start_from=str(finished / "final"))
+    vocabulary = dataclasses.replace(recipe.vocabulary, from_=str(finished / "final"))
+    training = dataclasses.replace(recipe.training, max_steps=1, learning_rate=1e-8)
+    little = dataclasses.replace(recipe, name="little", model=model, vocabulary=vocabulary, training=training)
+    assert train(little, tmp_path, data).finished
+    for name in ("source.spm", "vocab.json"):
+        assert (tmp_path / "final" / name).read_bytes() == (finished / "final" / name).read_bytes()
+    ours = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "final").state_dict()
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(finished / "final").state_dict()
+    for name in ("model.shared.weight", "model.encoder.layers.1.fc1.weight", "model.decoder.layers.0.fc2.weight"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-2, atol=1e-3)
+
+
+def test_t5_shape_trains_in_the_queue_and_its_tokenizer_round_trips(data, values, tmp_path) -> None:
+    values["model"] |= {"family": "t5", "encoder_layers": 1, "decoder_layers": 1}
+    values["training"] |= {"max_steps": 2}
+    del values["data"]["test"]
+    bad = values | {"name": "bad", "vocabulary": {"from": str(tmp_path / "nowhere")}}
+    paths = []
+    for recipe in map(parse_recipe, (bad, values)):
+        paths.append(tmp_path / f"{recipe.name}.yaml")
+        paths[-1].write_text(recipe_yaml(recipe), encoding="utf-8")
+    results = run_queue(paths, tmp_path / "runs", data, max_minutes=5)
+    assert results["bad"]["state"] == "failed" and "nowhere" in results["bad"]["error"]
+    assert results["toy"]["state"] == "finished" and results["toy"]["steps"] == 2
+    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == results
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "runs" / "toy" / "final")
+    ids = tokenizer("the cache is full").input_ids
+    assert (
+        ids[-1] == tokenizer.eos_token_id == 1
+        and tokenizer.decode(ids, skip_special_tokens=True) == "the cache is full"
+    )
+    AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "runs" / "toy" / "final")
+
+
+def test_wrong_input_is_one_clear_error_and_writes_nothing(finished, data, values, recipe, tmp_path) -> None:
+    out = tmp_path / "out"
+    missing = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train="none.tsv"))
+    with pytest.raises(UsageError, match=r"none\.tsv.*not found"):
+        train(missing, out, data)
+    assert not out.exists()
+    with pytest.raises(UsageError, match="max_minutes is 0"):
+        train(recipe, out, data, max_minutes=0)
+    other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, decoder_layers=1))
+    with pytest.raises(UsageError, match="another 'model' section"):
+        train(other, finished, data)
+    values["vocabulary"]["size"] = 30000
+    with pytest.raises(UsageError, match=r"vocabulary\.size is 30000"):
+        train(parse_recipe(values), tmp_path / "large", data)
+    values["vocabulary"]["size"], values["data"]["min_words"] = 310, 190
+    with pytest.raises(UsageError, match="passes the recipe's data filters"):
+        train(parse_recipe(values), tmp_path / "none", data)
