@@ -168,6 +168,8 @@ class RejectionSampling:
 
 def _verdict(stands: Tensor, draft: Draft, best: Tensor) -> Verdict:
     """Accept the leading run of `stands[rows, width]`; replace by `best[rows, width + 1]` at its end."""
+    if not draft.width:
+        return Verdict(torch.zeros_like(draft.lengths), best[:, 0])
     accepted = _leading(stands, draft.lengths)
     return Verdict(accepted, best.gather(1, accepted[:, None])[:, 0])
 
