@@ -1,13 +1,49 @@
-"""Tiny models with widely spread random weights, so that rows end at different steps and differ by source."""
+"""Tiny models with widely spread random weights, so that rows end at different steps and differ by source.
 
+Models are made once a session and shared: copy one before changing it.
+"""
+
+import copy
+import functools
+from dataclasses import dataclass
+
+import tokenizers
 import torch
 import transformers
+from torch import Tensor
 from transformers import BartConfig, MarianConfig, T5Config
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from spec2seq import Seq2Seq
 
 VOCABULARY = 64
 FAMILIES = ("marian", "bart", "t5", "t5-gated")
+SEEDS = (0, 1, 2)  # of models that test_tiny.py has seen to end and to differ
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of the initial weights, found by search: with default ones every row repeats one token.
+
+    `final` multiplies the last norm's weight and so the logits; `end` multiplies the end token's output row.
+    """
+
+    embedding: float
+    head: float
+    own: float
+    cross: float
+    feed_forward: float
+    positions: float
+    final: float
+    end: float = 1.0
+
+
+SPREADS = {
+    "marian": Spread(0.133, 0.133, 0.052, 0.785, 0.09, 0.0, 4.0),
+    "bart": Spread(0.08, 0.08, 0.103, 0.565, 0.081, 0.226, 5.0),
+    "t5": Spread(0.049, 0.049, 0.436, 0.584, 0.177, 2.5, 50.0, end=2.5),
+    "t5-gated": Spread(0.5, 0.355, 0.117, 0.241, 0.074, 2.3, 1.0, end=1.9),
+}
 
 
 def config(family: str, layers: int = 2, width: int = 32, vocabulary: int = VOCABULARY):
@@ -30,22 +66,42 @@ def config(family: str, layers: int = 2, width: int = 32, vocabulary: int = VOCA
     )  # fmt: skip
 
 
-def transformers_model(family: str, seed: int = 0, eos_bias: float | None = None, **sizes):
-    """A Transformers model in float64 whose greedy outputs end at different steps.
-
-    Random weights seldom write the end token in time; its output row is scaled until they do.
-    """
+@functools.cache
+def transformers_model(family: str, seed: int = 0, **sizes):
+    """A Transformers model in float64 whose greedy outputs end at different steps."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForSeq2SeqLM.from_config(config(family, **sizes)).double().eval()
-    spread = {"marian": 0.25, "bart": 0.25, "t5": 1.0, "t5-gated": 0.5}[family]
+    spread = SPREADS[family]
+    if family == "t5-gated":  # T5 v1.1 has a head of its own
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 2 and "embed_positions" not in name and "relative" not in name:
-            torch.nn.init.normal_(parameter, std=spread)
+        std = _std(name, parameter, family, spread)
+        if std is not None:
+            mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            torch.nn.init.normal_(parameter, mean, std)
+    with torch.no_grad():
+        last_norm(model).weight *= spread.final
+        model.lm_head.weight[model.config.eos_token_id] *= spread.end
+        if "final_logits_bias" in model.state_dict():
+            torch.nn.init.normal_(model.final_logits_bias, std=0.1)
+            _bias_the_end(model, seed)
     return model
 
 
+@functools.cache
 def seq2seq(family: str, seed: int = 0, **sizes) -> Seq2Seq:
     return Seq2Seq.from_transformers(transformers_model(family, seed, **sizes))
+
+
+@functools.cache
+def noisy_copy(model: Seq2Seq, noise: float, seed: int = 1) -> Seq2Seq:
+    """A drafter that often agrees with `model`: its weights with noise added."""
+    torch.manual_seed(seed)
+    little = copy.deepcopy(model.model)
+    for parameter in little.parameters():
+        if parameter.dim() == 2:
+            parameter += noise * parameter.std() * torch.randn_like(parameter)
+    return Seq2Seq(little, model.config, model.tokenizer, model.generation_config)
 
 
 def sources(model, count: int, seed: int = 0, longest: int = 12) -> list[list[int]]:
@@ -54,18 +110,92 @@ def sources(model, count: int, seed: int = 0, longest: int = 12) -> list[list[in
     made = []
     for _ in range(count):
         length = int(torch.randint(1, longest, (), generator=generator))
-        body = torch.randint(3, VOCABULARY - 1, (length,), generator=generator).tolist()
+        body = torch.randint(3, model.config.vocab_size - 1, (length,), generator=generator).tolist()
         made.append([*body, model.config.eos_token_id])
     return made
 
 
-def noisy_copy(model: Seq2Seq, noise: float, seed: int = 1) -> Seq2Seq:
-    """A drafter that often agrees with `model`: its weights with noise added."""
-    import copy
+def padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows as one right-padded tensor, and their lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.full((len(rows), int(lengths.max())), pad)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    return tokens, lengths
 
-    torch.manual_seed(seed)
-    little = copy.deepcopy(model.model)
-    for parameter in little.parameters():
-        if parameter.dim() == 2:
-            parameter += noise * parameter.std() * torch.randn_like(parameter)
-    return Seq2Seq(little, model.config, model.tokenizer, model.generation_config)
+
+def encoder_inputs(model, rows: list[list[int]]) -> dict[str, Tensor]:
+    """What Transformers' own classes want of a batch of sources."""
+    tokens, lengths = padded(rows, model.config.pad_token_id)
+    return {"input_ids": tokens, "attention_mask": (torch.arange(tokens.shape[1]) < lengths[:, None]).long()}
+
+
+def generated(model, rows: list[list[int]], max_new_tokens: int, **settings) -> list[list[int]]:
+    """Transformers' own generation: token ids up to the end token, without the decoder start."""
+    eos = model.config.eos_token_id
+    found = model.generate(
+        **encoder_inputs(model, rows), max_new_tokens=max_new_tokens, do_sample=False,
+        **{"num_beams": 1, **settings},
+    )  # fmt: skip
+    ids = [row[1:] for row in found.tolist()]
+    return [row[: row.index(eos) + 1] if eos in row else row for row in ids]
+
+
+def tokenizer(model, words: dict[int, str] | None = None):
+    """A tokenizer of one word an id ("w5"); `words` names some ids otherwise."""
+    special = {model.config.pad_token_id: "<pad>", model.config.eos_token_id: "</s>"}
+    names = {index: f"w{index}" for index in range(model.config.vocab_size)} | special | (words or {})
+    unknown = names[2 if model.config.eos_token_id != 2 else 3]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: index for index, word in names.items()}, unk_token=unknown)
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", model.config.eos_token_id)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token=unknown
+    )
+
+
+def _exact_norm(self, x: Tensor) -> Tensor:
+    """Transformers' T5 takes the variance in float32 whatever the dtype; token ids are compared in float64."""
+    if x.dtype != torch.float64:
+        return _rounded_norm(self, x)
+    return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+_rounded_norm, T5LayerNorm.forward = T5LayerNorm.forward, _exact_norm
+
+
+def last_norm(model):
+    """The norm whose output the logits are made of."""
+    if model.config.model_type == "t5":
+        return model.decoder.final_layer_norm
+    return model.model.decoder.layers[-1].final_layer_norm
+
+
+def _std(name: str, parameter: Tensor, family: str, spread: Spread) -> float | None:
+    """None leaves a parameter as it is (Marian's positions are not learned)."""
+    if "embed_positions" in name:
+        return None if family == "marian" else spread.positions
+    if parameter.dim() == 1:
+        return 0.1
+    kinds = {
+        "relative_attention_bias": spread.positions, "shared": spread.embedding, "embed_tokens": spread.embedding,
+        "lm_head": spread.head, "encoder_attn": spread.cross, "EncDecAttention": spread.cross,
+        "self_attn": spread.own, "SelfAttention": spread.own,
+    }  # fmt: skip
+    return next((std for kind, std in kinds.items() if kind in name), spread.feed_forward)
+
+
+def _bias_the_end(model, seed: int, steps: int = 24) -> None:
+    """Set the end token's bias so that three rows in five end within `steps`, each where it comes nearest."""
+    eos, rows = model.config.eos_token_id, sources(model, 24, seed)
+    model.final_logits_bias[0, eos] = 0.0
+    inputs = encoder_inputs(model, rows)
+    ids = model.generate(**inputs, max_new_tokens=steps, suppress_tokens=[eos], do_sample=False, num_beams=1)
+    logits = model(**inputs, decoder_input_ids=ids[:, :-1]).logits
+    end = logits[:, :, eos].clone()
+    logits[:, :, eos] = -torch.inf
+    model.final_logits_bias[0, eos] = (logits.amax(-1) - end).amin(1).quantile(0.6)
