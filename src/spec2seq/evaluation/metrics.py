@@ -1,0 +1,58 @@
+"""Quality of outputs, how far they are those of greedy decoding, and seconds paired line by line."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spec2seq.errors import missing_extra
+from spec2seq.evaluation.timing import Spread
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Corpus BLEU and chrF with the signatures that say how they were computed."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def quality(outputs: Sequence[str], references: Sequence[str]) -> Quality:
+    """Raises Spec2SeqError if sacrebleu is not installed."""
+    try:
+        import sacrebleu
+    except ImportError:
+        raise missing_extra("sacrebleu", "eval") from None
+    if len(outputs) != len(references):
+        raise ValueError(f"{len(outputs)} outputs and {len(references)} references")
+    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    b, c = (metric.corpus_score(list(outputs), [list(references)]).score for metric in (bleu, chrf))
+    return Quality(b, c, str(bleu.get_signature()), str(chrf.get_signature()))
+
+
+def identical(sequences: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[bool]:
+    """For each line whether both have the same token ids."""
+    return [list(a) == list(b) for a, b in zip(sequences, others, strict=True)]
+
+
+def share_identical(sequences: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> float:
+    """Share of lines with the same token ids; 1 where there are no lines."""
+    same = identical(sequences, others)
+    return sum(same) / len(same) if same else 1.0
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """The first place where two sequences differ, one that ends counted as a difference; None if they are equal."""
+    for place, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return place
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+def paired_speedup(seconds: Sequence[float], baseline: Sequence[float]) -> Spread:
+    """How many times as fast as the baseline each line was: the median line and the middle half of the lines."""
+    return Spread.of([theirs / mine for mine, theirs in zip(seconds, baseline, strict=True)])

@@ -1,0 +1,101 @@
+"""This package's own engine."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from spec2seq import Assisted, BiLD, Greedy, Lookup, Seq2Seq, Speculative
+from spec2seq.api import check_same_vocabulary
+from spec2seq.config import check_choice
+from spec2seq.decoding.costs import LENGTHS, measure_costs
+from spec2seq.decoding.stats import Stats
+from spec2seq.evaluation.peers import Run, Workload
+from spec2seq.evaluation.timing import set_threads
+
+METHODS = ("greedy", "assisted", "bild", "lookup")
+
+
+class Ours:
+    """Verifier and little model, fed with ids and returning ids: no engine is timed with its tokenizer."""
+
+    def __init__(self, workload: Workload):
+        set_threads(workload.threads)
+        self.workload = workload
+        loaded = Seq2Seq.from_pretrained(workload.models, workload.dtype)
+        little = Seq2Seq.from_pretrained(workload.little, workload.dtype)
+        self.tokenizer = loaded.tokenizer
+        self.verifier = Seq2Seq(loaded.model, loaded.config, None, loaded.generation_config)
+        self.drafter = little.drafter()
+        check_same_vocabulary(loaded, self.drafter)
+
+    def method(self, name: str, parameters: dict[str, Any]) -> Speculative:
+        """The preset of a name with its parameters as the user writes them."""
+        check_choice("method", name, METHODS)
+        if name in ("assisted", "bild"):
+            return (Assisted if name == "assisted" else BiLD)(self.drafter, **parameters)
+        return (Greedy if name == "greedy" else Lookup)(**parameters)
+
+    def run(
+        self,
+        method: str,
+        parameters: dict[str, Any],
+        count: bool = False,
+        *,
+        sources: list[list[int]] | None = None,
+        trace: bool = False,
+        after: Callable[[], Any] | None = None,
+    ) -> Run:
+        """One pass over `sources` (the workload's by default) at batch size 1. `extra` holds the counts of the run,
+        the verifier's passes by line and, with `trace`, who wrote each token."""
+        stats, seconds, sequences, traces, calls = Stats(), [], [], [], []
+        rows = self.verifier.stream(
+            self.workload.sources if sources is None else sources, self.method(method, parameters), stats=stats,
+            max_new_tokens=self.workload.max_new_tokens, batch_size=1, trace=trace,
+        )  # fmt: skip
+        started = time.perf_counter()
+        for row in rows:
+            ended = time.perf_counter()
+            seconds.append(ended - started)
+            sequences.append(row.tokens)
+            traces.append(row.trace)
+            calls.append(row.counts.verifier_calls)
+            if after is not None:
+                after()
+            started = time.perf_counter()
+        extra = {"stats": stats.as_dict(), "traces": traces if trace else None, "calls": calls}
+        return Run(sequences, seconds, stats.verifier_calls, extra)
+
+    def profile(self, method: str, parameters: dict[str, Any]) -> dict[str, float]:
+        """Milliseconds per new token of each phase, "rest" for the loop around them, and in all."""
+        stats = self.verifier.generate(
+            self.workload.sources, self.method(method, parameters), batch_size=1, profile=True,
+            max_new_tokens=self.workload.max_new_tokens,
+        ).stats  # fmt: skip
+        phases = dict(stats.phases)
+        phases["rest"] = stats.seconds - sum(phases.values())
+        phases["all"] = stats.seconds
+        return {name: 1000 * seconds / stats.new_tokens for name, seconds in phases.items()}
+
+    def costs(self) -> dict[str, Any]:
+        """Milliseconds of a verifier pass by its number of tokens, and of a pass of the little model, batch size 1."""
+        costs = measure_costs(self.verifier.model, self.drafter, 1)
+        return {
+            "verifier_ms": {str(length): 1000 * costs.verify(length - 1) for length in LENGTHS},
+            "little_ms": 1000 * (costs.draft(2) - costs.draft(1)),
+        }
+
+    @torch.inference_mode()
+    def gap(self, line: int, prefix: list[int]) -> float:
+        """By how much the likeliest next token leads the second after `prefix`, in logits: near 0 it is a tie."""
+        model = self.verifier.model
+        source = torch.tensor([self.workload.sources[line]], device=model.device)
+        encoded = model.encode(source, torch.tensor([source.shape[1]], device=model.device))
+        cache = model.new_cache(1)
+        model.admit(cache, 0, encoded)
+        tokens = torch.tensor([[model.architecture.decoder_start_token_id, *prefix]], device=model.device)
+        lengths = torch.zeros(1, dtype=torch.long, device=model.device)
+        logits = model.decode_block(cache, tokens, lengths, tokens.shape[1], uniform=True).logits[0, -1]
+        first, second = logits.topk(2).values.tolist()
+        return first - second
