@@ -1,15 +1,42 @@
 """Speculative decoding for encoder–decoder models: the same loop for every drafter and every acceptance rule."""
 
-from spec2seq.api import Generation, Row, Seq2Seq
-from spec2seq.decoding.acceptance import Exact, RejectionSampling, Rollback, TopBeta
-from spec2seq.decoding.drafters import LittleModel, NgramLookup
-from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength
-from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, Speculative
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from spec2seq.api import Generation, Row, Seq2Seq
+    from spec2seq.decoding.acceptance import Exact, RejectionSampling, Rollback, TopBeta
+    from spec2seq.decoding.drafters import LittleModel, NgramLookup
+    from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength
+    from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, Speculative
 
 __all__ = [
     "AdaptiveLength", "Assisted", "Beam", "BiLD", "ConfidenceLength", "Exact", "FixedLength", "Generation", "Greedy",
     "LittleModel", "Lookup", "NgramLookup", "RejectionSampling", "Rollback", "Row", "Sample", "Seq2Seq",
     "Spec2SeqError", "Speculative", "TopBeta", "UsageError",
 ]  # fmt: skip
+
+# Importing torch takes seconds, so a name is imported when it is first used: `spec2seq --help` answers at once.
+_ROOMS = {
+    "spec2seq.api": ("Generation", "Row", "Seq2Seq"),
+    "spec2seq.decoding.acceptance": ("Exact", "RejectionSampling", "Rollback", "TopBeta"),
+    "spec2seq.decoding.drafters": ("LittleModel", "NgramLookup"),
+    "spec2seq.decoding.lengths": ("AdaptiveLength", "ConfidenceLength", "FixedLength"),
+    "spec2seq.decoding.methods": ("Assisted", "Beam", "BiLD", "Greedy", "Lookup", "Sample", "Speculative"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

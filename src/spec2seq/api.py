@@ -1,9 +1,9 @@
 """Load a model and generate: the only place where models and decoding meet."""
 
+import copy
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "source.spm", "vocab.json")
 DEFAULT_MAX_NEW_TOKENS = 256
 WINDOW = 16  # batches that are sorted by length together
 
@@ -82,19 +83,28 @@ class Seq2Seq:
         name = str(name)
         if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
             raise Spec2SeqError(f"{name}: no model here: config.json is missing")
+        if name.startswith((".", "/", "~")) and not os.path.exists(name):
+            raise Spec2SeqError(f"{name}: no such folder")
         import transformers  # slow to import, and only loading needs it
+        from safetensors import SafetensorError
 
         try:
             config = transformers.AutoConfig.from_pretrained(name)
             families.family_of(config, name)
-            theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(name, dtype=DTYPES[dtype])
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+                name, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = _first_line(error)
             raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
+        _check_complete(name, loading)
+        # Without its files Transformers makes an empty tokenizer up for some families.
+        if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
+            raise Spec2SeqError(f"{name}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, ImportError, TypeError) as error:
-            raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {error}") from None
+        except (OSError, ValueError, ImportError, TypeError, RuntimeError) as error:
+            raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {_first_line(error)}") from None
         model = families.load(theirs.config, theirs.state_dict(), name)
         return cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
 
@@ -118,15 +128,16 @@ class Seq2Seq:
         folder = Path(folder)
         if folder.exists():
             raise Spec2SeqError(f"{folder}: exists already")
-        with torch.device("meta"):
-            theirs = transformers.AutoModelForSeq2SeqLM.from_config(self.config)
-        state = {name: tensor.cpu() for name, tensor in families.export(self.model, self.config).items()}
-        theirs.load_state_dict(state, strict=False, assign=True)
-        theirs.tie_weights()
+        with torch.device("meta"):  # only its configuration and its list of tied weights are wanted
+            config = copy.deepcopy(self.config)
+            theirs = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=self.model.dtype)
+        model = self.model if self.model.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        state = families.export(model, self.config)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        temporary = folder.parent / f".{folder.name}.{os.getpid()}"
+        temporary.mkdir()  # not tempfile's: its folders can be read by their owner alone
         try:
-            theirs.save_pretrained(temporary)
+            theirs.save_pretrained(temporary, state_dict=state)
             for part in (self.tokenizer, self.generation_config):
                 if part is not None:
                     part.save_pretrained(temporary)
@@ -170,7 +181,7 @@ class Seq2Seq:
 
     def stream(
         self,
-        sources: Iterable[str],
+        sources: Iterable[str | Sequence[int]],
         method: Method | None = None,
         *,
         stats: Stats | None = None,
@@ -204,6 +215,10 @@ class Seq2Seq:
         """What the model's generation config asks for. Raises Spec2SeqError for what is not supported."""
         if self.generation_config is None:
             return []
+        for name in ("eos_token_id", "decoder_start_token_id"):
+            value, ours = getattr(self.generation_config, name, None), getattr(self.model.architecture, name)
+            if value not in (None, ours, [ours]):
+                raise Spec2SeqError(f"generation setting {name}={value!r} is not supported; the model's own is {ours}")
         return processors_from(self.generation_config.to_dict(), self.model.architecture.eos_token_id)
 
     def max_new_tokens(self, asked: int | None = None) -> int:
@@ -315,6 +330,20 @@ def check_same_vocabulary(verifier: Seq2Seq, drafter: LittleModel) -> None:
                 f"verifier and drafter have different vocabularies: token {index} is {mine.get(index)!r} in the "
                 f"verifier and {other.get(index)!r} in the drafter; a drafter must have the verifier's vocabulary"
             )
+
+
+def _check_complete(name: str, loading: dict[str, Any]) -> None:
+    """Transformers fills tensors that are missing or have another shape with random numbers and goes on."""
+    if loading["mismatched_keys"]:
+        tensor, found, wanted = sorted(loading["mismatched_keys"], key=str)[0]
+        raise Spec2SeqError(f"{name}: {tensor} has the shape {[*found]}; config.json asks for {[*wanted]}")
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise Spec2SeqError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _torch_device(name: str) -> torch.device:

@@ -58,7 +58,10 @@ def export(model: EncoderDecoder, config: Any) -> dict[str, Tensor]:
     for name, parts in family.names(model.architecture).items():
         for part, tensor in zip(parts, ours[name].chunk(len(parts)), strict=True):
             theirs[part] = tensor.contiguous()
-    if config.model_type in ("bart", "marian"):
+    bart_like = config.model_type in ("bart", "marian")
+    if model.target_embedding is model.source_embedding:  # Transformers ties both to a third name
+        theirs["model.shared.weight" if bart_like else "shared.weight"] = ours["source_embedding"]
+    if bart_like:
         bias = ours.get("head.bias", torch.zeros(model.architecture.vocabulary))
         theirs["final_logits_bias"] = bias[None].contiguous()
     return theirs

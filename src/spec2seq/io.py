@@ -1,0 +1,260 @@
+"""Lines and JSONL: read with line numbers, run through a model, written one by one or as a whole file."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from spec2seq.errors import Spec2SeqError, UsageError
+
+if TYPE_CHECKING:  # both import torch
+    from spec2seq.api import Method, Row, Seq2Seq
+    from spec2seq.decoding.stats import Counts, Stats
+
+LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
+RESULTS = ("output", "tokens", "stats", "trace")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One source: its line number from 1, its text, and the JSON object it came in, if it came in one."""
+
+    number: int
+    text: str
+    fields: dict[str, Any] | None = None
+
+
+def read_lines(path: Path | None) -> Iterator[Line]:
+    """The lines of a UTF-8 file, or of stdin; a line ends at LF or CRLF and nowhere else.
+
+    Raises UsageError for a file that cannot be opened, Spec2SeqError naming line and byte for a wrong encoding.
+    """
+    with _opened(path) as stream:
+        for number, raw in enumerate(stream, 1):
+            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")  # the byte order mark is no text
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError as error:
+                raise Spec2SeqError(
+                    f"{name_of(path)}: line {number}, byte {error.start + 1}: 0x{raw[error.start]:02X} is not UTF-8; "
+                    "allowed: text in UTF-8 (iconv converts)"
+                ) from None
+            yield Line(number, text if text.strip() else "")
+
+
+def read_objects(path: Path | None, field: str) -> Iterator[Line]:
+    """The JSON objects of a JSONL file, or of stdin, each with a text in `field`.
+
+    Raises Spec2SeqError naming the line for anything else.
+    """
+    for line in read_lines(path):
+        where = f"{name_of(path)}: line {line.number}"
+        try:
+            fields = json.loads(line.text)
+        except (ValueError, RecursionError) as error:
+            reason = "empty" if not line.text else str(error)
+            raise Spec2SeqError(f"{where}: not JSON ({reason}); allowed: one object a line") from None
+        if not isinstance(fields, dict):
+            raise Spec2SeqError(f"{where}: {type(fields).__name__} instead of an object; allowed: one object a line")
+        if field not in fields:
+            raise Spec2SeqError(f"{where}: no field {field!r}; found: {', '.join(fields) or 'no field'}")
+        text = fields[field]
+        if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
+            raise Spec2SeqError(f"{where}: field {field!r} is {_short(text)}; allowed: a text")
+        taken = [name for name in RESULTS if name in fields]
+        if taken:
+            raise Spec2SeqError(f"{where}: field {taken[0]!r} is there already and the results would overwrite it")
+        yield Line(line.number, text if text.strip() else "", fields)
+
+
+def name_of(path: Path | None) -> str:
+    """What errors call the input."""
+    return "stdin" if path is None else str(path)
+
+
+def source_ids(model: "Seq2Seq", line: Line, truncate: bool, where: str) -> list[int]:
+    """Token ids of a line, end token included. Raises Spec2SeqError if it is too long and not to be truncated."""
+    ids = model.encode_text(line.text)
+    own = model.model.architecture.max_positions
+    most = own or LONGEST_SOURCE
+    if len(ids) <= most:
+        return ids
+    if not truncate:
+        allows = f"the model allows {own}" if own else f"allowed here: {most} (the model has no limit of its own)"
+        raise Spec2SeqError(f"{where}: line {line.number} has {len(ids)} tokens; {allows}; split it, or use --truncate")
+    return [*ids[: most - 1], ids[-1]]
+
+
+class Rows:
+    """Runs lines through a model: (line, row) pairs in order, an empty line giving an empty row without the model.
+
+    A line that cannot be used ends the input; what came before it is still given, then the error is raised.
+    """
+
+    def __init__(
+        self, model: "Seq2Seq", method: "Method", lines: Iterable[Line], where: str, *, truncate: bool = False,
+        stats: "Stats | None" = None, **run: Any,
+    ):  # fmt: skip
+        self.model, self.lines, self.where, self.truncate = model, iter(lines), where, truncate
+        self.ahead: deque[Line] = deque()  # read, but not yet given back
+        self.unfed: list[int] | None = None  # the last of them, if the model has not got it
+        self.error: Spec2SeqError | None = None
+        self.rows = model.stream(self._feed(), method, stats=stats, **run)
+
+    def __iter__(self) -> "Iterator[tuple[Line, Row]]":
+        from spec2seq.api import Row
+        from spec2seq.decoding.stats import Counts
+
+        # Reading no line before the ones at hand are answered keeps a conversation over pipes alive.
+        while self.ahead or self._read():
+            line = self.ahead.popleft()
+            yield line, next(self.rows) if line.text else Row("", [], Counts(), "")
+        if self.error is not None:
+            raise self.error
+
+    def _read(self) -> bool:
+        try:
+            line = next(self.lines, None)
+            ids = source_ids(self.model, line, self.truncate, self.where) if line and line.text else None
+        except Spec2SeqError as error:
+            self.error, self.lines = error, iter(())
+            return False
+        if line is None:
+            return False
+        self.ahead.append(line)
+        self.unfed = ids
+        return True
+
+    def _feed(self) -> Iterator[list[int]]:
+        while self.unfed is not None or self._read():
+            if self.unfed is not None:
+                ids, self.unfed = self.unfed, None
+                yield ids
+
+
+def check_lines(model: "Seq2Seq", lines: Iterable[Line], truncate: bool, where: str) -> int:
+    """Raise what `Rows` would raise, before anything is written; returns how many lines there are."""
+    count = 0
+    for line in lines:
+        if line.text:
+            source_ids(model, line, truncate, where)
+        count += 1
+    return count
+
+
+def counts_object(counts: "Counts") -> dict[str, Any]:
+    """A row's counts with their ratios, for JSON."""
+    ratios = {"tokens_per_verifier_call": counts.tokens_per_verifier_call, "acceptance": counts.acceptance}
+    return dataclasses.asdict(counts) | ratios
+
+
+def row_object(row: "Row", text_key: str, trace: bool) -> dict[str, Any]:
+    """A row for JSON: its text under `text_key`, `tokens`, `stats`, and `trace` if asked for."""
+    made = {text_key: row.text, "tokens": row.tokens, "stats": counts_object(row.counts)}
+    return made | {"trace": row.trace} if trace else made
+
+
+def one_line(text: str | None) -> str:
+    """A text as one line: a line break inside would shift all lines that follow."""
+    return " ".join((text or "").splitlines())
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON, readable unless the input smuggled in what UTF-8 cannot write."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
+@contextlib.contextmanager
+def writer(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """A function that writes one line and flushes it, to stdout or to a file.
+
+    The file appears under its name only when all is written. Until then it is NAME.part, which an error removes
+    and an interruption leaves, with the finished lines.
+    """
+    if path is None:
+        yield _line_writer(sys.stdout.buffer)
+        return
+    target = path.resolve()
+    part = target.with_name(f"{target.name}.part")
+    if target.exists() and not target.is_file() and not target.is_dir():
+        part = target  # a device or a pipe is written as it stands
+    try:
+        stream = _create(part, target)
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written: {error.strerror}") from None
+    try:
+        with stream:
+            yield _line_writer(stream)
+    except KeyboardInterrupt:
+        if part != target and part.stat().st_size:
+            raise KeyboardInterrupt(f"the finished lines are in {part}") from None
+        _discard(part, target)
+        raise
+    except BaseException:
+        _discard(part, target)
+        raise
+    if part != target:
+        part.replace(target)
+
+
+def _create(part: Path, target: Path) -> BinaryIO:
+    if target.is_dir():
+        raise IsADirectoryError(0, "it is a folder")
+    return part.open("wb")
+
+
+def _discard(part: Path, target: Path) -> None:
+    if part != target:
+        part.unlink(missing_ok=True)
+
+
+def _line_writer(stream: BinaryIO) -> Callable[[str], None]:
+    def write(line: str) -> None:
+        stream.write(line.encode() + b"\n")
+        stream.flush()
+
+    return write
+
+
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdin.buffer
+        return
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UsageError(f"{path}: {reason}; allowed: a text file in UTF-8") from None
+    with stream:
+        yield stream
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def is_rereadable(path: Path | None) -> bool:
+    """Whether the input can be read twice."""
+    return path is not None and os.path.isfile(path)
+
+
+def check_readable(path: Path) -> None:
+    """Raise UsageError if the file cannot be opened. A pipe is not touched: opening it takes from it."""
+    if is_rereadable(path) or not path.exists() or path.is_dir():
+        with _opened(path):
+            pass

@@ -1,0 +1,276 @@
+"""The options of a run and of its method: one table, from which flags, config keys, help and docs are made."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spec2seq.config import load_mapping
+from spec2seq.errors import UsageError
+
+if TYPE_CHECKING:  # both import torch, and the command line must answer --help without it
+    from spec2seq.api import Method, Seq2Seq
+    from spec2seq.decoding.drafters import Drafter
+
+METHODS = ("greedy", "beam", "sample", "assisted", "bild", "lookup")
+DRAFTED = ("assisted", "bild")  # need a drafter; sample may have one
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its type and range, what the library does without it, and the methods that take it.
+
+    `word` may stand for None ("auto", "none"). Without `methods` every method takes it. Where `with_drafter` is
+    true, sample takes it only with a drafter.
+    """
+
+    name: str
+    type: type
+    help: str
+    default: Any
+    methods: tuple[str, ...] = METHODS
+    word: str | None = None
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    with_drafter: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def of_method(self) -> bool:
+        """Whether only some methods take it."""
+        return self.methods != METHODS
+
+    @property
+    def allowed(self) -> str:
+        """The values that are allowed, in words."""
+        if self.choices:
+            return ", ".join(self.choices)
+        words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.type]
+        if self.low is not None:
+            words += f" from {self.low} to {self.high}" if self.high is not None else f" of at least {self.low}"
+        return words + (f", or {self.word}" if self.word else "")
+
+    def parse(self, value: Any, where: str) -> Any:
+        """A flag's text or a config file's value → the value. Raises UsageError naming `where`."""
+        if self.word and (value is None or value == self.word):
+            return None
+        parsed = self._converted(value)
+        low = -float("inf") if self.low is None else self.low
+        high = float("inf") if self.high is None else self.high
+        in_range = self.type in (str, bool) or (parsed is not None and low <= parsed <= high)
+        if parsed is None or not in_range or (self.choices and parsed not in self.choices):
+            raise UsageError(f"{where} is {value!r}; allowed: {self.allowed}")
+        return parsed
+
+    def _converted(self, value: Any) -> Any:
+        """The value in the option's type; None if it is not one."""
+        if isinstance(value, bool) or self.type in (bool, str):
+            return value if type(value) is self.type else None
+        if isinstance(value, str) or (self.type is float and isinstance(value, int)):
+            try:
+                return self.type(value)
+            except ValueError:
+                return None
+        return value if isinstance(value, self.type) else None
+
+
+def _option(type_: type, help_: str, default: Any, *methods: str, **more: Any) -> Any:
+    """A dataclass field with its line of the table; `_table` adds the name."""
+    if methods:
+        more["methods"] = methods
+    return field(default=UNSET, metadata={"option": dict(type=type_, help=help_, default=default, **more)})
+
+
+class _Given:
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of `names` that are set."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not UNSET}
+
+
+@dataclass(frozen=True)
+class RunOptions(_Given):
+    """What every method takes. UNSET leaves it to the library."""
+
+    model: str = _option(str, "folder or hub id of the model", "the bundled models/ende, if it is here")
+    dtype: str = _option(str, "type of weights and arithmetic", "float32", choices=DTYPES)
+    device: str = _option(str, "cpu, cuda or cuda:N", "cpu")
+    threads: int = _option(int, "CPU threads", "what PyTorch takes", low=1)
+    batch_size: int = _option(int, "rows in flight; lines come out in groups of 16 times as many, or one by one at 1",
+                              8, low=1)  # fmt: skip
+    max_new_tokens: int = _option(int, "the most tokens of an output", "what the model's generation config says", low=1)
+    truncate: bool = _option(bool, "cut sources that are longer than the model allows", False)
+
+
+@dataclass(frozen=True)
+class MethodOptions(_Given):
+    """A method and its parameters. UNSET leaves a parameter to the library; one that the method does not take
+    raises UsageError."""
+
+    method: str = _option(str, "how to decode", "assisted where a drafter is found, else greedy", choices=METHODS)
+    drafter: str = _option(str, "folder or hub id of the little model; makes sample speculative",
+                           "MODEL/little; sample: none", "assisted", "bild", "sample")  # fmt: skip
+    num_beams: int = _option(int, "beams of a sentence", 5, "beam", low=1)
+    length_penalty: float = _option(float, "scores are divided by length to this power", 1.0, "beam")
+    early_stopping: bool = _option(bool, "stop a sentence when it has num_beams hypotheses", False, "beam")
+    temperature: float = _option(float, "divides the logits", 1.0, "sample", low=1e-6)
+    top_k: int | None = _option(int, "only the k likeliest tokens", None, "sample", low=1, word="none")
+    top_p: float | None = _option(float, "only the likeliest tokens that make up this mass", None, "sample",
+                                  low=1e-6, high=1.0, word="none")  # fmt: skip
+    seed: int = _option(int, "same seed, same draws", 0, "sample", low=0, high=2**31 - 1)
+    num_assistant_tokens: int | None = _option(
+        int, "tokens to draft; auto chooses by measurement", "auto; sample: 4", "assisted", "sample",
+        low=0, word="auto", with_drafter=True)  # fmt: skip
+    assistant_confidence_threshold: float | None = _option(
+        float, "end a draft where the drafter's top probability is below this", None, "assisted", "sample",
+        low=0.0, high=1.0, word="none", with_drafter=True)  # fmt: skip
+    num_lookup_tokens: int | None = _option(int, "tokens to copy; auto chooses by measurement", "auto", "lookup",
+                                            low=0, word="auto")  # fmt: skip
+    max_matching_ngram_size: int = _option(int, "the longest n-gram to look for", 3, "lookup", low=1)
+    min_matching_ngram_size: int = _option(int, "the shortest n-gram to look for", 1, "lookup", low=1)
+    beta: int = _option(int, "accept drafted tokens among the verifier's top beta: lossy above 1; exact if neither "
+                        "beta nor tau is set", 3, "assisted", "lookup", low=1)  # fmt: skip
+    tau: float = _option(float, "accept them at most this many nats below the best", 1.0, "assisted", "lookup", low=0.0)
+    fallback_threshold: float | None = _option(
+        float, "the verifier takes over where the little model's top probability is below this", 0.6, "bild",
+        low=0.0, high=1.0, word="none")  # fmt: skip
+    rollback_threshold: float | None = _option(
+        float, "take back tokens whose negative log-probability under the verifier is above this", 2.0, "bild",
+        low=0.0, word="none")  # fmt: skip
+    max_draft_tokens: int = _option(int, "the longest draft", 10, "bild", low=1)
+
+    def __post_init__(self):
+        if self.method is UNSET:
+            raise UsageError(f"method is not set; allowed: {', '.join(METHODS)}")
+        values = {name: value for name, value in vars(self).items() if value is not UNSET}
+        for name, value in values.items():
+            object.__setattr__(self, name, OPTIONS[name].parse(value, name))
+        refuse_idle(values, self.method)
+
+
+def _table(cls: type) -> dict[str, Option]:
+    return {item.name: Option(item.name, **item.metadata["option"]) for item in dataclasses.fields(cls)}
+
+
+OPTIONS = _table(RunOptions) | _table(MethodOptions)
+
+
+def refuse_idle(values: Mapping[str, Any], method: str, where: Callable[[str], str] = str, note: str = "") -> None:
+    """Raise UsageError for the first of `values` that does nothing for `method`, naming it by `where`."""
+    for name in values:
+        option = OPTIONS[name]
+        if method not in option.methods:
+            takers = ", ".join(option.methods)
+            raise UsageError(f"{where(name)} does nothing with method {method}{note}; methods that take it: {takers}")
+        if option.with_drafter and method == "sample" and "drafter" not in values:
+            raise UsageError(f"{where(name)} does nothing with method sample without a drafter; give one")
+
+
+def resolve(flags: Mapping[str, Any], config: Path | None = None) -> tuple[RunOptions, MethodOptions]:
+    """Options from flags (None: not given) and from a config file of the same names; flags win.
+
+    Raises UsageError for an unknown key, a wrong value, or an option that the method does not take.
+    """
+    values, where = {}, {}
+    given = [(name, value, f"{config}: {name}") for name, value in (load_mapping(config) if config else {}).items()]
+    for name, value, source in given:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(str(name), OPTIONS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(OPTIONS)}"
+            raise UsageError(f"{config}: unknown key {name!r}; {hint}")
+        values[name], where[name] = OPTIONS[name].parse(value, source), source
+    for name, value in flags.items():
+        if value is not None:
+            flag = OPTIONS[name].flag
+            values[name], where[name] = OPTIONS[name].parse(value, flag), flag
+    run = {name: values.pop(name) for name in _table(RunOptions) if name in values}
+    if "model" not in run:
+        run["model"] = bundled_model()
+    note = ""
+    beside = Path(run["model"], "little")
+    if "method" not in values:
+        found = "drafter" in values or (beside / "config.json").is_file()
+        values["method"], note = ("assisted" if found else "greedy"), " (the default here)"
+    method = values["method"]
+    refuse_idle(values, method, lambda name: where[name], note)
+    if method in DRAFTED and "drafter" not in values:
+        if not (beside / "config.json").is_file():
+            raise UsageError(f"method {method} needs a drafter, and {beside} has none; give --drafter FOLDER_OR_ID")
+        values["drafter"] = str(beside)
+    return RunOptions(**run), MethodOptions(**values)
+
+
+def bundled_model() -> str:
+    """The checkout's own model. Raises UsageError where there is none."""
+    folder = Path(__file__).resolve().parents[2] / "models" / "ende"
+    if not (folder / "config.json").is_file():
+        raise UsageError("no model; give --model FOLDER_OR_ID")
+    return str(folder)
+
+
+def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
+    """Load the model, and the drafter if there is one, and make the method."""
+    from spec2seq.api import Seq2Seq
+
+    if run.threads is not UNSET:
+        import torch
+
+        torch.set_num_threads(run.threads)
+    place = run.given("dtype", "device")
+    drafter = None
+    if options.drafter is not UNSET:
+        drafter = Seq2Seq.from_pretrained(options.drafter, **place).drafter()
+    method = make_method(options, drafter)
+    return Seq2Seq.from_pretrained(run.model, **place), method
+
+
+def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Method":
+    """The method that the options describe; what they leave unset has the library's defaults."""
+    from spec2seq.decoding import methods
+
+    if options.method in DRAFTED and drafter is None:
+        raise UsageError(f"method {options.method} needs a drafter")
+    given = options.given
+    match options.method:
+        case "greedy":
+            return methods.Greedy()
+        case "beam":
+            return methods.Beam(**given("num_beams", "length_penalty", "early_stopping"))
+        case "sample":
+            filters = given("temperature", "top_k", "top_p", "seed")
+            length = given("num_assistant_tokens", "assistant_confidence_threshold")
+            if drafter is not None and length:
+                length = methods.Assisted(drafter, **({"num_assistant_tokens": 4} | length)).length
+            return methods.Sample(**filters, drafter=drafter, length=length or None)
+        case "assisted":
+            length = given("num_assistant_tokens", "assistant_confidence_threshold")
+            return methods.Assisted(drafter, **length, acceptance=_acceptance(options))
+        case "bild":
+            return methods.BiLD(drafter, **given("fallback_threshold", "rollback_threshold", "max_draft_tokens"))
+        case _:
+            lookup = given("num_lookup_tokens", "max_matching_ngram_size", "min_matching_ngram_size")
+            return methods.Lookup(**lookup, acceptance=_acceptance(options))
+
+
+def _acceptance(options: MethodOptions) -> Any:
+    from spec2seq.decoding.acceptance import TopBeta
+
+    given = options.given("beta", "tau")
+    return TopBeta(**given) if given else None
+
+
+def as_markdown() -> str:
+    """The table for the docs."""
+    lines = ["| option | config key | values | default | methods |", "|---|---|---|---|---|"]
+    for name, option in OPTIONS.items():
+        methods = ", ".join(option.methods) if option.of_method else "all"
+        default = "none" if option.default is None else option.default
+        lines.append(f"| `{option.flag}` | `{name}` | {option.allowed} | {default} | {methods} |")
+    return "\n".join(lines) + "\n"

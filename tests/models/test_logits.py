@@ -1,0 +1,125 @@
+"""Our layers against Transformers' own classes: logits and hidden states, padded and not, float32 and float64."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedModel
+
+from spec2seq import Seq2Seq, Spec2SeqError
+from spec2seq.models import families
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-5}
+
+
+def prefixes(model, rows: int, length: int, seed: int = 3) -> torch.Tensor:
+    """Random decoder inputs that start with the decoder start."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.config.vocab_size, (rows, length), generator=generator)
+    ids[:, 0] = model.config.decoder_start_token_id
+    return ids
+
+
+def decoded(model: Seq2Seq, sources: list[list[int]], ids: torch.Tensor, **asked):
+    """One pass over all of `ids`, in a fresh cache."""
+    tokens, lengths = tiny.padded(sources, model.config.pad_token_id)
+    cache = model.model.new_cache(len(sources))
+    model.model.admit(cache, 0, model.model.encode(tokens, lengths))
+    return model.model.decode_block(cache, ids, torch.zeros_like(lengths), ids.shape[1], uniform=True, **asked)
+
+
+def of_type(theirs: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    return theirs if dtype == torch.float64 else copy.deepcopy(theirs).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("seed", tiny.SEEDS[:2])
+def test_logits_equal_those_of_transformers(family, seed, dtype):
+    theirs = of_type(tiny.transformers_model(family, seed), dtype)
+    model = Seq2Seq.from_transformers(theirs)
+    sources = tiny.sources(theirs, 6, seed, longest=40)  # far enough for T5's logarithmic buckets
+    ids = prefixes(theirs, 6, 40)
+    expected = theirs(**tiny.encoder_inputs(theirs, sources), decoder_input_ids=ids).logits
+    ours = decoded(model, sources, ids).logits
+    assert ours.dtype == dtype
+    assert expected.std() > 0.5  # wide enough that a tolerance of 1e-4 means something
+    torch.testing.assert_close(ours, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_the_encoder_equals_that_of_transformers(family):
+    theirs = tiny.transformers_model(family)
+    sources = tiny.sources(theirs, 5, longest=40)
+    inputs = tiny.encoder_inputs(theirs, sources)
+    expected = theirs.get_encoder()(**inputs).last_hidden_state
+    tokens, lengths = tiny.padded(sources, theirs.config.pad_token_id)
+    ours = tiny.seq2seq(family).model.encode(tokens, lengths).states
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=0)
+
+
+def test_padding_of_sources_changes_nothing(family):
+    model = tiny.seq2seq(family)
+    sources = tiny.sources(model, 5)
+    ids = prefixes(model, 5, 9)
+    together = decoded(model, sources, ids).logits
+    alone = torch.cat([decoded(model, [source], row[None]).logits for source, row in zip(sources, ids, strict=True)])
+    torch.testing.assert_close(together, alone, atol=1e-9, rtol=0)
+
+
+def test_hidden_states_equal_those_of_transformers(family):
+    theirs = tiny.transformers_model(family)
+    sources, ids = tiny.sources(theirs, 4), prefixes(theirs, 4, 7)
+    expected = theirs(
+        **tiny.encoder_inputs(theirs, sources), decoder_input_ids=ids, output_hidden_states=True
+    ).decoder_hidden_states
+    ours = decoded(tiny.seq2seq(family), sources, ids, hidden_layers=(0, 1))
+    assert set(ours.hidden) == {0, 1}
+    for layer in (0, 1):
+        torch.testing.assert_close(ours.hidden[layer], expected[layer], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.states, expected[-1], atol=1e-5, rtol=0)
+
+
+def test_logits_only_where_asked(family):
+    model = tiny.seq2seq(family)
+    sources, ids = tiny.sources(model, 4), prefixes(model, 4, 7)
+    everywhere = decoded(model, sources, ids).logits
+    places = torch.tensor([[0, 6], [3, 3], [6, 1], [2, 5]])
+    asked = decoded(model, sources, ids, logit_positions=places).logits
+    expected = torch.stack([logits[place] for logits, place in zip(everywhere, places, strict=True)])
+    torch.testing.assert_close(asked, expected, atol=1e-12, rtol=0)
+
+
+def test_separate_tables_are_kept_apart():
+    theirs = copy.deepcopy(tiny.transformers_model("t5-gated"))
+    theirs.decoder.embed_tokens = torch.nn.Embedding.from_pretrained(theirs.shared.weight.flip(0))
+    model = Seq2Seq.from_transformers(theirs)
+    assert model.model.target_embedding is not model.model.source_embedding
+    sources, ids = tiny.sources(theirs, 3), prefixes(theirs, 3, 5)
+    expected = theirs(**tiny.encoder_inputs(theirs, sources), decoder_input_ids=ids).logits
+    torch.testing.assert_close(decoded(model, sources, ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_tied_tables_exist_once(family):
+    model = tiny.seq2seq(family).model
+    assert model.target_embedding is model.source_embedding
+    assert (model.head.weight is model.target_embedding) == (family != "t5-gated")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; supported: bart, marian, t5"),
+        ({"activation_function": "mish"}, "activation 'mish' is not supported; supported: relu"),
+        ({"eos_token_id": [0, 5]}, "eos_token_id is [0, 5]; exactly one"),
+        ({"decoder_vocab_size": 10}, "separate vocabularies are not supported: 64 source and 10 target"),
+    ],
+)
+def test_what_is_not_supported_is_refused(change, message):
+    theirs = tiny.transformers_model("marian")
+    config = copy.deepcopy(theirs.config)
+    for name, value in change.items():
+        object.__setattr__(config, name, value) if name == "model_type" else setattr(config, name, value)
+    with pytest.raises(Spec2SeqError) as error:
+        families.load(config, theirs.state_dict(), "here")
+    assert message in str(error.value)
