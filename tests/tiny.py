@@ -93,6 +93,14 @@ def seq2seq(family: str, seed: int = 0, **sizes) -> Seq2Seq:
     return Seq2Seq.from_transformers(transformers_model(family, seed, **sizes))
 
 
+def small_positions(family: str, positions: int) -> Seq2Seq:
+    """A BART-like model with room for few tokens."""
+    torch.manual_seed(0)
+    small = config(family)
+    small.max_position_embeddings = positions
+    return Seq2Seq.from_transformers(transformers.AutoModelForSeq2SeqLM.from_config(small).double())
+
+
 @functools.cache
 def noisy_copy(model: Seq2Seq, noise: float, seed: int = 1) -> Seq2Seq:
     """A drafter that often agrees with `model`: its weights with noise added."""
@@ -144,17 +152,18 @@ def generated(model, rows: list[list[int]], max_new_tokens: int, **settings) -> 
 def tokenizer(model, words: dict[int, str] | None = None):
     """A tokenizer of one word an id ("w5"); `words` names some ids otherwise."""
     special = {model.config.pad_token_id: "<pad>", model.config.eos_token_id: "</s>"}
+    unknown = next(index for index in range(model.config.vocab_size) if index not in special)
+    special[unknown] = "<unk>"
     names = {index: f"w{index}" for index in range(model.config.vocab_size)} | special | (words or {})
-    unknown = names[2 if model.config.eos_token_id != 2 else 3]
     backend = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: index for index, word in names.items()}, unk_token=unknown)
+        tokenizers.models.WordLevel({word: index for index, word in names.items()}, unk_token="<unk>")
     )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", model.config.eos_token_id)]
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token=unknown
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
 
 

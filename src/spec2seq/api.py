@@ -20,6 +20,7 @@ from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import families
 from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.pairing import check_pair
 
 DTYPES = {
     "float64": torch.float64,
@@ -29,6 +30,7 @@ DTYPES = {
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "source.spm", "vocab.json")
 DEFAULT_MAX_NEW_TOKENS = 256
+LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 WINDOW = 16  # batches that are sorted by length together
 
 Method = Speculative | Beam
@@ -86,7 +88,6 @@ class Seq2Seq:
         if name.startswith((".", "/", "~")) and not os.path.exists(name):
             raise Spec2SeqError(f"{name}: no such folder")
         import transformers  # slow to import, and only loading needs it
-        from safetensors import SafetensorError
 
         try:
             config = transformers.AutoConfig.from_pretrained(name)
@@ -94,7 +95,9 @@ class Seq2Seq:
             theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
                 name, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        except Spec2SeqError:
+            raise
+        except Exception as error:  # a broken configuration raises anything, from KeyError to the hub's own kinds
             reason = _first_line(error)
             raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
         _check_complete(name, loading)
@@ -103,7 +106,7 @@ class Seq2Seq:
             raise Spec2SeqError(f"{name}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, ImportError, TypeError, RuntimeError) as error:
+        except Exception as error:  # as above
             raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {_first_line(error)}") from None
         model = families.load(theirs.config, theirs.state_dict(), name)
         return cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
@@ -170,9 +173,9 @@ class Seq2Seq:
         """
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
-        ids = [self._source_ids(source, index, truncate) for index, source in enumerate(sources)]
+        ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = _Run(self, method or Greedy(), max_new_tokens, batch_size, trace, profile)
+        run = _Run(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, len(ids))
         done = run([ids[index] for index in order], list(order))
         rows = [None] * len(ids)
         for index, completion in done:
@@ -192,6 +195,8 @@ class Seq2Seq:
     ) -> Iterator[Row]:
         """Like `generate`, for a source of any length: rows come in order, a window of sources at a time, each
         line alone at batch size 1. Counts are added to `stats` as it goes."""
+        if isinstance(sources, str):
+            raise UsageError("sources is one string; pass a list of them")
         run = _Run(self, method or Greedy(), max_new_tokens, batch_size, trace, False)
         run.stats = stats if stats is not None else run.stats
         size = 1 if batch_size == 1 else batch_size * WINDOW
@@ -205,7 +210,7 @@ class Seq2Seq:
             window.clear()
 
         for index, source in enumerate(sources):
-            window.append((index, self._source_ids(source, index, truncate)))
+            window.append((index, self.source_ids(source, f"source {index + 1}", truncate)))
             if len(window) == size:
                 yield from flush()
         if window:
@@ -242,18 +247,26 @@ class Seq2Seq:
             raise UsageError("this model was loaded without a tokenizer; pass token ids")
         return self.tokenizer(text, verbose=False)["input_ids"]
 
-    def _source_ids(self, source: str | Sequence[int], index: int, truncate: bool) -> list[int]:
+    def source_ids(self, source: str | Sequence[int], where: str, truncate: bool = False) -> list[int]:
+        """Token ids of a source, end token included, cut to what the model allows if `truncate` says so.
+
+        Raises UsageError for ids that are not the vocabulary's, Spec2SeqError for too many, naming `where`.
+        """
         ids = self.encode_text(source) if isinstance(source, str) else list(source)
         if not ids:
-            raise UsageError(f"source {index + 1} has no tokens; a source holds at least the end token")
-        most = self.model.architecture.max_positions
-        if most is not None and len(ids) > most:
-            if not truncate:
-                raise Spec2SeqError(
-                    f"source {index + 1} has {len(ids)} tokens; the model allows {most} (split it, or ask to truncate)"
-                )
-            ids = [*ids[: most - 1], ids[-1]]
-        return ids
+            raise UsageError(f"{where} has no tokens; a source holds at least the end token")
+        vocabulary = self.model.architecture.vocabulary
+        for token in (min(ids), max(ids)):
+            if not 0 <= token < vocabulary:
+                raise UsageError(f"{where} has the token id {token}; allowed: 0 to {vocabulary - 1}")
+        own = self.model.architecture.max_positions
+        most = own or LONGEST_SOURCE
+        if len(ids) <= most:
+            return ids
+        if not truncate:
+            allows = f"the model allows {own}" if own else f"allowed are {most} (the model has no limit of its own)"
+            raise Spec2SeqError(f"{where} has {len(ids)} tokens; {allows}; split it, or ask to truncate")
+        return [*ids[: most - 1], ids[-1]]
 
     def _row(self, completion: Completion, trace: bool) -> Row:
         text = None
@@ -265,19 +278,25 @@ class Seq2Seq:
 class _Run:
     """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`."""
 
-    def __init__(self, seq2seq: Seq2Seq, method: Method, max_new_tokens, batch_size: int, trace: bool, profile: bool):
+    def __init__(
+        self, seq2seq: Seq2Seq, method: Method, max_new_tokens: int | None, batch_size: int, trace: bool,
+        profile: bool, count: int | None = None,
+    ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
+        if profile and isinstance(method, Beam):
+            raise UsageError("profile is of the phases of draft and verify; beam search has none")
+        if count:
+            batch_size = min(batch_size, count)  # costs are measured at the rows there are
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
         self.processors = seq2seq.processors()
         self.engine = None
         self.stats = Stats()
         if isinstance(method, Speculative):
-            self._check_drafter(method)
-            self.engine = Engine(
-                seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile
-            )  # fmt: skip
+            if isinstance(method.drafter, LittleModel):
+                check_pair(seq2seq, method.drafter)
+            self.engine = Engine(seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile)
             self.stats = self.engine.stats
 
     def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
@@ -297,39 +316,6 @@ class _Run:
         while self.engine.busy:
             done += [(place[completion.id], completion) for completion in self.engine.step()]
         return done
-
-    def _check_drafter(self, method: Speculative) -> None:
-        if not isinstance(method.drafter, LittleModel):
-            return
-        check_same_vocabulary(self.seq2seq, method.drafter)
-        ours, theirs = (m.architecture.max_positions for m in (self.seq2seq.model, method.drafter.model))
-        if theirs is not None and (ours is None or theirs < ours):
-            raise UsageError(
-                f"the drafter has {theirs} positions and the verifier {ours or 'any number'}; give it more"
-            )
-
-
-def check_same_vocabulary(verifier: Seq2Seq, drafter: LittleModel) -> None:
-    """Raises UsageError naming the first difference. Padded vocabularies of one tokenizer are the same."""
-    ours, theirs = verifier.tokenizer, drafter.tokenizer
-    a, b = verifier.model.architecture, drafter.model.architecture
-    for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id"):
-        if getattr(a, name) != getattr(b, name):
-            raise UsageError(
-                f"verifier and drafter differ: {name} is {getattr(a, name)} and {getattr(b, name)}; they must be equal"
-            )
-    if ours is None or theirs is None:
-        if a.vocabulary != b.vocabulary:
-            raise UsageError(f"verifier and drafter have vocabularies of {a.vocabulary} and {b.vocabulary} entries")
-        return
-    mine = {index: token for token, index in ours.get_vocab().items()}
-    other = {index: token for token, index in theirs.get_vocab().items()}
-    for index in sorted(mine.keys() | other.keys()):
-        if mine.get(index) != other.get(index):
-            raise UsageError(
-                f"verifier and drafter have different vocabularies: token {index} is {mine.get(index)!r} in the "
-                f"verifier and {other.get(index)!r} in the drafter; a drafter must have the verifier's vocabulary"
-            )
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:

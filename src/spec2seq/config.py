@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -52,11 +51,6 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**made)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-
-
-def to_json(config: Any) -> str:
-    """A dataclass as JSON text that `build` reads back."""
-    return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False)
 
 
 def check_range(name: str, value: float | None, low: float | None = None, high: float | None = None) -> None:

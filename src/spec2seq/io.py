@@ -1,7 +1,6 @@
 """Lines and JSONL: read with line numbers, run through a model, written one by one or as a whole file."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -15,9 +14,8 @@ from spec2seq.errors import Spec2SeqError, UsageError
 
 if TYPE_CHECKING:  # both import torch
     from spec2seq.api import Method, Row, Seq2Seq
-    from spec2seq.decoding.stats import Counts, Stats
+    from spec2seq.decoding.stats import Stats
 
-LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 RESULTS = ("output", "tokens", "stats", "trace")
 
 
@@ -81,16 +79,8 @@ def name_of(path: Path | None) -> str:
 
 
 def source_ids(model: "Seq2Seq", line: Line, truncate: bool, where: str) -> list[int]:
-    """Token ids of a line, end token included. Raises Spec2SeqError if it is too long and not to be truncated."""
-    ids = model.encode_text(line.text)
-    own = model.model.architecture.max_positions
-    most = own or LONGEST_SOURCE
-    if len(ids) <= most:
-        return ids
-    if not truncate:
-        allows = f"the model allows {own}" if own else f"allowed here: {most} (the model has no limit of its own)"
-        raise Spec2SeqError(f"{where}: line {line.number} has {len(ids)} tokens; {allows}; split it, or use --truncate")
-    return [*ids[: most - 1], ids[-1]]
+    """Token ids of a line, end token included. Raises Spec2SeqError naming the line if it is too long."""
+    return model.source_ids(line.text, f"{where}: line {line.number}", truncate)
 
 
 class Rows:
@@ -150,15 +140,9 @@ def check_lines(model: "Seq2Seq", lines: Iterable[Line], truncate: bool, where: 
     return count
 
 
-def counts_object(counts: "Counts") -> dict[str, Any]:
-    """A row's counts with their ratios, for JSON."""
-    ratios = {"tokens_per_verifier_call": counts.tokens_per_verifier_call, "acceptance": counts.acceptance}
-    return dataclasses.asdict(counts) | ratios
-
-
 def row_object(row: "Row", text_key: str, trace: bool) -> dict[str, Any]:
     """A row for JSON: its text under `text_key`, `tokens`, `stats`, and `trace` if asked for."""
-    made = {text_key: row.text, "tokens": row.tokens, "stats": counts_object(row.counts)}
+    made = {text_key: row.text, "tokens": row.tokens, "stats": row.counts.as_dict()}
     return made | {"trace": row.trace} if trace else made
 
 

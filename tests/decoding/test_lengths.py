@@ -1,85 +1,190 @@
-"""Length rules: the adaptive one does the arithmetic of acceptance and cost."""
+"""How far to draft: fixed, by confidence, and by arithmetic on made-up costs."""
+
+import itertools
+import math
 
 import pytest
 import tiny
 
-from spec2seq import AdaptiveLength, ConfidenceLength, FixedLength, UsageError
-from spec2seq.decoding import costs
+from spec2seq import AdaptiveLength, Assisted, ConfidenceLength, FixedLength, Lookup, UsageError
+from spec2seq.decoding import costs, loop
+from spec2seq.decoding.costs import measure_costs
 from spec2seq.decoding.lengths import PassCosts
+from spec2seq.decoding.loop import Engine
+
+CAP = 16
+ALLOWED = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 
 
-def chooser(verify: float = 0.0, draft: float = 0.0, cap: int = 16):
-    """A pass costs 1 and `verify` for each drafted token; drafting one costs `draft`."""
-    return AdaptiveLength(cap).chooser(PassCosts(lambda k: 1 + verify * k, lambda k: draft * k))
+def made_up(verify_token: float = 0.0, draft_token: float = 0.0) -> PassCosts:
+    """A pass of one token costs 1, each further one `verify_token`; a drafted token costs `draft_token`."""
+    return PassCosts(verify=lambda k: 1 + verify_token * k, draft=lambda k: draft_token * k)
 
 
-def best_by_arithmetic(acceptance: float, verify: float, draft: float, choices) -> int:
+def after(chooser, chance: float, rows: int = 2_000):
+    """The chooser after rows whose every drafted token stood with `chance` if all before it stood."""
+    step = 0.0
+    for _ in range(rows):  # accepted counts spread evenly over their geometric distribution
+        step = (step + 0.618033988749895) % 1
+        stands = CAP if chance >= 1 else 0 if chance <= 0 else int(math.log(max(step, 1e-9)) / math.log(chance))
+        drafted = max(chooser.choose(), 2)
+        chooser.observe(drafted, min(stands, drafted))
+    return chooser
+
+
+def best_by_arithmetic(chance: float, verify_token: float, draft_token: float) -> int:
+    """The k with the most expected tokens per second; k = 0 writes one token at cost 1."""
+
     def rate(k: int) -> float:
-        return sum(acceptance**j for j in range(k + 1)) / (1 + (verify + draft) * k)
+        expected = sum(chance**place for place in range(k + 1))
+        return expected / (1 + (verify_token + draft_token) * k)
 
-    return max([0, *choices], key=rate)
-
-
-def teach(rule, acceptance_run: int, drafted: int, times: int = 400) -> None:
-    for _ in range(times):
-        rule.observe(drafted, acceptance_run)
+    return max((0, *ALLOWED), key=rate)
 
 
 def test_fixed_and_confidence_are_constant():
-    for rule in (FixedLength(3), ConfidenceLength(0.5, 3)):
-        running = rule.chooser(None)
-        teach(running, 0, 3)
-        assert running.choose() == 3
+    for rule, k in ((FixedLength(7), 7), (FixedLength(0), 0), (ConfidenceLength(0.3, 4), 4)):
+        chooser = rule.chooser(None)
+        chooser.observe(5, 0)
+        assert [chooser.choose() for _ in range(3)] == [k] * 3
+        assert not rule.needs_costs
+    assert FixedLength(7).confidence is None and ConfidenceLength(0.3, 4).confidence == 0.3
 
 
-@pytest.mark.parametrize(("verify", "draft"), [(0.0, 0.01), (0.05, 0.1), (0.1, 0.3), (0.2, 0.05)])
-def test_the_first_choice_follows_the_arithmetic_of_the_prior(verify, draft):
-    running = chooser(verify, draft)
-    assert running.choose() == best_by_arithmetic(0.7, verify, draft, running.choices)
+@pytest.mark.parametrize("chance", [0.3, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("verify_token", "draft_token"), [(0.0, 0.02), (0.05, 0.1), (0.02, 0.3), (0.1, 0.0), (0.3, 0.3)]
+)
+def test_the_length_that_the_arithmetic_says(chance, verify_token, draft_token):
+    chooser = AdaptiveLength(CAP).chooser(made_up(verify_token, draft_token))
+    found = next(k for k in iter(after(chooser, chance).choose, None))
+    expected = best_by_arithmetic(chance, verify_token, draft_token)
+    near = sorted({0, *ALLOWED})
+    # Acceptance is estimated, so the neighbour of the best length will do.
+    assert abs(near.index(found) - near.index(expected)) <= 1
 
 
-def test_free_drafts_that_always_stand_go_to_the_cap():
-    running = chooser(verify=0.01, draft=0.0, cap=16)
-    teach(running, 16, 16)
-    assert running.choose() == 16
+def test_free_and_certain_drafts_are_as_long_as_allowed():
+    for cap in (1, 7, 16, 25):
+        assert after(AdaptiveLength(cap).chooser(made_up()), 1.0).choose() == cap
 
 
-def test_it_stops_where_drafting_does_not_pay_and_comes_back():
-    running = chooser(verify=0.1, draft=0.2)
-    teach(running, 0, 3)
-    chosen = [running.choose() for _ in range(100)]
-    assert set(chosen) == {0, 2} and chosen.count(2) == 3  # a short draft in every 32 passes
-    teach(running, 2, 2)
-    assert running.choose() > 0
+def test_useless_or_expensive_drafts_are_switched_off():
+    assert after(AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)), 0.0).best == 0
+    assert AdaptiveLength(CAP).chooser(made_up(0.0, 2.0)).best == 0  # before anything was seen
+    assert after(AdaptiveLength(CAP).chooser(made_up(0.0, 2.0)), 1.0).best == 0
 
 
-def test_an_expensive_drafter_is_never_used():
-    running = chooser(verify=0.1, draft=2.0)
-    assert {running.choose() for _ in range(20)} == {0}
+def test_a_new_drafter_gets_its_chance():
+    assert AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)).choose() > 0
 
 
-def test_a_position_beyond_what_was_tried_borrows_from_the_one_before():
-    running = chooser(verify=0.01, draft=0.01)
-    teach(running, 3, 3)
-    assert running.choose() > 3
+def test_switched_off_it_probes_now_and_then():
+    chooser = AdaptiveLength(CAP).chooser(made_up(0.0, 2.0))
+    chosen = [chooser.choose() for _ in range(96)]
+    assert chosen == ([0] * 31 + [2]) * 3
+    assert [AdaptiveLength(1).chooser(made_up(0.0, 2.0)).choose() for _ in range(1)] == [0]
+    short = AdaptiveLength(1).chooser(made_up(0.0, 2.0))
+    assert max(short.choose() for _ in range(64)) == 1  # a probe respects the cap
 
 
-def test_measured_costs_are_positive_grow_and_are_kept():
-    verifier, little = tiny.seq2seq("marian").model, tiny.noisy_copy(tiny.seq2seq("marian"), 0.1).drafter()
-    measured = costs.measure_costs(verifier, little, 1)
-    assert measured.verify(0) > 0 and all(measured.verify(k) > 0 for k in (1, 4, 9, 25))
-    assert measured.draft(0) == 0 < measured.draft(1) < measured.draft(8)
-    again = costs.measure_costs(verifier, little, 1)
-    assert [again.verify(k) for k in range(9)] == [measured.verify(k) for k in range(9)]
+def test_it_returns_when_acceptance_recovers():
+    chooser = after(AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)), 0.0)
+    assert chooser.choose() == 0
+    probes = 0
+    for passes in itertools.count():
+        assert passes < 200_000
+        k = chooser.choose()
+        if k:
+            probes += 1
+            chooser.observe(k, k)  # now all stands
+        if chooser.best:
+            break
+    assert 8 <= probes < 1_000
+    assert after(chooser, 1.0).choose() == CAP
+
+
+def test_each_row_of_a_pass_is_an_observation():
+    a, b = (AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)) for _ in range(2))
+    for _ in range(16):
+        a.observe(4, 1)
+    assert (a.tried[:4], a.stood[:3]) != (b.tried[:4], b.stood[:3])
+    assert a.tried[0] == pytest.approx(a.stood[0])  # the first token always stood
+    assert a.stood[1] == 0 and a.tried[1] == a.tried[0]
+    assert a.tried[2] == 0  # nothing was learned behind the rejection
+
+
+def test_costs_are_required():
+    with pytest.raises(ValueError, match="measured pass costs"):
+        AdaptiveLength().chooser(None)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_measured_costs_are_positive_and_cached(rows, monkeypatch):
+    model, little = tiny.seq2seq("bart"), tiny.seq2seq("bart", 1)
+    first = measure_costs(model.model, little.drafter(), rows)
+    monkeypatch.setattr(costs, "_measure", lambda *of: pytest.fail("measured again"))
+    again = measure_costs(model.model, little.drafter(), rows)
+    lengths = range(26)
+    for measured in (first, again):
+        assert all(measured.verify(k) > 0 for k in lengths)
+        assert measured.draft(0) == 0 and all(measured.draft(k) > 0 for k in lengths if k)
+        # Longer never counts as cheaper: timing noise would choose by it.
+        assert [measured.verify(k) for k in lengths] == sorted(measured.verify(k) for k in lengths)
+    assert [first.verify(k) for k in lengths] == [again.verify(k) for k in lengths]
+    lookup = measure_costs(model.model, Lookup().drafter, rows)
+    assert lookup.draft(5) == 0 and lookup.verify(5) == first.verify(5)
+
+
+def test_each_batch_size_is_measured_for_itself(monkeypatch):
+    measured = []
+    monkeypatch.setattr(costs, "_measure", lambda model, rows: measured.append(rows) or (lambda length: 1.0))
+    model = tiny.seq2seq("bart", 2)
+    for rows in (11, 12, 11):
+        measure_costs(model.model, Lookup().drafter, rows)
+    assert measured == [11, 12]
+
+
+def test_a_model_of_few_positions_can_be_measured():
+    model = tiny.small_positions("bart", 20)
+    sources = [source[:6] + [2] for source in tiny.sources(model, 3)]
+    done = model.generate(sources, Lookup(), max_new_tokens=12)
+    assert done.sequences == model.generate(sources, max_new_tokens=12).sequences
+
+
+def test_only_an_adaptive_length_measures(monkeypatch):
+    monkeypatch.setattr(loop, "measure_costs", lambda *of: pytest.fail("measured"))
+    model = tiny.seq2seq("bart")
+    drafter = model.drafter()
+    Engine(model.model, Assisted(drafter, 3), 2)
+    Engine(model.model, Assisted(drafter, 3, 0.4), 2)
+    model.generate(tiny.sources(model, 2), max_new_tokens=3)  # Greedy
+
+
+def test_a_good_drafter_gets_longer_drafts(monkeypatch):
+    monkeypatch.setattr(loop, "measure_costs", lambda *of: made_up(0.02, 0.1))
+    model = tiny.seq2seq("bart")
+    sources = tiny.sources(model, 12, 4)
+    good, bad = model.drafter(), tiny.seq2seq("bart", 2).drafter()
+    done = [model.generate(sources, Assisted(drafter), max_new_tokens=40) for drafter in (good, bad)]
+    assert done[0].sequences == done[1].sequences == model.generate(sources, max_new_tokens=40).sequences
+    assert len(done[0].stats.drafted_at) == 16 and done[0].stats.acceptance == 1.0
+    assert done[1].stats.drafted / done[1].stats.verifier_calls < 0.5 * (
+        done[0].stats.drafted / done[0].stats.verifier_calls
+    )
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: FixedLength(-1), lambda: ConfidenceLength(1.5), lambda: ConfidenceLength(-0.1),
-        lambda: ConfidenceLength(0.5, 0), lambda: AdaptiveLength(0), lambda: AdaptiveLength(4, confidence=2.0),
+        (lambda: FixedLength(-1), "num_assistant_tokens is -1; allowed: at least 0"),
+        (lambda: ConfidenceLength(1.5), "confidence threshold is 1.5; allowed: from 0.0 to 1.0"),
+        (lambda: ConfidenceLength(0.5, 0), "draft cap is 0; allowed: at least 1"),
+        (lambda: AdaptiveLength(0), "draft cap is 0"),
+        (lambda: AdaptiveLength(4, -0.1), "confidence threshold is -0.1"),
     ],
-)  # fmt: skip
-def test_values_out_of_range_are_refused(make):
-    with pytest.raises(UsageError, match="allowed"):
+)
+def test_values_out_of_range(make, message):
+    with pytest.raises(UsageError) as error:
         make()
+    assert message in str(error.value)

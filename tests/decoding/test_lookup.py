@@ -1,116 +1,105 @@
-"""The lookup drafter on hand-made rows, and what a little model's session feeds."""
+"""N-gram lookup on hand-made sources and outputs."""
 
 import pytest
 import tiny
 import torch
 
-from spec2seq import FixedLength, LittleModel, NgramLookup, Speculative, UsageError
-from spec2seq.decoding.loop import Engine
+from spec2seq import Lookup, NgramLookup, UsageError
 from spec2seq.decoding.rows import Rows
 
-START, EOS, PAD = 1, 2, 0
+START, EOS, PAD = 0, 1, 2
 
 
-def proposed(source: list[int], output: list[int], k: int = 4, room: int = 99, **sizes) -> list[int]:
-    """What is drafted after `output` (without the decoder start)."""
-    rows = Rows(2, START, EOS, PAD, torch.device("cpu"))
-    rows.admit(torch.tensor([source]), torch.tensor([len(source)]), [50], [0])
-    rows.reserve(60)
-    rows.tokens[0, 1 : 1 + len(output)] = torch.tensor(output)
-    rows.lengths[0] += len(output)
-    rows.host_lengths[0] += len(output)
-    draft = NgramLookup(**sizes).session(rows, None).draft(k, torch.tensor([room]), None, None)
-    return draft.tokens[0, : int(draft.lengths[0])].tolist()
+def draft(
+    rows: list[tuple[list[int], list[int]]], k: int = 4, room: list[int] | None = None, longest: int = 3, least=1
+):
+    """What is proposed for each (source, output so far)."""
+    state = Rows(len(rows), START, EOS, PAD, torch.device("cpu"))
+    sources, lengths = tiny.padded([source for source, _ in rows], PAD)
+    state.admit(sources, lengths, [99] * len(rows), [0] * len(rows))
+    state.reserve(30)
+    state.tokens[:, 1:] = 77  # what an earlier row left behind must never be copied
+    for slot, (_, output) in enumerate(rows):
+        state.tokens[slot, 1 : 1 + len(output)] = torch.tensor(output, dtype=torch.long)
+        state.lengths[slot] = state.host_lengths[slot] = 1 + len(output)
+    session = NgramLookup(longest, least).session(state, None)
+    found = session.draft(k, torch.tensor(room or [98] * len(rows)), None, None)
+    assert found.tokens.shape[1] <= k
+    assert found.calls == 1 and found.probabilities is None and found.unsure is None
+    return [tokens[:length] for tokens, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("source", "output", "expected"),
+    ("name", "source", "output", "expected"),
     [
-        ([10, 11, 12, 13, EOS], [5, 11], [12, 13, EOS]),  # from the source
-        ([10, 11, 12, EOS], [11, 30, 31, 11], [30, 31, 11]),  # the output before the source
-        ([10, 11, 12, 20, 11, 13, EOS], [5, 20, 11], [13, EOS]),  # the longest match, not the first
-        ([11, 12, 9, 11, 13, EOS], [5, 11], [13, EOS]),  # the latest among equals
-        ([10, EOS], [5, 6, 7], []),  # nothing to copy
-        ([10, 11, EOS], [EOS, 9, 10], [11, EOS]),
-        ([START, 40, EOS], [], []),  # the decoder start is no pattern
-        ([10, 5, EOS], [6, 7, EOS], []),  # source and output are two texts: nothing follows the source's end
+        ("from the source", [5, 6, 7, 8, 9, EOS], [6], [7, 8, 9, EOS]),
+        ("no further than the source", [5, 6, 7, EOS], [6], [7, EOS]),
+        ("the last token of the source has nothing behind it", [5, 6, EOS], [EOS], []),
+        ("nothing that matches", [5, 6, 7, EOS], [20], []),
+        ("nothing written yet", [5, START, 7, EOS], [], []),
+        ("from the output", [5, EOS], [10, 11, 12, 13, 10], [11, 12, 13, 10]),
+        ("the output runs into itself", [5, EOS], [10, 11, 10, 11], [10, 11]),
+        ("the output before the source", [6, 50, 51, EOS], [6, 40, 41, 6], [40, 41, 6]),
+        ("the longest n-gram wins", [7, 6, 50, EOS], [9, 6, 40, 7, 6], [50, EOS]),
+        ("of three rather than two", [8, 7, 6, 50, EOS, 3, 7, 6, 60, 61], [8, 7, 6], [50, EOS, 3, 7]),
+        ("the latest of equals in the source", [6, 40, 6, 41, 6, 42, EOS], [6], [42, EOS]),
+        ("the latest of equals in the output", [5, EOS], [6, 40, 6, 41, 6], [41, 6]),
+        ("no more than three count", [3, 8, 7, 6, 50, EOS, 9, 7, 6, 51, EOS], [9, 3, 8, 7, 6], [50, EOS, 9, 7]),
+        ("a repeated token", [5, EOS], [6, 6, 6], [6]),
     ],
 )
-def test_what_is_copied(source, output, expected):
-    assert proposed(source, output) == expected
+def test_by_hand(name, source, output, expected):
+    assert draft([(source, output)]) == [expected]
 
 
-def test_k_and_room_bound_the_draft():
-    source = list(range(10, 30))
-    assert proposed(source, [10], k=3) == [11, 12, 13]
-    assert proposed(source, [10], k=3, room=2) == [11, 12]
-    assert proposed(source, [10], k=3, room=0) == []
+def test_no_pattern_straddles_source_and_output():
+    # The source's end and the first output token would be the pair (8, 6); behind it the output has 41.
+    assert draft([([5, 8], [6, 41, 9, 8, 6])]) == [[41, 9, 8, 6]]  # by the single token 6
+    assert draft([([5, 8], [6, 41, 9, 8, 6])], least=2) == [[]]
 
 
-def test_a_shortest_match_can_be_asked_for():
-    source = [10, 11, 12, EOS]
-    assert proposed(source, [5, 10], min_matching_ngram_size=2) == []
-    assert proposed(source, [10, 11], min_matching_ngram_size=2) == [12, EOS]
-    with pytest.raises(UsageError, match="max_matching_ngram_size"):
-        NgramLookup(max_matching_ngram_size=1, min_matching_ngram_size=2)
+def test_the_decoder_start_is_no_part_of_a_pattern():
+    # (start, 6) stands in the source and at the start of the output.
+    assert draft([([START, 6, 50, EOS, 6, 51], [6])]) == [[51]]
+    assert draft([([START, 6, 50, EOS], [6])], least=2) == [[]]
+    assert draft([([9, START, EOS], [START])], least=2) == [[]]
 
 
-def _length(pair) -> int:
-    return len(pair[0])
+@pytest.mark.parametrize(("k", "room", "expected"), [(1, 9, [7]), (2, 9, [7, 8]), (9, 9, [7, 8, 9, 10, EOS]),
+                                                     (9, 3, [7, 8, 9]), (9, 1, [7]), (9, 0, [])])  # fmt: skip
+def test_k_and_room(k, room, expected):
+    assert draft([([5, 6, 7, 8, 9, 10, EOS], [6])], k, [room]) == [expected]
 
 
-class _Spy(torch.nn.Module):
-    """A model that remembers how wide each block was."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.inner, self.widths = model, []
-        self.architecture, self.device, self.encode, self.admit, self.new_cache = (
-            model.architecture, model.device, model.encode, model.admit, model.new_cache,
-        )  # fmt: skip
-
-    def decode_block(self, cache, tokens, *rest, **more):
-        self.widths.append(tokens.shape[1])
-        return self.inner.decode_block(cache, tokens, *rest, **more)
+def test_ragged_rows_are_looked_up_alone():
+    rows = [
+        ([5, 6, 7, 8, 9, 10, 11, EOS], [6]),
+        ([6, EOS], [20, 21, 22, 20]),
+        ([20, 21, EOS], [9]),
+        ([5, EOS], []),
+        ([6, 7, 30, EOS], [9, 9, 9, 9, 9, 9, 6, 7]),
+    ]
+    assert draft(rows) == [draft([row])[0] for row in rows]
+    assert draft(rows) == [[7, 8, 9, 10], [21, 22, 20], [], [], [30, EOS]]
 
 
-def widths(model, little, k: int) -> list[list[int]]:
-    """For each draft of one row, the widths of the little model's passes."""
-    spy = _Spy(little)
-    engine = Engine(model.model, Speculative(LittleModel(spy), FixedLength(k)), 1)
-    sources = tiny.sources(model, 12)
-    engine.submit(
-        max(zip(model.generate(sources, max_new_tokens=20).sequences, sources, strict=True), key=_length)[1], 20
-    )
-    found = []
-    while engine.busy:
-        before = len(spy.widths)
-        engine.step()
-        found.append(spy.widths[before:])
-    return [passes for passes in found if passes]
+def test_longest_and_shortest_n_grams():
+    row = ([7, 6, 50, EOS], [9, 6, 40, 7, 6])
+    assert draft([row], longest=1) == [[40, 7, 6]]  # one token: the latest
+    assert draft([row], longest=2, least=2) == [[50, EOS]]
+    assert draft([row], longest=3, least=3) == [[]]
 
 
-def test_after_a_draft_that_stood_whole_two_tokens_are_fed():
-    """The last drafted token was never fed: the classic gap in a drafter's cache."""
-    model = tiny.seq2seq("t5-gated")
-    found = widths(model, model.model, k=3)  # the drafter is the verifier: it is always right
-    assert len(found) > 2
-    assert found[0] == [1, 1, 1]
-    assert all(passes[0] == 2 and set(passes[1:]) <= {1} for passes in found[1:])
+@pytest.mark.parametrize("sizes", [(3, 0), (2, 3)])
+def test_sizes_out_of_range(sizes):
+    with pytest.raises(UsageError, match="matching_ngram_size"):
+        NgramLookup(*sizes)
 
 
-def test_after_a_rejection_one_token_is_fed():
-    model = tiny.seq2seq("bart")
-    never_right = tiny.seq2seq("bart", seed=2)
-    engine = Engine(model.model, Speculative(never_right.drafter(), FixedLength(3)), 1)
-    engine.submit(tiny.sources(model, 1)[0], 12)
-    rejected_at_once = 0
-    spy = engine.session.model = _Spy(never_right.model)
-    while engine.busy:
-        before, length = len(spy.widths), engine.rows.host_lengths[0]
-        engine.step()
-        if engine.busy and engine.rows.host_lengths[0] - length == 1 and length:
-            rejected_at_once += 1
-            engine.step()
-            assert spy.widths[before + 3 :][:1] in ([1], [])
-    assert rejected_at_once > 1
+def test_a_model_that_repeats_itself_is_sped_up():
+    model = tiny.seq2seq("t5")
+    sources = tiny.sources(model, 10, 3)
+    done = model.generate(sources, Lookup(4), max_new_tokens=24)
+    assert done.sequences == model.generate(sources, max_new_tokens=24).sequences
+    assert done.stats.tokens_per_verifier_call > 1.1
+    assert done.stats.drafter_tokens == 0  # nothing was fed to anything

@@ -19,7 +19,8 @@ class Draft:
 
     `unsure[rows]` says whose draft ended because the drafter was unsure. `probabilities`
     `[rows, width, vocabulary]` are what the tokens were drawn from; None where they were not drawn.
-    `calls` and `fed` `[rows]` count the drafter's passes and the tokens it was fed, for each row.
+    `calls` and `fed` count the drafter's passes and the tokens that every row was fed in them; `asked` is the k
+    that was asked for.
     """
 
     tokens: Tensor
@@ -28,6 +29,7 @@ class Draft:
     probabilities: Tensor | None = None
     calls: int = 0
     fed: int = 0
+    asked: int = 0
 
     @property
     def width(self) -> int:
@@ -95,12 +97,13 @@ class TopBeta:
         best = logits.argmax(-1)
         if not draft.width:
             return _verdict(draft.tokens.bool(), draft, best)
-        scored = logits[:, :-1]
+        scored = logits[:, :-1].float() if logits.dtype != torch.float64 else logits[:, :-1]
         score = scored.gather(2, draft.tokens[:, :, None])
+        possible = score[:, :, 0] > -torch.inf  # a processor may forbid a token; then no tau lets it pass
         # Equal logits share the better rank, but beta 1 must mean the one token that greedy takes.
         rank = (scored > score).sum(-1)
         near = scored.amax(-1) - score[:, :, 0] <= self.tau
-        stands = (rank < self.beta) & near if self.beta > 1 else False
+        stands = (rank < self.beta) & near & possible if self.beta > 1 else False
         return _verdict((draft.tokens == best[:, :-1]) | stands, draft, best)
 
 
@@ -122,11 +125,13 @@ class Rollback:
 
     def judge(self, logits: Tensor, draft: Draft, seeds: Tensor, lengths: Tensor) -> Verdict:
         best = logits.argmax(-1)
-        if self.threshold is None or not draft.width:
-            return _verdict(torch.ones_like(draft.tokens, dtype=torch.bool), draft, best)
+        if not draft.width:
+            return _verdict(draft.tokens.bool(), draft, best)
         scored = logits[:, :-1].float()
-        surprise = scored.logsumexp(-1) - scored.gather(2, draft.tokens[:, :, None])[:, :, 0]
-        return _verdict(surprise <= self.threshold, draft, best)
+        score = scored.gather(2, draft.tokens[:, :, None])[:, :, 0]
+        if self.threshold is None:  # what a processor forbids is rejected all the same
+            return _verdict(score > -torch.inf, draft, best)
+        return _verdict(scored.logsumexp(-1) - score <= self.threshold, draft, best)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class _Search:
             if not sentence.done:
                 sentence.counts.verifier_calls += 1
                 sentence.counts.verifier_tokens += self.beams
-                sentence.done = self._is_done(sentence, scores[index])
+                sentence.done = self._is_done(sentence, best_running=running[0][2])
             for row, word, score in running[: self.beams]:
                 chosen_rows.append(row)
                 chosen_tokens.append(word)
@@ -129,12 +129,12 @@ class _Search:
         sentence.finished.sort(key=lambda hypothesis: -hypothesis[0])
         del sentence.finished[self.beams :]
 
-    def _is_done(self, sentence: _Sentence, scores: list[float]) -> bool:
+    def _is_done(self, sentence: _Sentence, best_running: float) -> bool:
         if len(sentence.finished) < self.beams:
             return False
         if self.method.early_stopping:
             return True
-        attainable = max(scores) / self.length**self.method.length_penalty
+        attainable = best_running / self.length**self.method.length_penalty
         return attainable <= sentence.finished[-1][0]
 
     def results(self) -> list[Completion]:

@@ -3,6 +3,7 @@
 A drafter is immutable and may serve several engines; what it keeps for the rows in flight is its session.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft
+from spec2seq.decoding.costs import pass_cost
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
@@ -24,6 +26,10 @@ class Drafter(Protocol):
     hidden_layers: tuple[int, ...]
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "Session": ...
+
+    def cost(self, rows: int) -> Callable[[int], float]:
+        """Seconds of drafting k tokens for `rows` rows, on this machine."""
+        ...
 
 
 class Session(Protocol):
@@ -62,6 +68,11 @@ class LittleModel:
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
         return LittleSession(self.model, rows, verifier.architecture.vocabulary)
 
+    def cost(self, rows: int) -> Callable[[int], float]:
+        """A draft's first pass is fed one or two tokens, each further one a single token."""
+        seconds = pass_cost(self.model, rows)
+        return lambda k: seconds(1.5) + (k - 1) * seconds(1) if k else 0.0
+
 
 class LittleSession:
     """Own encoder, own cache. `fed[slot]` tokens of a row are in the cache; the rest is fed with the next draft:
@@ -71,18 +82,16 @@ class LittleSession:
         self.model, self.rows = model, rows
         self.cache = model.new_cache(rows.slots)
         self.fed = [0] * rows.slots
-        self.sources = [0] * rows.slots
         # Padded vocabularies of one tokenizer may differ in size; only the common part is ever proposed.
         self.vocabulary, self.common = vocabulary, min(vocabulary, model.architecture.vocabulary)
         # Stopping early needs a host read for each token: free on a CPU, a stall on a GPU.
         self.stops_early = model.device.type == "cpu"
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
-        own = self.model.encode(encoded.tokens, encoded.lengths)
+        own = self.model.encode(self._known(encoded.tokens), encoded.lengths)
         self.model.admit(self.cache, first_slot, own)
-        for row, length in enumerate(encoded.lengths.tolist()):
-            self.fed[first_slot + row] = 0
-            self.sources[first_slot + row] = length
+        for slot in range(first_slot, self.rows.count):
+            self.fed[slot] = 0
 
     def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
         rows = self.rows
@@ -120,7 +129,7 @@ class LittleSession:
 
     def move(self, source: int, target: int) -> None:
         self.cache.move(source, target)
-        self.fed[target], self.sources[target] = self.fed[source], self.sources[source]
+        self.fed[target] = self.fed[source]
 
     def _feed_pending(self) -> tuple[Tensor, int]:
         """Feed what each row has that the cache has not; logits `[rows, vocabulary]` after its last token."""
@@ -148,10 +157,14 @@ class LittleSession:
 
     def _decode(self, tokens: Tensor, starts: Tensor, horizon: int, same: bool, last: Tensor | None) -> Tensor:
         decoded = self.model.decode_block(
-            self.cache, tokens, starts, horizon, uniform=same,
-            source_horizon=max(self.sources[: self.rows.count]), logit_positions=last,
+            self.cache, self._known(tokens), starts, horizon, uniform=same,
+            source_horizon=self.rows.source_horizon, logit_positions=last,
         )  # fmt: skip
         return decoded.logits[:, -1]
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """A larger verifier may write a padding entry that the little model has no embedding for."""
+        return tokens if self.common == self.vocabulary else tokens.clamp(max=self.common - 1)
 
     def _choose(self, logits: Tensor, positions: Tensor, confidence: float | None, sampling: Sampling | None):
         """The next token, its row's top probability (None if nobody asks), and q padded to the verifier's size."""
@@ -187,6 +200,10 @@ class NgramLookup:
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LookupSession":
         return LookupSession(self, rows)
+
+    def cost(self, rows: int) -> Callable[[int], float]:
+        """A few comparisons: nothing beside a pass of a model."""
+        return lambda k: 0.0
 
 
 class LookupSession:

@@ -22,8 +22,9 @@ class Chooser(Protocol):
         """k for the next pass; 0 drafts nothing."""
         ...
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        """Learn from one row's verdict."""
+    def observe(self, asked: int, accepted: int) -> None:
+        """Learn from one row's verdict: `accepted` of the `asked` places were filled and stood. A place that
+        the drafter left empty costs what a rejected one costs, so it counts as one."""
         ...
 
 
@@ -44,7 +45,7 @@ class _Constant:
     def choose(self) -> int:
         return self.k
 
-    def observe(self, drafted: int, accepted: int) -> None:
+    def observe(self, asked: int, accepted: int) -> None:
         pass
 
 
@@ -135,8 +136,8 @@ class _Adaptive:
             return min(2, self.cap)
         return 0
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        for position in range(min(drafted, accepted + 1, self.cap)):
+    def observe(self, asked: int, accepted: int) -> None:
+        for position in range(min(asked, accepted + 1, self.cap)):
             self.tried[position] = self.tried[position] * self.DECAY + 1
             self.stood[position] = self.stood[position] * self.DECAY + (position < accepted)
         self.observed += 1

@@ -46,7 +46,7 @@ _SUPPORTED = {
     "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
     "begin_suppress_tokens", "bad_words_ids",
 }  # fmt: skip
-_OFF = (None, False, 0, 1.0, [], {}, "")
+_NEUTRAL = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "typical_p": 1.0, "guidance_scale": 1.0}
 
 
 def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor]:
@@ -56,13 +56,15 @@ def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor
     """
     for name, value in config.items():
         known = name in _HARMLESS or name in _SUPPORTED or name.startswith("_")
-        if not known and value not in _OFF:
+        if not known and value and value != _NEUTRAL.get(name):
             raise Spec2SeqError(f"generation setting {name}={value!r} is not supported")
     made: list[Processor] = []
     banned = _single_tokens("bad_words_ids", config.get("bad_words_ids") or [])
+    banned = [token for token in banned if token != eos_token_id]  # Transformers never bans the end
     if banned:
         made.append(suppress(banned))
-    shortest = max(config.get("min_length") or 0, (config.get("min_new_tokens") or 0) + 1)
+    fewest = config.get("min_new_tokens")  # where both are given, Transformers takes this one
+    shortest = (config.get("min_length") or 0) if fewest is None else fewest + 1
     if shortest > 1:
         made.append(suppress([eos_token_id], until=shortest))
     if config.get("forced_bos_token_id") is not None:
@@ -84,10 +86,12 @@ def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor
 
 def suppress(tokens: list[int], until: int | None = None, since: int = 0) -> Processor:
     """Tokens that may not come; with `until`, only where fewer than `until` tokens stand before."""
-    ids = torch.tensor(tokens)
+    on: dict[torch.device, Tensor] = {}  # a copy to a GPU for every pass would stall it
 
     def process(logits: Tensor, prefix: Prefix) -> Tensor:
-        places = ids.to(logits.device)
+        if logits.device not in on:
+            on[logits.device] = torch.tensor(tokens, device=logits.device)
+        places = on[logits.device]
         if until is None:
             return logits.index_fill(2, places, -torch.inf)
         before = prefix.before(logits.shape[1])

@@ -1,6 +1,7 @@
 """The engine: draft, verify, judge, commit, over rows of different lengths, until every request is done."""
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.costs import measure_costs
 from spec2seq.decoding.logits import Prefix, Processor
@@ -16,6 +18,7 @@ from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
 from spec2seq.decoding.stats import Stats
+from spec2seq.errors import UsageError
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
 
 
@@ -49,13 +52,21 @@ class Engine:
 
     def submit(self, source: list[int], max_new_tokens: int, seed: int | None = None) -> int:
         """Queue one source (ids, end token included); returns the request's id. `seed` draws differently for
-        each request: by default it is the method's seed and the request's number."""
+        each request: by default it is the method's seed and the request's number.
+
+        Raises UsageError for an empty source, one longer than the model's positions, or a cap out of range.
+        """
+        most = self.verifier.architecture.max_positions
+        if not source or (most is not None and len(source) > most):
+            raise UsageError(f"the source has {len(source)} tokens; allowed: 1 to {most or 'any number'}")
+        check_range("max_new_tokens", max_new_tokens, low=1, high=most)
         request_id = next(self.ids)
         if seed is None:
             seed = (self.sampling.seed if self.sampling else 0) * 1_000_003 + request_id
         self.scheduler.submit(Request(request_id, source, max_new_tokens, seed))
         return request_id
 
+    @torch.inference_mode()  # the rows' tensors were made in it, and only there may they change
     def cancel(self, request_id: int) -> bool:
         """Take a request out, waiting or running; False if it is neither."""
         if self.scheduler.withdraw(request_id):
@@ -116,6 +127,7 @@ class Engine:
         # The verifier adds a token of its own, so a draft leaves room for one.
         spare = rows.limits[:n] - rows.lengths[:n] - 1
         draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
+        draft = dataclasses.replace(draft, asked=k)
         self.stats.drafter_passes += draft.calls
         return draft
 
@@ -159,14 +171,13 @@ class Engine:
         rows.tokens[:n].scatter_(1, rows.lengths[:n, None] + step, emitted)
         rows.lengths[:n] += count
         finished = (first_end <= draft.width) | (rows.lengths[:n] >= rows.limits[:n])
-        packed = torch.stack([count, verdict.accepted, draft.lengths, finished.long()])
-        if draft.unsure is not None:
-            packed = torch.cat([packed, draft.unsure[None].long()])
-        host = packed.tolist()  # the one host read of the iteration
-        return self._book(draft, decoded, *host)
+        unsure = torch.zeros_like(finished) if draft.unsure is None else draft.unsure
+        packed = torch.stack([count, verdict.accepted, draft.lengths, finished.long(), unsure.long()])
+        host = torch.cat([packed, emitted.T]).tolist()  # the one host read of the iteration
+        return self._book(draft, decoded, host[5:], *host[:5])
 
-    def _book(self, draft, decoded, counts, accepted, drafted, finished, unsure=None) -> list[Completion]:
-        """Bring the host's picture up to date and let finished rows leave."""
+    def _book(self, draft, decoded, emitted, counts, accepted, drafted, finished, unsure) -> list[Completion]:
+        """Bring the host's picture up to date and let finished rows leave. `emitted` is `[width + 1][rows]`."""
         rows = self.rows
         for slot, request in enumerate(self.scheduler.running):
             rows.host_lengths[slot] += counts[slot]
@@ -175,25 +186,29 @@ class Engine:
             booked = request.counts
             booked.new_tokens += counts[slot]
             booked.verifier_calls += 1
-            booked.verifier_tokens += 1 + draft.width
+            booked.verifier_tokens += 1 + drafted[slot]
             booked.drafter_calls += draft.calls
             booked.drafter_tokens += draft.fed
-            if self.chooser is not None and drafted[slot]:
-                self.chooser.observe(drafted[slot], accepted[slot])
+            request.tokens += [emitted[step][slot] for step in range(counts[slot])]
             if draft.calls:
-                booked.judged(drafted[slot], written, accepted[slot] < drafted[slot], bool(unsure and unsure[slot]))
+                booked.judged(drafted[slot], written, accepted[slot] < drafted[slot], bool(unsure[slot]))
+                # A draft that the row's end cut short says nothing of the places behind it.
+                cut = finished[slot] and accepted[slot] == drafted[slot]
+                self.chooser.observe(drafted[slot] if cut else draft.asked, accepted[slot])
             if self.trace:
                 request.trace += "d" * written + "v" * (counts[slot] - written)
         if self.session is not None:
             self.session.commit(counts, decoded)
-        done = []
+        return self._release(finished)
+
+    def _release(self, finished: list[int]) -> list[Completion]:
+        rows, done = self.rows, []
         for slot in reversed(range(rows.count)):
             if finished[slot]:
-                tokens = rows.tokens[slot, 1 : rows.host_lengths[slot]].tolist()
                 request = self._leave(slot)
                 self.stats.rows += 1
                 self.stats.add(request.counts)
-                done.append(Completion(request.id, tokens, request.counts, request.trace))
+                done.append(Completion(request.id, request.tokens, request.counts, request.trace))
         return done
 
     def _leave(self, slot: int) -> Request:

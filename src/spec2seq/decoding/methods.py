@@ -19,6 +19,8 @@ class Speculative:
     acceptance: AcceptanceRule = field(default_factory=Exact)
 
     def __post_init__(self):
+        if self.drafter is not None and not hasattr(self.drafter, "session"):
+            raise UsageError(f"{type(self.drafter).__name__} is no drafter; a Seq2Seq becomes one by .drafter()")
         if self.drafter is not None and self.length.confidence is not None and not self.drafter.has_confidence:
             raise UsageError(
                 f"{type(self.drafter).__name__} gives no confidence; use a length rule without a confidence threshold"
@@ -72,6 +74,8 @@ def Assisted(
 
     num_assistant_tokens None chooses the draft length by measurement, and 0 where speculation does not pay.
     """
+    if drafter is None:
+        raise UsageError("Assisted needs a drafter; without one use Greedy")
     length: LengthRule
     if num_assistant_tokens is None:
         length = AdaptiveLength(confidence=assistant_confidence_threshold)

@@ -22,6 +22,7 @@ class Sampling:
     def __post_init__(self):
         check_range("temperature", self.temperature, low=1e-6)
         check_range("top_k", self.top_k, low=1)
+        check_range("seed", self.seed, low=0, high=2**40)
         check_range("top_p", self.top_p, low=1e-6, high=1.0)
 
     def probabilities(self, logits: Tensor) -> Tensor:

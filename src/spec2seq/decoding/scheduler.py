@@ -14,6 +14,7 @@ class Request:
     source: list[int]
     max_new_tokens: int
     seed: int
+    tokens: list[int] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     trace: str = ""
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Counts:
-    """Deterministic counts of one row, or of a whole run (the sum over its rows).
+    """Counts of one row, or of a whole run (the sum over its rows).
 
     `verifier_calls` counts the passes a row took part in, so that it does not depend on the batch size; the
-    passes themselves are in `Stats`.
+    passes themselves are in `Stats`. Only `drafter_calls` and `drafter_tokens` depend on a row's neighbours: a
+    little model's passes go on as long as any row drafts.
     """
 
     new_tokens: int = 0
@@ -33,6 +34,13 @@ class Counts:
     def acceptance(self) -> float | None:
         """Share of drafted tokens that were accepted; None where nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
+
+    def as_dict(self) -> dict:
+        """Everything, ratios included, ready for JSON."""
+        return vars(self) | {
+            "tokens_per_verifier_call": self.tokens_per_verifier_call,
+            "acceptance": self.acceptance,
+        }
 
     def judged(self, drafted: int, accepted: int, rejected: bool, fell_back: bool) -> None:
         """Count one verdict: `accepted` of `drafted` tokens were emitted."""
@@ -66,10 +74,3 @@ class Stats(Counts):
     drafter_passes: int = 0
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)  # seconds per phase; profile mode only
-
-    def as_dict(self) -> dict:
-        """Everything, ratios included, ready for JSON."""
-        return vars(self) | {
-            "tokens_per_verifier_call": self.tokens_per_verifier_call,
-            "acceptance": self.acceptance,
-        }

@@ -72,7 +72,7 @@ def replay(
         options = MethodOptions(**_with_little(values, little or str(Path(run.model, "little"))))
         model, method = load(run, options)
         if sources is None:
-            sources = _fitting(model, lines)
+            sources = [model.source_ids(line, "", truncate=True) for line in lines]
             with bar("greedy, batch 1") as advance:
                 greedy = greedy_outputs(model, sources, progress=advance)
         for batch_size in batch_sizes:
@@ -88,12 +88,6 @@ def replay(
 
 def _with_little(values: dict[str, Any], little: str) -> dict[str, Any]:
     return values | {"drafter": little} if values["method"] == "assisted" else values
-
-
-def _fitting(model: Any, lines: Sequence[str]) -> list[list[int]]:
-    most = model.model.architecture.max_positions
-    ids = [model.encode_text(line) for line in lines]
-    return [i if most is None or len(i) <= most else [*i[: most - 1], i[-1]] for i in ids]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -57,7 +57,7 @@ class EncoderDecoder(nn.Module):
         return Cache(self.architecture.decoder, slots, self.dtype, self.device)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
-        """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens."""
+        """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens; a single row has no padding."""
         rows, length = tokens.shape
         mask = padding_mask(lengths, length, self.dtype) if rows > 1 else None
         if self.architecture.position_rows is None:
@@ -167,11 +167,3 @@ def padding_mask(lengths: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """Additive mask `[rows, 1, 1, length]` that hides the places from `lengths[rows]` on."""
     hidden = torch.arange(length, device=lengths.device) >= lengths[:, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)[:, None, None]
-
-
-def tie_embeddings(model: EncoderDecoder) -> None:
-    """Let source and target share one table."""
-    tied_head = model.head.weight is model.target_embedding
-    model.target_embedding = model.source_embedding
-    if tied_head:
-        model.head.weight = model.source_embedding

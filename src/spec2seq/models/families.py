@@ -30,6 +30,8 @@ class Family:
 def load(config: Any, state: dict[str, Tensor], where: str) -> EncoderDecoder:
     """Our model with the weights of a Transformers state dict. Raises Spec2SeqError for another family."""
     family = family_of(config, where)
+    if config.model_type == "t5" and any(tensor.dtype == torch.float16 for tensor in state.values()):
+        raise Spec2SeqError(f"{where}: T5 overflows in float16; use bfloat16 or float32")
     architecture = family.architecture(config)
     logit_bias = state.get("final_logits_bias")
     if logit_bias is not None and not logit_bias.any():

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from spec2seq import Assisted, BiLD, Greedy, Lookup, Seq2Seq, Speculative
-from spec2seq.api import check_same_vocabulary
 from spec2seq.config import check_choice
 from spec2seq.decoding.costs import LENGTHS, measure_costs
 from spec2seq.decoding.stats import Stats
 from spec2seq.evaluation.peers import Run, Workload
 from spec2seq.evaluation.timing import set_threads
+from spec2seq.pairing import check_pair
 
 METHODS = ("greedy", "assisted", "bild", "lookup")
 
@@ -28,7 +28,7 @@ class Ours:
         self.tokenizer = loaded.tokenizer
         self.verifier = Seq2Seq(loaded.model, loaded.config, None, loaded.generation_config)
         self.drafter = little.drafter()
-        check_same_vocabulary(loaded, self.drafter)
+        check_pair(loaded, self.drafter)
 
     def method(self, name: str, parameters: dict[str, Any]) -> Speculative:
         """The preset of a name with its parameters as the user writes them."""

@@ -1,0 +1,123 @@
+"""Submit, step and cancel, as a server uses them."""
+
+import pytest
+import tiny
+
+from spec2seq import Assisted, Exact, Greedy, Lookup, Sample
+from spec2seq.decoding.loop import Engine
+
+CAP = 16
+MODEL = tiny.seq2seq("bart")
+SOURCES = tiny.sources(MODEL, 9, 31)
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    return MODEL.generate(SOURCES, max_new_tokens=CAP).sequences
+
+
+def methods():
+    little = tiny.noisy_copy(MODEL, 0.02).drafter()
+    return {"greedy": Greedy(), "assisted": Assisted(little, 3), "lookup": Lookup(3)}
+
+
+def drain(engine: Engine, found: dict | None = None) -> dict[int, list[int]]:
+    found = {} if found is None else found
+    while engine.busy:
+        found |= {completion.id: completion.tokens for completion in engine.step()}
+    return found
+
+
+def test_an_idle_engine_does_nothing():
+    engine = Engine(MODEL.model, Greedy(), 2)
+    assert not engine.busy
+    assert engine.step() == []
+    assert engine.stats.verifier_passes == 0
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("victim", range(4))
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_cancelled_row_leaves_and_the_others_go_on(method, victim, after, greedy):
+    """Four slots, so the victim is the first, a middle or the last row in flight; others wait."""
+    engine = Engine(MODEL.model, methods()[method], 4)
+    ids = [engine.submit(source, CAP) for source in SOURCES[:6]]
+    found = {}
+    for _ in range(after):
+        found |= {completion.id: completion.tokens for completion in engine.step()}
+    gone = ids[victim] in found
+    assert engine.cancel(ids[victim]) is not gone
+    assert engine.cancel(ids[victim]) is False
+    drain(engine, found)
+    assert found == {index: row for index, row in zip(ids, greedy[:6], strict=True) if gone or index != ids[victim]}
+    assert engine.stats.rows == len(found)
+
+
+def test_waiting_requests_can_be_cancelled(greedy):
+    engine = Engine(MODEL.model, Greedy(), 2)
+    ids = [engine.submit(source, CAP) for source in SOURCES[:5]]
+    engine.step()
+    assert engine.cancel(ids[3])
+    assert not engine.cancel(99)
+    assert drain(engine) == {ids[place]: greedy[place] for place in (0, 1, 2, 4)}
+
+
+def test_all_cancelled_leaves_an_idle_engine(greedy):
+    engine = Engine(MODEL.model, methods()["assisted"], 3)
+    longest = sorted(range(9), key=lambda place: -len(greedy[place]))[:3]
+    ids = [engine.submit(SOURCES[place], CAP) for place in longest]
+    engine.step()
+    assert all(engine.cancel(index) for index in ids)
+    assert not engine.busy and engine.step() == []
+    again = engine.submit(SOURCES[4], CAP)
+    assert drain(engine) == {again: greedy[4]}
+
+
+@pytest.mark.parametrize("method", methods())
+def test_requests_come_while_others_run(method, greedy):
+    engine = Engine(MODEL.model, methods()[method], 4)
+    found, ids = {}, []
+    for source in SOURCES:
+        ids.append(engine.submit(source, CAP))
+        found |= {completion.id: completion.tokens for completion in engine.step()}
+    drain(engine, found)
+    assert [found[index] for index in ids] == greedy
+
+
+def test_longer_sources_come_later(greedy):
+    """Tensors grow while shorter rows are in flight."""
+    sources = sorted(SOURCES, key=len)
+    expected = {tuple(source): row for source, row in zip(SOURCES, greedy, strict=True)}
+    engine = Engine(MODEL.model, methods()["assisted"], 9)
+    found, ids = {}, {}
+    for source in sources:
+        ids[engine.submit(source, CAP)] = tuple(source)
+        found |= {completion.id: completion.tokens for completion in engine.step()}
+    drain(engine, found)
+    assert {ids[index]: row for index, row in found.items()} == expected
+
+
+def test_slots_are_filled_in_order_and_in_groups():
+    engine = Engine(MODEL.model, Greedy(), 8)
+    for source in SOURCES:
+        engine.submit(source, 2)
+    engine.step()
+    assert [request.id for request in engine.scheduler.running] == list(range(8))
+    assert [request.id for request in engine.scheduler.waiting] == [8]
+
+
+def test_a_request_draws_by_its_own_seed():
+    method = Sample(seed=5, drafter=methods()["assisted"].drafter)
+    assert method.acceptance != Exact()
+
+    def run(order):
+        engine = Engine(MODEL.model, method, 3)
+        ids = {engine.submit(SOURCES[place], CAP, seed=100 + place): place for place in order}
+        return {ids[index]: row for index, row in drain(engine).items()}
+
+    forwards = run(range(6))
+    assert forwards == run(reversed(range(6)))
+    engine = Engine(MODEL.model, method, 3)
+    ids = [engine.submit(SOURCES[0], CAP) for _ in range(8)]
+    rows = drain(engine)
+    assert len({tuple(rows[index]) for index in ids}) > 3  # one source, many draws

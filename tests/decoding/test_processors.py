@@ -1,0 +1,131 @@
+"""The generation config's processors against Transformers' own, alone and in pairs, with drafts and with beams."""
+
+import copy
+
+import pytest
+import tiny
+from transformers import GenerationConfig
+
+from spec2seq import Assisted, Beam, Greedy, Lookup, Seq2Seq, Spec2SeqError
+
+CAP = 14
+
+
+def common(rows: list[list[int]], eos: int) -> list[int]:
+    """The ids that occur most, but for the end token."""
+    ids = [token for row in rows for token in row if token != eos]
+    return sorted(set(ids), key=lambda token: (-ids.count(token), token))
+
+
+def settings_for(model: Seq2Seq, greedy: list[list[int]]) -> dict[str, dict]:
+    """Settings that change what this model writes."""
+    eos = model.config.eos_token_id
+    first, second, third = common(greedy, eos)[:3]
+    starts = sorted({row[0] for row in greedy} - {eos})
+    return {
+        "min_length": {"min_length": 9},
+        "min_new_tokens": {"min_new_tokens": 6},
+        "forced_bos_token_id": {"forced_bos_token_id": third},
+        "forced_eos_token_id": {"forced_eos_token_id": eos},
+        "forced_eos_token_id as a list": {"forced_eos_token_id": [second]},
+        "suppress_tokens": {"suppress_tokens": [first, second]},
+        "begin_suppress_tokens": {"begin_suppress_tokens": starts},
+        "bad_words_ids": {"bad_words_ids": [[first], [third]]},
+        "bad_words_ids with the end token": {"bad_words_ids": [[first], [eos]]},
+        "both lengths, new tokens win": {"min_length": 12, "min_new_tokens": 4},
+        "length and end": {"min_length": 9, "forced_eos_token_id": eos},
+        "start and begin": {"forced_bos_token_id": third, "begin_suppress_tokens": starts + [first]},
+        "start and length": {"forced_bos_token_id": third, "min_new_tokens": 3},
+        "words and tokens": {"bad_words_ids": [[first]], "suppress_tokens": [second], "min_new_tokens": 5},
+    }
+
+
+NAMES = list(settings_for(tiny.seq2seq("t5"), [[5, 6, 7], [8, 9, 1]]))
+
+
+def configured(model: Seq2Seq, settings: dict) -> Seq2Seq:
+    config = copy.deepcopy(model.generation_config)
+    config.update(**settings)
+    return Seq2Seq(model.model, model.config, model.tokenizer, config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", ["marian", "t5"])
+@pytest.mark.filterwarnings("ignore")
+def test_lossless_under_a_processor(family, name):
+    theirs, plain = tiny.transformers_model(family), tiny.seq2seq(family)
+    sources = tiny.sources(theirs, 8, 50)
+    greedy = plain.generate(sources, max_new_tokens=CAP).sequences
+    settings = settings_for(plain, greedy)[name]
+    expected = tiny.generated(theirs, sources, CAP, **settings)
+    assert expected != greedy  # the setting matters here
+    model = configured(plain, settings)
+    assert model.generate(sources, Greedy(), max_new_tokens=CAP).sequences == expected
+    little = tiny.noisy_copy(plain, 0.02).drafter()
+    for method in (Assisted(little, 4), Lookup(3)):
+        drafted = model.generate(sources, method, max_new_tokens=CAP, batch_size=5)
+        assert drafted.sequences == expected
+        assert 0 < drafted.stats.accepted < drafted.stats.drafted  # drafts stood and fell under the processor
+
+
+@pytest.mark.parametrize(
+    "name", ["min_length", "forced_bos_token_id", "forced_eos_token_id", "words and tokens", "begin_suppress_tokens"]
+)
+@pytest.mark.parametrize("family", ["marian", "t5-gated"])
+def test_beams_under_a_processor(family, name):
+    theirs, plain = tiny.transformers_model(family), tiny.seq2seq(family)
+    sources = tiny.sources(theirs, 6, 100)
+    settings = settings_for(plain, plain.generate(sources, max_new_tokens=CAP).sequences)[name]
+    expected = tiny.generated(theirs, sources, CAP, num_beams=3, **settings)
+    assert expected != tiny.generated(theirs, sources, CAP, num_beams=3)
+    assert configured(plain, settings).generate(sources, Beam(3), max_new_tokens=CAP).sequences == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"no_repeat_ngram_size": 1},
+        {"repetition_penalty": 1.3},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"exponential_decay_length_penalty": (3, 1.2)},
+        {"sequence_bias": [[[5], 2.0]]},
+        {"eos_token_id": [1, 7]},
+        {"eos_token_id": 7},
+        {"decoder_start_token_id": 5},
+        {"bad_words_ids": [[5, 6]]},
+        {"forced_eos_token_id": [1, 7]},
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_refused_by_name(settings):
+    model = configured(tiny.seq2seq("t5"), settings)
+    with pytest.raises(Spec2SeqError) as error:
+        model.generate([[5, 6, 1]], max_new_tokens=4)
+    (name,) = settings
+    assert name in str(error.value)
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "sequence_bias": None, "typical_p": 1.0},
+        {"eos_token_id": [1], "decoder_start_token_id": 0, "temperature": 0.7, "do_sample": True, "num_beams": 4},
+        {"min_length": 0, "min_new_tokens": 0, "suppress_tokens": [], "guidance_scale": 1.0},
+    ],
+    ids=str,
+)
+def test_settings_that_change_nothing(settings):
+    plain = tiny.seq2seq("t5")
+    sources = tiny.sources(plain, 4)
+    model = configured(plain, settings)
+    assert model.processors() == []
+    assert model.generate(sources, max_new_tokens=8).sequences == plain.generate(sources, max_new_tokens=8).sequences
+
+
+def test_a_fresh_generation_config_asks_for_nothing():
+    model = tiny.seq2seq("t5")
+    assert Seq2Seq(model.model, model.config, None, GenerationConfig()).processors() == []
+    assert Seq2Seq(model.model, model.config, None, None).processors() == []
