@@ -28,9 +28,11 @@ verify: $(INSTALLED)
 
 compare: $(INSTALLED)
 	$(BIN)/python -m spec2seq.evaluation.compare --out docs/results
+	$(BIN)/python -m spec2seq.evaluation.compare --out docs/results --readme README.md
 
-train-queue: $(INSTALLED)
-	$(BIN)/python -m spec2seq.training.queue
+# For a machine with a GPU and without a package index: nothing is installed, its own Python runs.
+train-queue:
+	PYTHONPATH=src $(PYTHON) -m spec2seq.training.queue
 
 clean:
 	rm -rf $(VENV) out

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from spec2seq.options import as_markdown
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -28,6 +30,11 @@ def test_every_make_target_it_names_exists():
     targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
     named = set(re.findall(r"`?make ([a-z-]+)", README))
     assert {"demo", "test"} <= named <= set(targets)
+
+
+def test_the_guides_table_of_options_is_the_code_s():
+    guide = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    assert as_markdown() == guide.split("<!-- options:begin -->\n")[1].split("<!-- options:end -->")[0]
 
 
 def test_every_link_leads_somewhere():

@@ -209,7 +209,9 @@ def verify_lossless(
     run: RunOptions, method: MethodOptions,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="lines in UTF-8; - is stdin")],
     limit: Annotated[int | None, typer.Option(min=1, help="only the first lines that are not empty")] = None,
-    tie: Annotated[float, typer.Option(min=0.0, help="logit gaps below this are rounding")] = 1e-4,
+    tie: Annotated[
+        float | None, typer.Option(min=0.0, help="logit gaps below this are rounding (default: 1e-4 in float32)")
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="any method; exit code 0")] = False,
     json: Annotated[bool, typer.Option("--json", help="one object with everything")] = False,
 ) -> None:  # fmt: skip
@@ -246,7 +248,9 @@ def verify_lossless(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML; see recipes/")],
-    out: Annotated[Path, typer.Option(help="folder of the run; an unfinished one is continued")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the run; an unfinished one is continued (default: runs/NAME)")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="folder of the data files (default: $SPEC2SEQ_DATA)")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="stop cleanly after so long; the same call goes on")] = None,
 ) -> None:
@@ -260,7 +264,8 @@ def train(
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    result = training.train(training.load_recipe(recipe), out, data, max_minutes, report)
+    loaded = training.load_recipe(recipe)
+    result = training.train(loaded, out or Path("runs", loaded.name), data, max_minutes, report)
     state = "finished" if result.finished else "to be continued by the same command"
     print(f"{result.folder}: step {result.step}, {result.minutes:.0f} minutes, {state}")
 

@@ -14,7 +14,8 @@ from spec2seq.decoding.methods import Greedy
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 
-TIE = 1e-4
+# Logit gaps that rounding explains, at logits of some ten: several times the dtype's own spacing there.
+TIES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 ROWS_PER_TIE = 500
 
 
@@ -130,7 +131,7 @@ def compare_with_greedy(
     numbers: Sequence[int] | None = None,
     batch_size: int = 1,
     max_new_tokens: int | None = None,
-    tie: float = TIE,
+    tie: float | None = None,
     progress: Callable[[], None] | None = None,
 ) -> LosslessReport:
     """Replay the sources with the method and compare its token ids with greedy's.
@@ -140,11 +141,12 @@ def compare_with_greedy(
         greedy: what `greedy_outputs` returned; None decodes it here.
         numbers: what to call the sources; by default 1, 2, 3…
         batch_size: of the method; greedy decodes each source alone.
-        tie: logit gaps below this count as rounding.
+        tie: logit gaps below this count as rounding; None is the dtype's entry of `TIES`.
         progress: called after every row, greedy's rows included.
 
     Raises Spec2SeqError if there are no sources.
     """
+    tie = TIES[model.model.dtype] if tie is None else tie
     check_range("tie", tie, low=0.0)
     if not sources:
         raise Spec2SeqError("no lines to compare")

@@ -14,7 +14,7 @@ from typing import Any
 
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.files import write_json
-from spec2seq.evaluation.lossless import TIE, LosslessReport, compare_with_greedy, describe, greedy_outputs
+from spec2seq.evaluation.lossless import LosslessReport, compare_with_greedy, describe, greedy_outputs
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.sample import pairs_to_measure
@@ -51,7 +51,7 @@ def replay(
     *,
     little: str | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    tie: float = TIE,
+    tie: float | None = None,
     bars: bool = False,
 ) -> Iterator[Replay]:
     """Compare every drafter at every batch size with greedy, each line alone.
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drafter", help="the little model (default: MODEL/little)")
     parser.add_argument("--limit", type=int, default=LINES, help="lines to replay (default: %(default)s)")
     parser.add_argument("--threads", help="CPU threads")
-    parser.add_argument("--tie", type=float, default=TIE, help="logit gaps below this are ties (default: %(default)s)")
+    parser.add_argument("--tie", type=float, help="logit gaps below this are ties (default: 1e-4)")
     parser.add_argument("--out", type=Path, default=Path("out/verify.json"), help="results (default: %(default)s)")
     return parser
 

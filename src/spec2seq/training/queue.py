@@ -43,8 +43,8 @@ def run_queue(
         try:
             result = train(recipe, out / name, data_dir, max(0.1, left), report)
             results[name] = _entry(result)
-        except Spec2SeqError as error:
-            results[name] = {"state": "failed", "error": str(error)}
+        except Exception as error:  # also what the device says: the next recipe may fit
+            results[name] = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
         _write(out / "results.json", results)
         if results[name]["state"] == "stopped":
             break

@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from spec2seq import Assisted, BiLD, Greedy, Lookup, Seq2Seq, Speculative
 from spec2seq.config import check_choice
 from spec2seq.decoding.costs import LENGTHS, measure_costs
 from spec2seq.decoding.stats import Stats
+from spec2seq.evaluation.lossless import next_logits
 from spec2seq.evaluation.peers import Run, Workload
 from spec2seq.evaluation.timing import set_threads
 from spec2seq.pairing import check_pair
@@ -86,16 +85,7 @@ class Ours:
             "little_ms": 1000 * (costs.draft(2) - costs.draft(1)),
         }
 
-    @torch.inference_mode()
     def gap(self, line: int, prefix: list[int]) -> float:
         """By how much the likeliest next token leads the second after `prefix`, in logits: near 0 it is a tie."""
-        model = self.verifier.model
-        source = torch.tensor([self.workload.sources[line]], device=model.device)
-        encoded = model.encode(source, torch.tensor([source.shape[1]], device=model.device))
-        cache = model.new_cache(1)
-        model.admit(cache, 0, encoded)
-        tokens = torch.tensor([[model.architecture.decoder_start_token_id, *prefix]], device=model.device)
-        lengths = torch.zeros(1, dtype=torch.long, device=model.device)
-        logits = model.decode_block(cache, tokens, lengths, tokens.shape[1], uniform=True).logits[0, -1]
-        first, second = logits.topk(2).values.tolist()
+        first, second = next_logits(self.verifier, self.workload.sources[line], prefix).topk(2).values.tolist()
         return first - second
