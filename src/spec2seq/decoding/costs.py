@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (1, 2, 3, 5, 9, 17)
 SOURCE, PREFIX = 32, 16  # tokens; a pass's cost hardly depends on them at usual lengths
-REPEATS = 5
+REPEATS = 12
 
 _measured: WeakKeyDictionary[EncoderDecoder, dict[int, Callable[[float], float]]] = WeakKeyDictionary()
 
