@@ -66,9 +66,8 @@ def test_stream_is_generate(method, batch_size):
     method = {
         "greedy": Greedy(), "assisted": Assisted(model.drafter(), 3), "beam": Beam(2), "sample": Sample(seed=4),
     }[method]  # fmt: skip
-    lines = [
-        f"{text} w{number + 3}" for number, text in zip(range(34 if batch_size == 2 else 5), itertools.cycle(TEXTS))
-    ]
+    count = 34 if batch_size == 2 else 5
+    lines = [f"{TEXTS[number % len(TEXTS)]} w{number + 3}" for number in range(count)]
     stats = Stats()
     rows = list(model.stream(iter(lines), method, max_new_tokens=CAP, batch_size=batch_size, stats=stats, trace=True))
     done = model.generate(lines, method, max_new_tokens=CAP, batch_size=batch_size, trace=True)
