@@ -123,7 +123,7 @@ def test_a_source_that_is_too_long():
     long = " ".join(f"w{number % 50 + 3}" for number in range(100))
     with pytest.raises(Spec2SeqError) as error:
         model.generate(["w5", long])
-    assert str(error.value) == "source 2 has 101 tokens; the model allows 96 (split it, or ask to truncate)"
+    assert str(error.value) == "source 2 has 101 tokens; the model allows 96; split or truncate it (--truncate)"
     assert error.value.exit_code == 1
     with pytest.raises(Spec2SeqError, match="source 1 has 101 tokens"):
         next(model.stream([long]))
@@ -140,6 +140,8 @@ def test_relative_positions_allow_any_length():
     assert model.model.architecture.max_positions is None
     done = model.generate([[*range(3, 60)] * 4 + [1]], max_new_tokens=200)
     assert 1 <= len(done.sequences[0]) <= 200
+    with pytest.raises(Spec2SeqError, match="source 1 has 5001 tokens; allowed are 4096"):
+        model.generate([[5] * 5000 + [1]])
 
 
 @pytest.mark.parametrize("asked", [0, -3, 97])

@@ -265,7 +265,7 @@ class Seq2Seq:
             return ids
         if not truncate:
             allows = f"the model allows {own}" if own else f"allowed are {most} (the model has no limit of its own)"
-            raise Spec2SeqError(f"{where} has {len(ids)} tokens; {allows}; split it, or ask to truncate")
+            raise Spec2SeqError(f"{where} has {len(ids)} tokens; {allows}; split or truncate it (--truncate)")
         return [*ids[: most - 1], ids[-1]]
 
     def _row(self, completion: Completion, trace: bool) -> Row:

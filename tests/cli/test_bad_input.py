@@ -99,7 +99,7 @@ def test_unknown_flags_commands_and_missing_arguments(fails):
     fails(2, ["--num-baems", "--num-beams"], "translate", "--num-baems", 3)
     fails(2, ["translat"], "translat")
     fails(2, ["FILE"], "verify-lossless")
-    fails(2, ["--out"], "train", "recipe.yaml")
+    fails(2, ["recipe.yaml", "no such file"], "train", "recipe.yaml")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import pytest
 import tiny
 
-from spec2seq import ConfidenceLength, Seq2Seq, Speculative, UsageError
+from spec2seq import Assisted, Beam, ConfidenceLength, Seq2Seq, Speculative, UsageError
 from spec2seq.decoding import loop
 from spec2seq.decoding.acceptance import ACCEPTANCE_RULES
 from spec2seq.decoding.drafters import DRAFTERS, NgramLookup
@@ -23,8 +23,10 @@ MAKE = {"little": lambda: tiny.noisy_copy(MODEL, 0.02).drafter()}
 LENGTHS = {name: [rule()] for name, rule in LENGTH_RULES.items()}
 LENGTHS["confidence"] = [ConfidenceLength(0.5, 6), ConfidenceLength(None, 3)]
 SAME_IN_ANY_BATCH = ("fixed", "confidence")  # an adaptive length learns from all rows of the batch
-# Counts that do not depend on who else is in the batch; what is fed depends on the longest draft.
-OWN_COUNTS = ("new_tokens", "verifier_calls", "drafted", "accepted", "discarded", "rollbacks", "accepted_at")
+# What does not depend on who else is in the batch: a little model's passes go on as long as any row drafts.
+OWN_COUNTS = [
+    field.name for field in dataclasses.fields(Counts) if field.name not in ("drafter_calls", "drafter_tokens")
+]
 
 
 def drafter(name: str):
@@ -132,6 +134,20 @@ def test_profiling_changes_no_token(greedy):
     assert set(done.stats.phases) == {"encode", "draft", "verify", "judge"}
     assert all(seconds > 0 for seconds in done.stats.phases.values())
     assert MODEL.generate(SOURCES[:1], max_new_tokens=2).stats.phases == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Speculative(MODEL), "Seq2Seq is no drafter; a Seq2Seq becomes one by .drafter()"),
+        (lambda: Assisted(None, 3), "Assisted needs a drafter; without one use Greedy"),
+        (lambda: MODEL.generate(SOURCES, Beam(2), profile=True), "profile is of the phases of draft and verify"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(UsageError) as error:
+        make()
+    assert message in str(error.value)
 
 
 def test_no_confidence_no_threshold():

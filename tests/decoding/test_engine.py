@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from spec2seq import Assisted, Exact, Greedy, Lookup, Sample
+from spec2seq import Assisted, Exact, Greedy, Lookup, Sample, UsageError
 from spec2seq.decoding.loop import Engine
 
 CAP = 16
@@ -95,6 +95,25 @@ def test_longer_sources_come_later(greedy):
         found |= {completion.id: completion.tokens for completion in engine.step()}
     drain(engine, found)
     assert {ids[index]: row for index, row in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "cap", "message"),
+    [
+        ([], 4, "the source has 0 tokens; allowed: 1 to 96"),
+        ([5] * 97, 4, "the source has 97 tokens; allowed: 1 to 96"),
+        ([5, 2], 0, "max_new_tokens is 0; allowed: from 1 to 96"),
+        ([5, 2], 97, "max_new_tokens is 97"),
+    ],
+)
+def test_requests_that_cannot_be_served(source, cap, message, greedy):
+    engine = Engine(MODEL.model, Greedy(), 2)
+    with pytest.raises(UsageError) as error:
+        engine.submit(source, cap)
+    assert message in str(error.value)
+    assert not engine.busy  # and the engine goes on with others
+    index = engine.submit(SOURCES[0], CAP)
+    assert drain(engine) == {index: greedy[0]}
 
 
 def test_slots_are_filled_in_order_and_in_groups():

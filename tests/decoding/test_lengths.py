@@ -5,8 +5,9 @@ import math
 
 import pytest
 import tiny
+from decoding.replay import Replay
 
-from spec2seq import AdaptiveLength, Assisted, ConfidenceLength, FixedLength, Lookup, UsageError
+from spec2seq import AdaptiveLength, Assisted, ConfidenceLength, FixedLength, Lookup, Speculative, UsageError
 from spec2seq.decoding import costs, loop
 from spec2seq.decoding.costs import measure_costs
 from spec2seq.decoding.lengths import PassCosts
@@ -172,6 +173,43 @@ def test_a_good_drafter_gets_longer_drafts(monkeypatch):
     assert done[1].stats.drafted / done[1].stats.verifier_calls < 0.5 * (
         done[0].stats.drafted / done[0].stats.verifier_calls
     )
+
+
+def test_drafts_that_come_out_empty_are_learned_from(monkeypatch):
+    """A drafter that finds nothing costs passes over nothing; the length rule must notice."""
+    monkeypatch.setattr(loop, "measure_costs", lambda *of: made_up(0.2, 0.0))
+    model = tiny.seq2seq("bart")
+    sources = tiny.sources(model, 12, 4)
+    silent = Replay({tuple(source): [] for source in sources})
+    done = model.generate(sources, Speculative(silent, AdaptiveLength()), max_new_tokens=60, batch_size=1)
+    assert done.sequences == model.generate(sources, max_new_tokens=60).sequences
+    assert done.stats.drafted == 0
+    # Asked at first, and later only to see whether something has changed.
+    assert 8 <= done.stats.drafter_passes < 0.3 * done.stats.verifier_passes
+
+
+def test_an_end_that_cuts_a_draft_short_teaches_nothing():
+    model = tiny.seq2seq("bart")
+    sources = tiny.sources(model, 30, 7)
+    rows = model.generate(sources, max_new_tokens=20).sequences
+    source, row = next((s, r) for s, r in zip(sources, rows, strict=True) if r[-1] == 2 and 3 <= len(r) < 10)
+    engine = Engine(model.model, Speculative(Replay({tuple(source): row}), FixedLength(16)), 1)
+    seen = []
+    engine.chooser = Observer(seen)
+    engine.submit(source, 20)
+    engine.step()
+    assert not engine.busy and seen == [(len(row), len(row))]  # not sixteen places of which most failed
+
+
+class Observer:
+    def __init__(self, seen: list):
+        self.seen = seen
+
+    def choose(self) -> int:
+        return 16
+
+    def observe(self, asked: int, accepted: int) -> None:
+        self.seen.append((asked, accepted))
 
 
 @pytest.mark.parametrize(

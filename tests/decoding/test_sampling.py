@@ -108,6 +108,7 @@ def test_half_precision_is_widened():
         ({"top_k": 0}, "top_k is 0; allowed: at least 1"),
         ({"top_p": 0.0}, "top_p is 0.0; allowed: from"),
         ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"seed": -1}, "seed is -1; allowed: from 0"),
     ],
 )
 def test_values_out_of_range(values, message):

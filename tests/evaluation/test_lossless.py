@@ -1,5 +1,6 @@
 """What lossless means, measured: divergences are found, placed, weighed and told apart from rounding."""
 
+import copy
 import json
 
 import pytest
@@ -82,14 +83,14 @@ def test_logits_after_a_prefix_are_transformers(family):
 
 
 def test_logits_are_processed_as_in_decoding():
-    theirs = tiny.transformers_model("marian")
+    theirs = copy.deepcopy(tiny.transformers_model("marian"))
     theirs.generation_config.suppress_tokens = [11]
     scores = next_logits(Seq2Seq.from_transformers(theirs), [5, 0], [])
     assert scores[11] == -torch.inf and scores[10] > -torch.inf
 
 
 def test_equal_logits_are_a_tie_only_near_the_best(sources):
-    model = tiny.seq2seq("marian")
+    model = copy.deepcopy(tiny.seq2seq("marian"))  # it is shared
     source = sources[0]
     scores = next_logits(model, source, [])
     best, worst = int(scores.argmax()), int(scores.argmin())

@@ -87,6 +87,12 @@ def test_the_dtype_is_the_one_asked_for(dtype, tmp_path):
     assert len(back.generate(["w5 w6"], max_new_tokens=5).sequences[0]) in range(1, 6)
 
 
+def test_t5_in_half_precision_is_refused(tmp_path):
+    named("t5").save_pretrained(tmp_path / "model")
+    with pytest.raises(Spec2SeqError, match="T5 overflows in float16; use bfloat16 or float32"):
+        Seq2Seq.from_pretrained(tmp_path / "model", dtype="float16")
+
+
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(Spec2SeqError) as error:
         Seq2Seq.from_pretrained(tmp_path)

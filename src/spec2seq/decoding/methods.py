@@ -19,7 +19,7 @@ class Speculative:
     acceptance: AcceptanceRule = field(default_factory=Exact)
 
     def __post_init__(self):
-        if self.drafter is not None and not hasattr(self.drafter, "session"):
+        if hasattr(self.drafter, "drafter"):
             raise UsageError(f"{type(self.drafter).__name__} is no drafter; a Seq2Seq becomes one by .drafter()")
         if self.drafter is not None and self.length.confidence is not None and not self.drafter.has_confidence:
             raise UsageError(
