@@ -24,9 +24,7 @@ LENGTHS = {name: [rule()] for name, rule in LENGTH_RULES.items()}
 LENGTHS["confidence"] = [ConfidenceLength(0.5, 6), ConfidenceLength(None, 3)]
 SAME_IN_ANY_BATCH = ("fixed", "confidence")  # an adaptive length learns from all rows of the batch
 # What does not depend on who else is in the batch: a little model's passes go on as long as any row drafts.
-OWN_COUNTS = [
-    field.name for field in dataclasses.fields(Counts) if field.name not in ("drafter_calls", "drafter_tokens")
-]
+OWN_COUNTS = {field.name for field in dataclasses.fields(Counts)} - {"drafter_calls", "drafter_tokens"}
 
 
 def drafter(name: str):

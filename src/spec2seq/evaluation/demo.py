@@ -19,8 +19,8 @@ from spec2seq.evaluation.tables import method_label
 from spec2seq.evaluation.timing import Timings, interleave, set_threads
 
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (("greedy", {}), ("assisted", {}), ("bild", {}), ("lookup", {}))
-TIMED_LINES = 64
-TIMED_SECONDS = 100.0  # for all rounds together, so that the demo ends within minutes on a slow machine too
+TIMED_LINES = 24
+TIMED_SECONDS = 60.0  # for all rounds together, so that the demo ends within minutes on a slow machine too
 ROUNDS = (3, 7)
 SENTENCES = 10
 BINS = 6
