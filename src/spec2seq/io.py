@@ -1,9 +1,11 @@
 """Lines and JSONL: read with line numbers, run through a model, written one by one or as a whole file."""
 
 import contextlib
+import gzip
 import json
 import os
 import sys
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ class Line:
 
 
 def read_lines(path: Path | None) -> Iterator[Line]:
-    """The lines of a UTF-8 file, or of stdin; a line ends at LF or CRLF and nowhere else.
+    """The lines of a UTF-8 file (.gz too), or of stdin; a line ends at LF or CRLF and nowhere else.
 
     Raises UsageError for a file that cannot be opened, Spec2SeqError naming line and byte for a wrong encoding.
     """
@@ -49,6 +51,19 @@ def read_lines(path: Path | None) -> Iterator[Line]:
 
 
 def read_objects(path: Path | None, field: str) -> Iterator[Line]:
+    """The sources in a JSONL file, or in stdin: `read_fields` of objects that have room for the results.
+
+    Raises Spec2SeqError naming the line for anything else.
+    """
+    for line in read_fields(path, field):
+        taken = [name for name in RESULTS if name in line.fields]
+        if taken:
+            where = f"{name_of(path)}: line {line.number}"
+            raise Spec2SeqError(f"{where}: field {taken[0]!r} is there already and the results would overwrite it")
+        yield line
+
+
+def read_fields(path: Path | None, field: str) -> Iterator[Line]:
     """The JSON objects of a JSONL file, or of stdin, each with a text in `field`.
 
     Raises Spec2SeqError naming the line for anything else.
@@ -67,9 +82,6 @@ def read_objects(path: Path | None, field: str) -> Iterator[Line]:
         text = fields[field]
         if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
             raise Spec2SeqError(f"{where}: field {field!r} is {_short(text)}; allowed: a text")
-        taken = [name for name in RESULTS if name in fields]
-        if taken:
-            raise Spec2SeqError(f"{where}: field {taken[0]!r} is there already and the results would overwrite it")
         yield Line(line.number, text if text.strip() else "", fields)
 
 
@@ -219,12 +231,15 @@ def _opened(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        stream = path.open("rb")
+        stream = (gzip.open if path.suffix == ".gz" else open)(path, "rb")
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UsageError(f"{path}: {reason}; allowed: a text file in UTF-8") from None
     with stream:
-        yield stream
+        try:
+            yield stream
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise Spec2SeqError(f"{path}: not readable as gzip: {error}") from None
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Averages are arithmetic means, only whole checkpoints count, and pruning keeps what a run needs."""
+"""Only whole checkpoints count, and pruning keeps what a run needs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from spec2seq.errors import UsageError
-from spec2seq.training.checkpoints import average, best_checkpoint, mark_whole, prune, whole_checkpoints
+from spec2seq.training.checkpoints import best_checkpoint, mark_whole, prune, whole_checkpoints
 from spec2seq.training.clock import Clock
 from spec2seq.training.recipe import TrainingConfig
 from spec2seq.training.warm_start import spaced
@@ -16,17 +16,11 @@ from spec2seq.training.warm_start import spaced
 def _checkpoint(folder: Path, step: int, score: float | None = None, whole: bool = True) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir()
-    save_file({"weight": torch.full((2,), float(step)), "count": torch.tensor([step])}, path / "model.safetensors")
+    save_file({"weight": torch.full((2,), float(step))}, path / "model.safetensors")
     (path / "optimizer.pt").write_bytes(b"state")
     if whole:
         mark_whole(path, Clock(TrainingConfig(max_steps=10), 1.0, step=step, tokens=10 * step), score)
     return path
-
-
-def test_average_is_the_arithmetic_mean_and_integers_are_the_last(tmp_path: Path) -> None:
-    mean = average([_checkpoint(tmp_path, step) for step in (1, 2, 6)])
-    assert mean["weight"].tolist() == [3.0, 3.0] and mean["weight"].dtype == torch.float32
-    assert mean["count"].tolist() == [6]
 
 
 def test_half_written_checkpoints_do_not_count_and_are_pruned(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spec2seq.errors import missing_extra
+from spec2seq.evaluation.scoring import make_metric
 from spec2seq.evaluation.timing import Spread
 
 
@@ -23,15 +23,11 @@ class Quality:
 
 def quality(outputs: Sequence[str], references: Sequence[str]) -> Quality:
     """Raises Spec2SeqError if sacrebleu is not installed."""
-    try:
-        import sacrebleu
-    except ImportError:
-        raise missing_extra("sacrebleu", "eval") from None
     if len(outputs) != len(references):
         raise ValueError(f"{len(outputs)} outputs and {len(references)} references")
-    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
-    b, c = (metric.corpus_score(list(outputs), [list(references)]).score for metric in (bleu, chrf))
-    return Quality(b, c, str(bleu.get_signature()), str(chrf.get_signature()))
+    bleu, chrf = make_metric("bleu"), make_metric("chrf")
+    scores = [metric.value(metric.statistics(outputs, references).sum(0)).item() for metric in (bleu, chrf)]
+    return Quality(*scores, bleu.signature(), chrf.signature())
 
 
 def identical(sequences: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[bool]:

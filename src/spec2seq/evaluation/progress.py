@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of `total` steps."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after each of `total` steps; None is a number not known."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

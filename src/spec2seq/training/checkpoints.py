@@ -1,7 +1,6 @@
-"""Checkpoints that count only when whole, the choice of which to keep, and their arithmetic mean."""
+"""Checkpoints that count only when whole, the choice of which to keep, and their weights."""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.evaluation.files import write_json
 from spec2seq.training.clock import Clock
 
 MARKER = "whole.json"
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class Checkpoint:
 def mark_whole(path: Path, clock: Clock, score: float | None) -> None:
     """Declare that everything of the checkpoint is on disk; until then `whole_checkpoints` does not see it."""
     values = {"step": clock.step, "tokens": clock.tokens, "seconds": clock.elapsed(), "score": score}
-    partial = path / (MARKER + ".partial")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(partial, path / MARKER)
+    write_json(path / MARKER, values)
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -64,21 +62,25 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of one checkpoint folder."""
+    """The weights of one folder, of all its safetensors files.
+
+    Raises UsageError if there are none, Spec2SeqError for a file that is broken.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path / WEIGHTS)
+    files = weight_files(path)
+    if not files:
+        raise UsageError(f"{path}: no weights; allowed: a folder with *.safetensors")
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except SafetensorError as error:
+            raise Spec2SeqError(f"{file}: not readable as safetensors: {error}") from None
+    return weights
 
 
-def average(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The arithmetic mean of the floating-point weights of checkpoints, summed in float64; the rest from the last."""
-    total: dict[str, torch.Tensor] = {}
-    last: dict[str, torch.Tensor] = {}
-    for path in paths:
-        last = weights_of(path)
-        for name, tensor in last.items():
-            if tensor.is_floating_point():
-                total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    return {
-        name: (total[name] / len(paths)).to(tensor.dtype) if name in total else tensor for name, tensor in last.items()
-    }
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder, in the order of their names."""
+    return sorted(path.glob("*.safetensors"))

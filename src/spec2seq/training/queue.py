@@ -6,8 +6,6 @@ folder `--out` comes along. results.json there says after each step what is done
 
 import argparse
 import functools
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.evaluation.files import write_json
 from spec2seq.training.recipe import load_recipe
 from spec2seq.training.run import TrainResult, train
 
@@ -45,10 +44,10 @@ def run_queue(
             results[name] = _entry(result)
         except Exception as error:  # also what the device says: the next recipe may fit
             results[name] = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-        _write(out / "results.json", results)
+        write_json(out / "results.json", results)
         if results[name]["state"] == "stopped":
             break
-    _write(out / "results.json", results)
+    write_json(out / "results.json", results)
     return results
 
 
@@ -58,13 +57,6 @@ def _entry(result: TrainResult) -> dict[str, Any]:
     if result.summary is not None:
         entry |= {"dev": result.summary["dev"], "test": result.summary["test"]}
     return entry
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,11 +1,13 @@
 """Greedy translations of held-out pairs and their scores."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from spec2seq.evaluation.metrics import quality
 from spec2seq.training.batches import Collator
 from spec2seq.training.cache import encode
 from spec2seq.training.data import Pair
@@ -27,6 +29,10 @@ class Scores:
     def value(self) -> float:
         """What the choice of the best model compares: BLEU, or −NLL without sacrebleu."""
         return -self.nll if self.bleu is None else self.bleu
+
+    def __str__(self) -> str:
+        measured = "" if self.bleu is None else f"BLEU {self.bleu:.2f} chrF {self.chrf:.2f} "
+        return f"{measured}nll {self.nll:.4f}"
 
 
 def sample(pairs: Sequence[Pair], count: int | None) -> list[Pair]:
@@ -77,15 +83,9 @@ def score(model: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int, ma
     model.eval()
     try:
         nll = mean_nll(model, tokenizer, pairs, torch.float32)
-        try:
-            import sacrebleu
-        except ImportError:
+        if importlib.util.find_spec("sacrebleu") is None:
             return Scores(len(pairs), nll)
         outputs = translate(model, tokenizer, [pair.source for pair in pairs], batch_size, max_new_tokens)
-        references = [[pair.target for pair in pairs]]
-        bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
-        bleu_score, chrf_score = bleu.corpus_score(outputs, references), chrf.corpus_score(outputs, references)
-        signatures = str(bleu.get_signature()), str(chrf.get_signature())
-        return Scores(len(pairs), nll, bleu_score.score, chrf_score.score, *signatures)
+        return Scores(len(pairs), nll, **quality(outputs, [pair.target for pair in pairs]).as_dict())
     finally:
         model.train(training)
