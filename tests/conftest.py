@@ -1,9 +1,11 @@
 """What every test gets: one thread, no network, and property tests that draw the same examples each time."""
 
+import functools
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests run without a network
 
+import golden_specdec
 import pytest
 import tiny
 import torch
@@ -15,6 +17,12 @@ settings.register_profile(
     "spec2seq", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("spec2seq")
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """Imports and loads reference data of the original SpecDec by name, once a session."""
+    return functools.cache(lambda name: golden_specdec.load(name, tmp_path_factory.mktemp("golden")))
 
 
 @pytest.fixture(params=tiny.FAMILIES)

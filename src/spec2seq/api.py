@@ -16,10 +16,12 @@ from spec2seq.decoding.logits import Processor, processors_from
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
 from spec2seq.decoding.scheduler import Completion
+from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import families
 from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.fingerprint import fingerprint
 from spec2seq.pairing import check_pair
 
 DTYPES = {
@@ -89,6 +91,8 @@ class Seq2Seq:
             raise Spec2SeqError(f"{name}: no such folder")
         import transformers  # slow to import, and only loading needs it
 
+        from spec2seq.models import subwords  # so does this
+
         try:
             config = transformers.AutoConfig.from_pretrained(name)
             families.family_of(config, name)
@@ -104,6 +108,7 @@ class Seq2Seq:
         # Without its files Transformers makes an empty tokenizer up for some families.
         if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
             raise Spec2SeqError(f"{name}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
+        subwords.register()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         except Exception as error:  # as above
@@ -116,6 +121,10 @@ class Seq2Seq:
         """Take over the weights of a live Transformers model."""
         model = families.load(module.config, module.state_dict(), type(module).__name__)
         return cls(model, module.config, tokenizer, module.generation_config)
+
+    def fingerprint(self) -> str:
+        """Names these weights, in whatever precision they were loaded; a trained drafter keeps its verifier's."""
+        return fingerprint(self.model)
 
     def drafter(self) -> LittleModel:
         """This model as the little one of another: `Assisted(little.drafter())`."""
@@ -216,6 +225,24 @@ class Seq2Seq:
         if window:
             yield from flush()
 
+    def score(
+        self, sources: Sequence[str] | Sequence[Sequence[int]], outputs: Sequence[str] | Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The log-probability of each output, in nats: texts, with the end token, or token ids just as they are.
+
+        Raises UsageError where there is not one output for each source, or one has ids or a length that the model
+        does not allow.
+        """
+        if isinstance(sources, str) or isinstance(outputs, str) or len(sources) != len(outputs):
+            raise UsageError("score takes a list of sources and a list of as many outputs")
+        scores = []
+        for number, (source, output) in enumerate(zip(sources, outputs, strict=True), 1):
+            if isinstance(output, str):
+                output = self.encode_text(output, target=True)
+            ids = self.source_ids(output, f"output {number}") if len(output) else []
+            scores.append(log_probability(self.model, self.source_ids(source, f"source {number}"), ids))
+        return scores
+
     def processors(self) -> list[Processor]:
         """What the model's generation config asks for. Raises Spec2SeqError for what is not supported."""
         if self.generation_config is None:
@@ -241,11 +268,11 @@ class Seq2Seq:
             value = total - 1 if total and total > 20 else DEFAULT_MAX_NEW_TOKENS  # 20: Transformers' stand-in
         return min(value, most or value)
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a source, with the end token."""
+    def encode_text(self, text: str, target: bool = False) -> list[int]:
+        """Token ids of a source, or of an output if it is the `target`, with the end token."""
         if self.tokenizer is None:
             raise UsageError("this model was loaded without a tokenizer; pass token ids")
-        return self.tokenizer(text, verbose=False)["input_ids"]
+        return self.tokenizer(**{"text_target" if target else "text": text}, verbose=False)["input_ids"]
 
     def source_ids(self, source: str | Sequence[int], where: str, truncate: bool = False) -> list[int]:
         """Token ids of a source, end token included, cut to what the model allows if `truncate` says so.

@@ -109,7 +109,7 @@ def test_tied_tables_exist_once(family):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; supported: bart, marian, t5"),
+        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; supported: bart, fsmt, marian, t5"),
         ({"activation_function": "mish"}, "activation 'mish' is not supported; supported: relu"),
         ({"eos_token_id": [0, 5]}, "eos_token_id is [0, 5]; exactly one"),
         ({"decoder_vocab_size": 10}, "separate vocabularies are not supported: 64 source and 10 target"),

@@ -108,7 +108,7 @@ def test_a_model_of_another_family(config, name, tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(Spec2SeqError) as error:
         Seq2Seq.from_pretrained(tmp_path)
-    assert str(error.value) == f"{tmp_path}: model type {name!r} is not supported; supported: bart, marian, t5"
+    assert str(error.value) == f"{tmp_path}: model type {name!r} is not supported; supported: bart, fsmt, marian, t5"
 
 
 @pytest.mark.parametrize("text", ["{", '{"model_type": "no such model"}', "{}"])

@@ -1,11 +1,13 @@
 """Methods are (drafter, length rule, acceptance rule); the named ones are presets of that."""
 
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from spec2seq.config import check_range
-from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback
+from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback, TopBeta
 from spec2seq.decoding.drafters import Drafter, NgramLookup
-from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength, LengthRule
+from spec2seq.decoding.lengths import AdaptiveLength, Chooser, ConfidenceLength, FixedLength, LengthRule
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
 
@@ -17,6 +19,7 @@ class Speculative:
     drafter: Drafter | None = None
     length: LengthRule = field(default_factory=AdaptiveLength)
     acceptance: AcceptanceRule = field(default_factory=Exact)
+    _choosers: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if hasattr(self.drafter, "drafter"):
@@ -25,6 +28,13 @@ class Speculative:
             raise UsageError(
                 f"{type(self.drafter).__name__} gives no confidence; use a length rule without a confidence threshold"
             )
+
+    def chooser(self, verifier: Any, slots: int) -> Chooser:
+        """The running state of the length rule, kept from run to run for each verifier and batch size."""
+        known = self._choosers.setdefault(verifier, {})
+        if slots not in known:
+            known[slots] = self.length.chooser()
+        return known[slots]
 
     @property
     def lossless(self) -> bool:
@@ -84,6 +94,18 @@ def Assisted(
     else:
         length = FixedLength(num_assistant_tokens)
     return Speculative(drafter, length, acceptance or Exact())
+
+
+def SpecDec(drafter: Drafter, block_size: int | None = None, beta: int = 3, tau: float = 1.0) -> Speculative:
+    """Speculative decoding with a block drafter (SpecDec, Xia et al. 2023): `block_size` tokens in one pass (None: as
+    many as the drafter was trained for), each kept if it is among the verifier's top `beta` and at most `tau` nats
+    below the best. beta 1 is lossless."""
+    if block_size is None:
+        block_size = getattr(drafter, "block_size", None)
+    if block_size is None:
+        raise UsageError(f"{type(drafter).__name__} has no block size of its own; give block_size")
+    check_range("block_size", block_size, low=1)
+    return Speculative(drafter, FixedLength(block_size), Exact() if beta == 1 else TopBeta(beta, tau))
 
 
 def BiLD(

@@ -118,7 +118,7 @@ class EncoderDecoder(nn.Module):
             )
         store = cache.writer(rows, starts, length, horizon)
         mask = self._causal_mask(rows, length, lengths, horizon, uniform, visible)
-        cross = self._cross(cache, rows, sources, source_horizon)
+        cross = self.cross_attention(cache, rows, sources, source_horizon)
         x = self.decoder.embed(self.target_embedding, tokens, positions)
         x, hidden = self.decoder(x, SelfAttention(rows, length, mask, store), cross, hidden_layers)
         states = x.view(rows, length, -1)
@@ -150,10 +150,12 @@ class EncoderDecoder(nn.Module):
             distance = query[:, :, None] - keys
             bias = self.decoder.bias_by_distance(distance).permute(0, 3, 1, 2)
             return bias.masked_fill(hidden[:, None], -torch.inf)
-        zeros = torch.zeros((), dtype=self.dtype, device=device)
-        return zeros.expand(hidden.shape).masked_fill(hidden, -torch.inf)[:, None]
+        return additive_mask(hidden, self.dtype)[:, None]
 
-    def _cross(self, cache: Cache, rows: int, sources: int | None, source_horizon: int | None) -> CrossAttention:
+    def cross_attention(
+        self, cache: Cache, rows: int, sources: int | None = None, source_horizon: int | None = None
+    ) -> CrossAttention:
+        """The sources' keys and values of a cache for a pass over `rows` rows; see `decode_block`."""
         sources = rows if sources is None else sources
         length = cache.source.shape[4] if source_horizon is None else source_horizon
         keys, values = cache.source[:, :, :sources, :, :length].unbind(1)
@@ -166,4 +168,9 @@ class EncoderDecoder(nn.Module):
 def padding_mask(lengths: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """Additive mask `[rows, 1, 1, length]` that hides the places from `lengths[rows]` on."""
     hidden = torch.arange(length, device=lengths.device) >= lengths[:, None]
-    return torch.zeros(hidden.shape, dtype=dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+    return additive_mask(hidden, dtype)[:, None, None]
+
+
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """-infinity where `hidden`, else 0."""
+    return torch.zeros((), dtype=dtype, device=hidden.device).expand(hidden.shape).masked_fill(hidden, -torch.inf)

@@ -21,10 +21,12 @@ NameMap = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Family:
-    """How one of Transformers' model types maps onto `EncoderDecoder`."""
+    """How one of Transformers' model types maps onto `EncoderDecoder`. `shared` is the third name that it ties both
+    embeddings to, if it has one."""
 
     architecture: Callable[[Any], Architecture]
     names: Callable[[Architecture], NameMap]
+    shared: str | None = None
 
 
 def load(config: Any, state: dict[str, Tensor], where: str) -> EncoderDecoder:
@@ -60,10 +62,9 @@ def export(model: EncoderDecoder, config: Any) -> dict[str, Tensor]:
     for name, parts in family.names(model.architecture).items():
         for part, tensor in zip(parts, ours[name].chunk(len(parts)), strict=True):
             theirs[part] = tensor.contiguous()
-    bart_like = config.model_type in ("bart", "marian")
-    if model.target_embedding is model.source_embedding:  # Transformers ties both to a third name
-        theirs["model.shared.weight" if bart_like else "shared.weight"] = ours["source_embedding"]
-    if bart_like:
+    if family.shared is not None and model.target_embedding is model.source_embedding:
+        theirs[family.shared] = ours["source_embedding"]
+    if config.model_type in ("bart", "marian"):
         bias = ours.get("head.bias", torch.zeros(model.architecture.vocabulary))
         theirs["final_logits_bias"] = bias[None].contiguous()
     return theirs
@@ -77,22 +78,20 @@ def family_of(config: Any, where: str) -> Family:
 
 
 def _bart_architecture(config: Any) -> Architecture:
-    """BART and Marian: post-norm, biases everywhere, absolute positions."""
-    marian = config.model_type == "marian"
-    width = config.d_model
-    vocabulary = (config.decoder_vocab_size if marian else None) or config.vocab_size
-    if vocabulary != config.vocab_size:
-        raise Spec2SeqError(
-            f"separate vocabularies are not supported: {config.vocab_size} source and {vocabulary} target entries"
-        )
-    offset = 0 if marian else 2
+    """BART, Marian and FSMT: post-norm, biases everywhere, absolute positions."""
+    kind, width = config.model_type, config.d_model
+    source = config.src_vocab_size if kind == "fsmt" else config.vocab_size
+    vocabulary = (config.decoder_vocab_size if kind == "marian" else None) or config.vocab_size
+    if vocabulary != source:
+        raise Spec2SeqError(f"separate vocabularies are not supported: {source} source and {vocabulary} target entries")
+    offset = {"marian": 0, "bart": 2, "fsmt": config.pad_token_id + 1}[kind]
     return Architecture(
         vocabulary=vocabulary,
         width=width,
         encoder=_bart_stack(config, "encoder"),
         decoder=_bart_stack(config, "decoder"),
         activation=config.activation_function,
-        embedding_norm=not marian,
+        embedding_norm=kind == "bart",
         embedding_scale=math.sqrt(width) if config.scale_embedding else 1.0,
         position_rows=config.max_position_embeddings + offset,
         position_offset=offset,
@@ -179,6 +178,10 @@ def _bart_names(architecture: Architecture) -> NameMap:
     return names
 
 
+def _fsmt_names(architecture: Architecture) -> NameMap:
+    return _bart_names(architecture) | {"head.weight": ("model.decoder.output_projection.weight",)}
+
+
 def _t5_names(architecture: Architecture) -> NameMap:
     names: NameMap = {
         "source_embedding": ("encoder.embed_tokens.weight",),
@@ -213,7 +216,8 @@ def _t5_names(architecture: Architecture) -> NameMap:
 
 
 FAMILIES: dict[str, Family] = {
-    "bart": Family(_bart_architecture, _bart_names),
-    "marian": Family(_bart_architecture, _bart_names),
-    "t5": Family(_t5_architecture, _t5_names),
+    "bart": Family(_bart_architecture, _bart_names, "model.shared.weight"),
+    "fsmt": Family(_bart_architecture, _fsmt_names),
+    "marian": Family(_bart_architecture, _bart_names, "model.shared.weight"),
+    "t5": Family(_t5_architecture, _t5_names, "shared.weight"),
 }

@@ -111,6 +111,23 @@ class Layer(nn.Module):
         return self.ffn_out(self.activation(inner))
 
 
+class DropoutLayer(Layer):
+    """A layer that can be trained: each part drops out before it is added (Vaswani et al. 2017, section 5.4)."""
+
+    def __init__(self, architecture: Architecture, shape: StackShape, cross: bool, dropout: float):
+        super().__init__(architecture, shape, cross)
+        self.dropout = nn.Dropout(dropout)
+
+    def self_attention(self, x: Tensor, index: int, attention: SelfAttention) -> Tensor:
+        return self.dropout(super().self_attention(x, index, attention))
+
+    def cross_attention(self, x: Tensor, index: int, attention: SelfAttention, cross: CrossAttention) -> Tensor:
+        return self.dropout(super().cross_attention(x, index, attention, cross))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout(super().feed_forward(x))
+
+
 class Stack(nn.Module):
     """An encoder or a decoder without its embedding: positions, layers, norms, relative biases."""
 

@@ -1,0 +1,114 @@
+"""Block drafters propose a whole block in one pass. `BlockDrafter.from_pretrained` loads any kind of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spec2seq.config import check_choice
+from spec2seq.decoding.acceptance import Draft
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.decoding.drafters import Drafter
+from spec2seq.decoding.rows import Rows
+from spec2seq.decoding.sampling import Sampling
+from spec2seq.errors import UsageError
+from spec2seq.models import drafter_folder
+from spec2seq.models.architecture import Architecture
+from spec2seq.models.cache import Cache
+from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
+from spec2seq.models.paper_drafter import EncodedSource, PaperDrafter
+from spec2seq.options import DTYPES
+
+
+class BlockDrafter:
+    """A `Drafter` that was trained to propose `block_size` tokens at once."""
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Drafter:
+        """Load the folder of a trained block drafter. Raises Spec2SeqError if it holds none."""
+        check_choice("dtype", dtype, DTYPES)
+        kind = drafter_folder.read_config(folder)["drafter_type"]
+        check_choice(f"{folder}: drafter_type", kind, BLOCK_DRAFTERS)
+        return BLOCK_DRAFTERS[kind](folder, getattr(torch, dtype), torch.device(device))
+
+
+@dataclass(frozen=True, eq=False)
+class PaperBlockDrafter:
+    """The drafter of SpecDec (Xia et al. 2023), for any verifier with its vocabulary. Blocks of another size than it
+    was trained for work, too."""
+
+    model: PaperDrafter
+
+    has_confidence = False
+    hidden_layers = ()
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype, device: torch.device) -> "PaperBlockDrafter":
+        return cls(PaperDrafter.from_pretrained(folder).to(device, dtype))
+
+    @property
+    def block_size(self) -> int:
+        return self.model.config.block_size
+
+    def session(self, rows: Rows, verifier: EncoderDecoder) -> "PaperDrafterSession":
+        """Raises UsageError unless the drafter has the verifier's vocabulary and device."""
+        check_vocabulary(self.model.config.architecture, verifier.architecture)
+        if verifier.device != self.model.device:
+            raise UsageError(
+                f"the verifier is on {verifier.device} and the drafter on {self.model.device}; load both on one"
+            )
+        return PaperDrafterSession(self.model, rows)
+
+
+class PaperDrafterSession:
+    """Only the sources are kept: attention over the prefix changes with every block."""
+
+    def __init__(self, model: PaperDrafter, rows: Rows):
+        self.model, self.rows = model, rows
+        self.cache = Cache(model.config.architecture.decoder, rows.slots, model.dtype, model.device)
+
+    def admit(self, first_slot: int, encoded: Encoded) -> None:
+        """Raises UsageError for a source that is longer than the drafter's position table."""
+        length, most = encoded.tokens.shape[1], self.model.config.source_positions
+        if length > most:
+            raise UsageError(
+                f"a source has {length} tokens, and the drafter has positions for {most}; split it, or decode it "
+                "by a method without this drafter"
+            )
+        source = self.model.encode(encoded.tokens, encoded.lengths)
+        self.cache.put_source(first_slot, source.key_value, source.lengths)
+
+    def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
+        rows = self.rows
+        n, length = rows.count, rows.source_horizon
+        prefix, longest = rows.lengths[:n] - 1, rows.horizon - 1  # the decoder start token is not part of it
+        source = EncodedSource(
+            rows.source_tokens[:n, :length], rows.source_lengths[:n], self.cache.source[:, :, :n, :, :length]
+        )
+        tokens = self.model.draft(source, rows.tokens[:n, 1:], prefix, longest, k)
+        left = self.model.config.target_positions - prefix
+        return Draft(tokens, torch.minimum(room, left).clamp(min=0, max=k), calls=1, fed=k)
+
+    def commit(self, counts: list[int], decoded: Decoded) -> None:
+        pass
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)
+
+
+def check_vocabulary(drafter: Architecture, verifier: Architecture) -> None:
+    """Raises UsageError naming the first difference between the vocabularies."""
+    for name, what in (("vocabulary", "entries of the vocabulary"), ("eos_token_id",) * 2, ("pad_token_id",) * 2):
+        ours, theirs = getattr(verifier, name), getattr(drafter, name)
+        if ours != theirs:
+            raise UsageError(
+                f"verifier and drafter have different vocabularies: {what}: {ours} and {theirs}; they must be equal"
+            )
+
+
+BLOCK_DRAFTERS: dict[str, Callable[[str | Path, torch.dtype, torch.device], Drafter]] = {
+    "cached": CachedBlockDrafter.load,
+    "paper": PaperBlockDrafter.load,
+}

@@ -1,0 +1,131 @@
+"""The cached block drafter at work: what the verifier committed goes in, a block of guesses comes out."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spec2seq.decoding.acceptance import Draft
+from spec2seq.decoding.rows import Rows
+from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
+from spec2seq.errors import UsageError
+from spec2seq.models.cached_drafter import CachedDrafter
+from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
+from spec2seq.models.fingerprint import fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class CachedBlockDrafter:
+    """Drafts with a `CachedDrafter`, for the one verifier that it was trained on."""
+
+    model: CachedDrafter
+
+    has_confidence = True
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype, device: torch.device) -> "CachedBlockDrafter":
+        return cls(CachedDrafter.from_pretrained(folder).to(device, dtype))
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        return self.model.shape.hidden_layers
+
+    @property
+    def block_size(self) -> int:
+        """The longest draft."""
+        return self.model.shape.block_size
+
+    def session(self, rows: Rows, verifier: EncoderDecoder) -> "CachedSession":
+        """Raises UsageError for a verifier of another shape; warns if it has other weights."""
+        mine, theirs = self.model.architecture, verifier.architecture
+        for name in ("vocabulary", "width", "eos_token_id", "decoder_start_token_id"):
+            if getattr(mine, name) != getattr(theirs, name):
+                raise UsageError(
+                    f"the drafter is made for a verifier with {name} {getattr(mine, name)}; "
+                    f"this one has {getattr(theirs, name)}"
+                )
+        if mine.decoder != theirs.decoder:
+            raise UsageError(f"the drafter is made for the decoder {mine.decoder}; this one is {theirs.decoder}")
+        trained_for = self.model.verifier
+        if trained_for is not None and trained_for != fingerprint(verifier):
+            warnings.warn("the drafter was trained for a verifier with other weights: slower, not wrong", stacklevel=2)
+        for name in ("dtype", "device"):
+            if getattr(verifier, name) != getattr(self.model, name):
+                values = f"{getattr(verifier, name)} and {getattr(self.model, name)}"
+                raise UsageError(f"verifier and drafter differ: {name} is {values}; load both alike")
+        return CachedSession(self.model, rows, verifier)
+
+
+class CachedSession:
+    """`fed[slot]` tokens of a row are in the cache; `pending[slot]` has the verifier's states that chose the rest."""
+
+    def __init__(self, model: CachedDrafter, rows: Rows, verifier: EncoderDecoder):
+        self.model, self.rows, self.verifier = model, rows, verifier
+        self.cache = model.new_cache(rows.slots)
+        self.fed = [0] * rows.slots
+        features = len(model.shape.hidden_layers) * model.architecture.width
+        self.pending = torch.zeros(0, 1, features, dtype=verifier.dtype, device=verifier.device)
+
+    def admit(self, first_slot: int, encoded: Encoded) -> None:
+        self.model.admit(self.cache, first_slot, encoded)
+        _, width, features = self.pending.shape
+        fresh = self.pending.new_zeros(self.rows.count - first_slot, width, features)
+        self.pending = torch.cat([self.pending[:first_slot], fresh])
+        for slot in range(first_slot, self.rows.count):
+            self.fed[slot] = 0
+
+    def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
+        rows, n = self.rows, self.rows.count
+        k = min(k, self.model.shape.block_size)
+        fed, host = self.fed[:n], rows.host_lengths[:n]
+        new = max(length - cached for length, cached in zip(host, fed, strict=True))
+        starts = torch.tensor(fed, device=room.device)
+        places = starts[:, None] + torch.arange(new, device=room.device)
+        tokens = rows.tokens[:n].gather(1, places)  # beyond a row's length: pads, which nothing sees
+        states = self.model.guess(
+            self.verifier, self.cache, tokens, self.pending[:n, :new], starts, rows.lengths[:n] - starts, k,
+            max(fed) + new + k - 1, rows.source_horizon,
+        )  # fmt: skip
+        self.fed[:n] = host
+        logits = self.verifier.logits(states)
+        probabilities = None
+        if sampling is None:
+            last = rows.tokens[:n].gather(1, rows.lengths[:n, None] - 1)[:, 0]
+            drafted = self.model.choose(logits, last)
+        else:
+            probabilities = sampling.probabilities(logits)
+            steps = torch.arange(k, device=room.device)
+            drafted = draw(probabilities, uniform(rows.seeds[:n, None], rows.lengths[:n, None] + steps, DRAFT))
+        length = torch.minimum(room, _through(drafted == rows.eos_token_id))
+        unsure = None
+        if confidence is not None:
+            scores = logits.float()
+            top = (scores.gather(2, drafted[:, :, None])[:, :, 0] - scores.logsumexp(-1)).exp()
+            sure = (top >= confidence).long().cumprod(1).sum(1)
+            unsure = sure < length
+            length = torch.minimum(length, sure)
+        return Draft(drafted, length, unsure, probabilities, 1, new + k - 1)
+
+    def commit(self, counts: list[int], decoded: Decoded) -> None:
+        n, layers = len(counts), self.model.shape.hidden_layers
+        states = torch.cat([decoded.hidden[layer] for layer in layers], 2) if layers else decoded.states[:, :, :0]
+        waiting = [self.rows.host_lengths[slot] - counts[slot] - self.fed[slot] for slot in range(n)]
+        if any(waiting):  # tokens came without a draft
+            places = torch.tensor(waiting, device=states.device)[:, None] + torch.arange(states.shape[1])
+            grown = states.new_zeros(n, max(waiting) + states.shape[1], states.shape[2])
+            grown[:, : max(waiting)] = self.pending[:n, : max(waiting)]
+            states = grown.scatter_(1, places[:, :, None].expand(-1, -1, states.shape[2]), states)
+        self.pending = states
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)
+        self.pending[target] = self.pending[source]
+        self.fed[target] = self.fed[source]
+
+
+def _through(ends: Tensor) -> Tensor:
+    """How many places up to and with the first of `ends[rows, width]`: `[rows]`."""
+    before = ends.long().cumsum(1) - ends.long()
+    return (before == 0).sum(1)

@@ -1,0 +1,269 @@
+"""The cached block drafter: one or two layers on top of the verifier, k tokens from one pass.
+
+It shares the verifier's encoder output, embedding and head. A committed token enters once, as its embedding and the
+verifier's hidden states that chose it, is read causally, and its keys and values stay cached. Its last place guesses
+the next token; k - 1 learned slots behind it guess the following ones, seeing the prefix, the source and one another.
+The slots are guessed at once, so a low-rank table of which token follows which (as in Sun et al. 2019, section 3.2)
+then chooses among the best candidates of each from left to right.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spec2seq.config import build, check_range
+from spec2seq.errors import Spec2SeqError
+from spec2seq.models import drafter_folder
+from spec2seq.models.architecture import Architecture, StackShape
+from spec2seq.models.cache import Cache
+from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder, additive_mask, padding_mask
+from spec2seq.models.layers import CrossAttention, Layer, SelfAttention, make_norm, relative_bucket
+
+KIND = "cached"
+
+
+@dataclass(frozen=True)
+class CachedDrafterShape:
+    """`hidden_layers` are the verifier's decoder layers whose states are read (0: the embedding); `transition_rank`
+    0 leaves the table of followers out; `candidates` of each slot are weighed by it."""
+
+    block_size: int = 6
+    layers: int = 1
+    feed_forward: int = 1024
+    hidden_layers: tuple[int, ...] = ()
+    transition_rank: int = 32
+    candidates: int = 8
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("block_size", 1, 64), ("layers", 1, 12), ("feed_forward", 8, 32768),
+                                ("transition_rank", 0, 1024), ("candidates", 1, 1024)):  # fmt: skip
+            check_range(name, getattr(self, name), low, high)
+
+
+@dataclass(frozen=True)
+class CachedDrafterConfig:
+    """`architecture` is the verifier's: widths, vocabulary and the kind of layers are shared. `verifier` is its
+    fingerprint; None if not known."""
+
+    architecture: Architecture
+    shape: CachedDrafterShape = CachedDrafterShape()
+    verifier: str | None = None
+
+
+class CachedDrafter(nn.Module):
+    """See the module."""
+
+    def __init__(self, config: CachedDrafterConfig):
+        super().__init__()
+        architecture, shape = config.architecture, config.shape
+        most = architecture.decoder.layers
+        if any(not 0 <= layer <= most for layer in shape.hidden_layers):
+            raise Spec2SeqError(f"hidden_layers is {[*shape.hidden_layers]}; allowed: 0 to {most}, the verifier's")
+        width, decoder = architecture.width, architecture.decoder
+        self.shape, self.architecture, self.verifier = shape, architecture, config.verifier
+        self.stack = StackShape(shape.layers, decoder.heads, decoder.head_width, shape.feed_forward)
+        self.mix = nn.Linear(width * (1 + len(shape.hidden_layers)), width)
+        self.slots = nn.Parameter(torch.empty(shape.block_size - 1, width))
+        self.layers = nn.ModuleList(Layer(architecture, self.stack, cross=True) for _ in range(shape.layers))
+        self.final_norm = make_norm(architecture) if architecture.final_norm else None
+        if architecture.position_rows is None:
+            self.relative_bias = nn.Parameter(torch.empty(architecture.relative_buckets, decoder.heads))
+        if shape.transition_rank:
+            self.before = nn.Parameter(torch.empty(architecture.vocabulary, shape.transition_rank))
+            self.after = nn.Parameter(torch.empty(architecture.vocabulary, shape.transition_rank))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "CachedDrafter":
+        """Load what `save_pretrained` wrote, float32. Raises Spec2SeqError for anything else."""
+        values = drafter_folder.read_config(folder)
+        kind = values.pop("drafter_type")
+        if kind != KIND:
+            raise Spec2SeqError(f"{folder}: drafter_type is {kind!r}; allowed: {KIND}")
+        config = build(CachedDrafterConfig, values, str(Path(folder, drafter_folder.CONFIG)))
+        with torch.device("meta"):
+            model = cls(config)
+        drafter_folder.load_weights(folder, model)
+        return model.float().eval().requires_grad_(False)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write configuration and weights, float16. Raises Spec2SeqError if `folder` exists."""
+        config = CachedDrafterConfig(self.architecture, self.shape, self.verifier)
+        drafter_folder.save(folder, KIND, dataclasses.asdict(config), copy.deepcopy(self).half())
+
+    @torch.no_grad()
+    def start_from(self, verifier: EncoderDecoder) -> None:
+        """First weights: the verifier's last decoder layers where their sizes fit, else small random ones."""
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+        width = self.architecture.width
+        blocks = self.mix.weight.view(width, -1, width)
+        for block in range(blocks.shape[1]):  # the mean of what comes in
+            blocks[:, block] += torch.eye(width) / blocks.shape[1]
+        self.mix.bias.zero_()
+        if self.stack == dataclasses.replace(self.architecture.decoder, layers=self.stack.layers):
+            last = verifier.decoder.layers[-len(self.layers) :]
+            for mine, theirs in zip(self.layers, last, strict=True):
+                mine.load_state_dict(theirs.state_dict())
+        if self.final_norm is not None:
+            self.final_norm.load_state_dict(verifier.decoder.final_norm.state_dict())
+        if self.architecture.position_rows is None:
+            self.relative_bias.copy_(verifier.decoder.relative_bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.slots.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.slots.device
+
+    def new_cache(self, slots: int) -> Cache:
+        return Cache(self.stack, slots, self.dtype, self.device)
+
+    def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
+        """Compute every layer's cross-attention keys and values of the sources once."""
+        rows, length, width = encoded.states.shape
+        states = encoded.states.reshape(-1, width)
+        per_layer = torch.stack([layer.cross_key_value(states) for layer in self.layers])
+        shape = self.stack.layers, rows, length, 2, self.stack.heads, self.stack.head_width
+        cache.put_source(first_slot, per_layer.view(shape).permute(0, 3, 1, 4, 2, 5), encoded.lengths)
+
+    def guess(
+        self,
+        verifier: EncoderDecoder,
+        cache: Cache,
+        tokens: Tensor,
+        features: Tensor,
+        fed: Tensor,
+        fresh: Tensor,
+        k: int,
+        horizon: int,
+        source_horizon: int,
+    ) -> Tensor:
+        """States `[rows, k, width]` that guess the next k tokens of every row.
+
+        Args:
+            tokens: `[rows, new]`, committed tokens that the cache has not, right-padded.
+            features: `[rows, new, hidden layers * width]`, the verifier's states that chose them.
+            fed, fresh: `[rows]`, how many tokens the cache has, and how many of `new` are a row's own.
+            horizon: the largest of `fed`, plus `new` + k - 1.
+
+        The slots come behind the widest row's tokens; what lies between is hidden from them, and the next call
+        overwrites all of it.
+        """
+        rows, new = tokens.shape
+        steps = torch.arange(new + k - 1, device=tokens.device)
+        keys = torch.arange(horizon, device=tokens.device) - fed[:, None]  # from each row's first new token
+        query_slot, key_slot = steps >= new, keys >= new
+        query_place = fed[:, None] + torch.where(query_slot, fresh[:, None] + steps - new, steps)
+        key_place = fed[:, None] + torch.where(key_slot, fresh[:, None] + keys - new, keys)
+        own = (keys < fresh[:, None])[:, None] & (query_slot[:, None] | (keys[:, None] <= steps[:, None]))
+        among = query_slot[:, None] & (key_slot & (keys < len(steps)))[:, None]
+        mask = self._mask(own | among, query_place, key_place, verifier.dtype)
+        x = self._inputs(verifier, tokens, features, query_place[:, :new])
+        x = torch.cat([x, self._slots(verifier, query_place[:, new:], self.slots[: k - 1])], 1)
+        store = cache.writer(rows, fed, len(steps), horizon)
+        cross = verifier.cross_attention(cache, rows, source_horizon=source_horizon)
+        x = self._run(x, mask, cross, store)
+        last = (fresh - 1)[:, None, None].expand(-1, 1, x.shape[2])
+        return torch.cat([x.gather(1, last), x[:, new:]], 1)
+
+    def block_states(
+        self, verifier: EncoderDecoder, encoded: Encoded, tokens: Tensor, features: Tensor, anchors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States for training: several blocks of every sentence at once.
+
+        Args:
+            tokens: `[rows, length]`, the decoder's inputs, start token first, right-padded.
+            features: `[rows, length, hidden layers * width]`, the states that chose each token; zeros at first.
+            anchors: `[rows, blocks]`, the places behind which a block of slots stands.
+
+        Returns:
+            States at the tokens `[rows, length, width]`, each guessing the next, and at the slots
+            `[rows, blocks, k - 1, width]`, slot j behind anchor t guessing token t + 2 + j.
+        """
+        (rows, length), blocks = tokens.shape, anchors.shape[1]
+        size, device = self.shape.block_size - 1, tokens.device
+        steps = torch.arange(length, device=device)
+        slot_places = (anchors[:, :, None] + torch.arange(1, size + 1, device=device)).view(rows, -1)
+        places = torch.cat([steps.expand(rows, -1), slot_places], 1)
+        block = torch.arange(blocks, device=device).repeat_interleave(size)
+        sees_prefix = torch.cat([steps.expand(rows, -1), anchors.repeat_interleave(size, 1)], 1)
+        prefix = steps <= sees_prefix[:, :, None]
+        same = torch.zeros(length + len(block), len(block), dtype=torch.bool, device=device)
+        same[length:] = block[:, None] == block
+        visible = torch.cat([prefix, same.expand(rows, -1, -1)], 2)
+        mask = self._mask(visible, places, places, self.mix.weight.dtype)
+        x = self._inputs(verifier, tokens, features, places[:, :length])
+        slots = self._slots(verifier, slot_places, self.slots.repeat(blocks, 1))
+        x = self._run(torch.cat([x, slots], 1), mask, self._cross(encoded), None)
+        return x[:, :length], x[:, length:].view(rows, blocks, size, -1)
+
+    def _inputs(self, verifier: EncoderDecoder, tokens: Tensor, features: Tensor, places: Tensor) -> Tensor:
+        embedded = verifier.decoder.embed(verifier.target_embedding, tokens, self._within(places))
+        return self.mix(torch.cat([embedded.view(*tokens.shape, -1), features], 2))
+
+    def _slots(self, verifier: EncoderDecoder, places: Tensor, slots: Tensor) -> Tensor:
+        if self.architecture.position_rows is None:
+            return slots.expand(places.shape[0], -1, -1)
+        return slots + verifier.decoder.positions[self._within(places) + self.architecture.position_offset]
+
+    def _within(self, places: Tensor) -> Tensor:
+        """Slots may stand behind the last position; what they guess there is cut off."""
+        most = self.architecture.max_positions
+        return places if most is None else places.clamp(max=most - 1)
+
+    def _mask(self, visible: Tensor, query_place: Tensor, key_place: Tensor, dtype: torch.dtype) -> Tensor:
+        """Additive `[rows, heads or 1, queries, keys]` from visible `[rows, queries, keys]` and places."""
+        if self.architecture.position_rows is not None:
+            return additive_mask(~visible, dtype)[:, None]
+        a = self.architecture
+        distance = query_place[:, :, None] - key_place[:, None]
+        buckets = relative_bucket(distance, a.relative_buckets, a.relative_max_distance, bidirectional=False)
+        bias = F.embedding(buckets, self.relative_bias).permute(0, 3, 1, 2)
+        return bias.masked_fill(~visible[:, None], -torch.inf)
+
+    def _cross(self, encoded: Encoded) -> CrossAttention:
+        rows, length, width = encoded.states.shape
+        states = encoded.states.reshape(-1, width)
+        shape = rows, length, 2, self.stack.heads, self.stack.head_width
+        pairs = [layer.cross_key_value(states).view(shape).permute(2, 0, 3, 1, 4) for layer in self.layers]
+        keys, values = zip(*(pair.unbind(0) for pair in pairs), strict=True)
+        return CrossAttention(keys, values, padding_mask(encoded.lengths, length, encoded.states.dtype))
+
+    def _run(self, x: Tensor, mask: Tensor, cross: CrossAttention, store: Callable | None) -> Tensor:
+        rows, length, width = x.shape
+        x, attention = x.reshape(-1, width), SelfAttention(rows, length, mask, store)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index, attention, cross)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x.view(rows, length, width)
+
+    def choose(self, logits: Tensor, previous: Tensor) -> Tensor:
+        """Tokens `[rows, k]` from the slots' logits `[rows, k, vocabulary]` and the last committed tokens `[rows]`.
+
+        Left to right, the candidate whose logit and table entry behind the token chosen before add up to most.
+        """
+        if not self.shape.transition_rank:
+            return logits.argmax(-1)
+        score, candidates = logits.topk(self.shape.candidates, dim=-1)  # [rows, k, candidates]
+        after = self.after[candidates]
+        first = torch.einsum("rcd,rd->rc", after[:, 0], self.before[previous])
+        place = (score[:, 0] + first).argmax(-1, keepdim=True)
+        chosen = [place]
+        if logits.shape[1] > 1:
+            follows = self.before[candidates[:, :-1]] @ after[:, 1:].transpose(2, 3)  # [rows, k - 1, before, after]
+            score = score[:, 1:, None] + follows
+            best = score.argmax(-1)  # of each slot's candidates, for every candidate before
+            for step in range(best.shape[1]):
+                place = best[:, step].gather(1, place)
+                chosen.append(place)
+        return candidates.gather(2, torch.stack(chosen, 1))[:, :, 0]
