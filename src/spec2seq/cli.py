@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spec2seq import io
+from spec2seq import cli_files, io
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.progress import progress
 from spec2seq.options import OPTIONS, MethodOptions, Option, RunOptions, bundled_model, load, resolve
@@ -271,6 +271,35 @@ def train(
 
 
 @app.command()
+@with_options
+def distill(
+    run: RunOptions, method: MethodOptions,
+    corpus: Annotated[Path, typer.Argument(help=".tsv, .jsonl or .txt (a source a line), also .gz")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL: source, target, tokens, reference")],
+    recipe: Annotated[Path | None, typer.Option(help="take columns and filters from its data section")] = None,
+    lines: Annotated[int | None, typer.Option(min=1, help="so many, spread over the usable lines")] = None,
+) -> None:  # fmt: skip
+    """Write a model's output for a corpus.
+
+    What a drafter learns from. A call that was stopped goes on; `accelerate launch` shares the lines out.
+    """
+    from spec2seq.training.distill import distill as run_distill
+    from spec2seq.training.recipe import DataConfig, load_recipe
+
+    data = load_recipe(recipe).data if recipe else DataConfig(train=str(corpus), dev="")
+    model, decoding = _load(run, method)
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    settings = run.given("batch_size", "max_new_tokens")
+    done = run_distill(model, corpus, out, data, decoding, lines=lines, report=report, **settings)
+    print(
+        f"{done.file}: {done.lines} lines, {done.tokens} tokens, {done.tokens / max(done.seconds, 1e-9):.0f} a second"
+    )
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the report")] = Path("out/demo"),
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
@@ -283,6 +312,35 @@ def demo(
     from spec2seq.evaluation.demo import run_demo
 
     run_demo(Path(bundled_model()), None, out, threads)
+
+
+for command in (cli_files.prepare, cli_files.average, cli_files.score):
+    app.command()(command)
+
+importing = typer.Typer(help="Make models of other programs loadable.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(importing, name="import")
+
+
+@importing.command("fairseq")
+def import_fairseq(
+    checkpoint: Annotated[Path, typer.Argument(help="the verifier: architecture transformer or bart_base")],
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist")],
+    dictionary: Annotated[Path, typer.Option("--dict", help="dict.XX.txt, the same for source and target")],
+    drafter: Annotated[Path | None, typer.Option(help="a drafter's checkpoint: architecture block")] = None,
+    bpe: Annotated[Path | None, typer.Option(help="subword-nmt codes; without it lines come segmented")] = None,
+    moses: Annotated[
+        str | None, typer.Option(help="languages such as en-de, to (de)tokenize; without it lines come tokenized")
+    ] = None,
+) -> None:
+    """Make a model folder of a fairseq checkpoint.
+
+    The drafter goes to OUT/drafter. No code from the checkpoint is run.
+    """
+    _quiet()
+    from spec2seq.models.fairseq import import_fairseq
+
+    import_fairseq(checkpoint, dictionary, out, drafter=drafter, codes=bpe, moses=moses)
+    print(out)
 
 
 def _load(run: RunOptions, method: MethodOptions) -> "tuple[Seq2Seq, Method]":

@@ -24,9 +24,6 @@ class Replay:
     def session(self, rows: Rows, verifier) -> "ReplaySession":
         return ReplaySession(self, rows)
 
-    def cost(self, rows: int):
-        return lambda k: 0.0
-
 
 class ReplaySession:
     """Finds a row's script by its source, so moved rows need no care."""

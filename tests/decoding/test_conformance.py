@@ -8,10 +8,9 @@ import pytest
 import tiny
 
 from spec2seq import Assisted, Beam, ConfidenceLength, Seq2Seq, Speculative, UsageError
-from spec2seq.decoding import loop
 from spec2seq.decoding.acceptance import ACCEPTANCE_RULES
 from spec2seq.decoding.drafters import DRAFTERS, NgramLookup
-from spec2seq.decoding.lengths import LENGTH_RULES, PassCosts
+from spec2seq.decoding.lengths import LENGTH_RULES, _Adaptive
 from spec2seq.decoding.stats import Counts
 
 CAP, SLOTS = 15, 5
@@ -42,10 +41,10 @@ def combinations():
 
 
 @pytest.fixture(autouse=True)
-def made_up_costs(monkeypatch):
+def made_up_seconds(monkeypatch):
     """An adaptive length chooses by measured seconds; here they are always the same."""
-    costs = PassCosts(verify=lambda k: 1 + 0.02 * k, draft=lambda k: 0.05 * k)
-    monkeypatch.setattr(loop, "measure_costs", lambda *of: costs)
+    spent = _Adaptive.spent
+    monkeypatch.setattr(_Adaptive, "spent", lambda self, k, _: spent(self, k, 1 + 0.07 * k))
 
 
 @pytest.fixture(scope="module")

@@ -8,28 +8,30 @@ import tiny
 from decoding.replay import Replay
 
 from spec2seq import AdaptiveLength, Assisted, ConfidenceLength, FixedLength, Lookup, Speculative, UsageError
-from spec2seq.decoding import costs, loop
-from spec2seq.decoding.costs import measure_costs
-from spec2seq.decoding.lengths import PassCosts
+from spec2seq.decoding.lengths import _Adaptive
 from spec2seq.decoding.loop import Engine
 
 CAP = 16
 ALLOWED = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 
 
-def made_up(verify_token: float = 0.0, draft_token: float = 0.0) -> PassCosts:
-    """A pass of one token costs 1, each further one `verify_token`; a drafted token costs `draft_token`."""
-    return PassCosts(verify=lambda k: 1 + verify_token * k, draft=lambda k: draft_token * k)
+def made_up(verify_token: float = 0.0, draft_token: float = 0.0):
+    """Seconds of an iteration: a pass of one token costs 1, each further one `verify_token`, a drafted one
+    `draft_token`."""
+    return lambda k: 1 + (verify_token + draft_token) * k
 
 
-def after(chooser, chance: float, rows: int = 2_000):
+def after(chooser, chance: float, seconds=None, rows: int = 2_000):
     """The chooser after rows whose every drafted token stood with `chance` if all before it stood."""
     step = 0.0
     for _ in range(rows):  # accepted counts spread evenly over their geometric distribution
         step = (step + 0.618033988749895) % 1
         stands = CAP if chance >= 1 else 0 if chance <= 0 else int(math.log(max(step, 1e-9)) / math.log(chance))
-        drafted = max(chooser.choose(), 2)
-        chooser.observe(drafted, min(stands, drafted))
+        drafted = chooser.choose()
+        if drafted:
+            chooser.observe(drafted, min(stands, drafted))
+        if seconds is not None:
+            chooser.spent(drafted, seconds(drafted))
     return chooser
 
 
@@ -45,10 +47,10 @@ def best_by_arithmetic(chance: float, verify_token: float, draft_token: float) -
 
 def test_fixed_and_confidence_are_constant():
     for rule, k in ((FixedLength(7), 7), (FixedLength(0), 0), (ConfidenceLength(0.3, 4), 4)):
-        chooser = rule.chooser(None)
+        chooser = rule.chooser()
         chooser.observe(5, 0)
+        chooser.spent(5, 1.0)
         assert [chooser.choose() for _ in range(3)] == [k] * 3
-        assert not rule.needs_costs
     assert FixedLength(7).confidence is None and ConfidenceLength(0.3, 4).confidence == 0.3
 
 
@@ -57,41 +59,62 @@ def test_fixed_and_confidence_are_constant():
     ("verify_token", "draft_token"), [(0.0, 0.02), (0.05, 0.1), (0.02, 0.3), (0.1, 0.0), (0.3, 0.3)]
 )
 def test_the_length_that_the_arithmetic_says(chance, verify_token, draft_token):
-    chooser = AdaptiveLength(CAP).chooser(made_up(verify_token, draft_token))
-    found = next(k for k in iter(after(chooser, chance).choose, None))
+    chooser = after(AdaptiveLength(CAP).chooser(), chance, made_up(verify_token, draft_token))
     expected = best_by_arithmetic(chance, verify_token, draft_token)
     near = sorted({0, *ALLOWED})
     # Acceptance is estimated, so the neighbour of the best length will do.
-    assert abs(near.index(found) - near.index(expected)) <= 1
+    assert abs(near.index(chooser.best) - near.index(expected)) <= 1
 
 
 def test_free_and_certain_drafts_are_as_long_as_allowed():
     for cap in (1, 7, 16, 25):
-        assert after(AdaptiveLength(cap).chooser(made_up()), 1.0).choose() == cap
+        assert after(AdaptiveLength(cap).chooser(), 1.0, made_up()).best == cap
 
 
 def test_useless_or_expensive_drafts_are_switched_off():
-    assert after(AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)), 0.0).best == 0
-    assert AdaptiveLength(CAP).chooser(made_up(0.0, 2.0)).best == 0  # before anything was seen
-    assert after(AdaptiveLength(CAP).chooser(made_up(0.0, 2.0)), 1.0).best == 0
+    assert after(AdaptiveLength(CAP).chooser(), 0.0, made_up(0.02, 0.1)).best == 0
+    assert after(AdaptiveLength(CAP).chooser(), 1.0, made_up(0.0, 2.0)).best == 0
 
 
-def test_a_new_drafter_gets_its_chance():
-    assert AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)).choose() > 0
+def test_drafts_and_none_are_timed_in_turn_at_first():
+    chooser, seconds = AdaptiveLength(CAP).chooser(), made_up(0.02, 0.1)
+    chosen = []
+    for _ in range(4):
+        chosen.append(chooser.choose())
+        chooser.spent(chosen[-1], seconds(chosen[-1]))
+    assert chosen == [4, 0, 4, 0]
+    assert chooser.choose() > 0  # a new drafter gets its chance
+
+
+def test_a_slow_first_iteration_does_not_decide():
+    chooser, seconds = AdaptiveLength(CAP).chooser(), made_up(0.02, 0.1)
+    for k, factor in ((4, 50), (0, 1), (4, 1), (0, 1)):
+        chooser.spent(k, factor * seconds(k))
+    assert chooser.best > 0
 
 
 def test_switched_off_it_probes_now_and_then():
-    chooser = AdaptiveLength(CAP).chooser(made_up(0.0, 2.0))
+    seconds = made_up(0.0, 2.0)
+    for cap, probe in ((CAP, 2), (1, 1)):
+        chooser = after(AdaptiveLength(cap).chooser(), 0.0, seconds, 4)
+        chosen = [chooser.choose() for _ in range(96)]
+        assert chosen == ([0] * 31 + [probe]) * 3
+
+
+def test_switched_on_it_probes_longer_none_and_shorter():
+    chooser = after(AdaptiveLength(CAP).chooser(), 0.7, made_up(0.02, 0.05))
+    best = chooser.best
+    around = [0, *ALLOWED]
+    place = around.index(best)
     chosen = [chooser.choose() for _ in range(96)]
-    assert chosen == ([0] * 31 + [2]) * 3
-    assert [AdaptiveLength(1).chooser(made_up(0.0, 2.0)).choose() for _ in range(1)] == [0]
-    short = AdaptiveLength(1).chooser(made_up(0.0, 2.0))
-    assert max(short.choose() for _ in range(64)) == 1  # a probe respects the cap
+    assert {k for k in chosen if k != best} == {0, around[place - 1], around[place + 1]}
+    assert sum(k != best for k in chosen) == 3
 
 
 def test_it_returns_when_acceptance_recovers():
-    chooser = after(AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)), 0.0)
-    assert chooser.choose() == 0
+    seconds = made_up(0.02, 0.1)
+    chooser = after(AdaptiveLength(CAP).chooser(), 0.0, seconds)
+    assert chooser.best == 0
     probes = 0
     for passes in itertools.count():
         assert passes < 200_000
@@ -99,14 +122,22 @@ def test_it_returns_when_acceptance_recovers():
         if k:
             probes += 1
             chooser.observe(k, k)  # now all stands
+        chooser.spent(k, seconds(k))
         if chooser.best:
             break
-    assert 8 <= probes < 1_000
-    assert after(chooser, 1.0).choose() == CAP
+    assert 4 <= probes < 1_000  # one lucky draft is not enough
+    assert after(chooser, 1.0, seconds).best == CAP
+
+
+def test_it_follows_the_machine():
+    """What paid while a pass cost no more for more tokens stops when it does."""
+    chooser = after(AdaptiveLength(CAP).chooser(), 0.5, made_up(0.01, 0.05))
+    assert chooser.best > 0
+    assert after(chooser, 0.5, made_up(1.0, 0.5)).best == 0
 
 
 def test_each_row_of_a_pass_is_an_observation():
-    a, b = (AdaptiveLength(CAP).chooser(made_up(0.02, 0.1)) for _ in range(2))
+    a, b = (AdaptiveLength(CAP).chooser() for _ in range(2))
     for _ in range(16):
         a.observe(4, 1)
     assert (a.tried[:4], a.stood[:3]) != (b.tried[:4], b.stood[:3])
@@ -115,55 +146,35 @@ def test_each_row_of_a_pass_is_an_observation():
     assert a.tried[2] == 0  # nothing was learned behind the rejection
 
 
-def test_costs_are_required():
-    with pytest.raises(ValueError, match="measured pass costs"):
-        AdaptiveLength().chooser(None)
+def test_what_was_learned_stays_with_the_method():
+    model, other = tiny.seq2seq("bart"), tiny.seq2seq("bart", 2)
+    method = Assisted(other.drafter())
+    first = method.chooser(model.model, 1)
+    model.generate(tiny.sources(model, 3), method, max_new_tokens=8, batch_size=1)
+    assert method.chooser(model.model, 1) is first and first.samples
+    assert method.chooser(model.model, 2) is not first and method.chooser(other.model, 1) is not first
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_measured_costs_are_positive_and_cached(rows, monkeypatch):
-    model, little = tiny.seq2seq("bart"), tiny.seq2seq("bart", 1)
-    first = measure_costs(model.model, little.drafter(), rows)
-    monkeypatch.setattr(costs, "_measure", lambda *of: pytest.fail("measured again"))
-    again = measure_costs(model.model, little.drafter(), rows)
-    lengths = range(26)
-    for measured in (first, again):
-        assert all(measured.verify(k) > 0 for k in lengths)
-        assert measured.draft(0) == 0 and all(measured.draft(k) > 0 for k in lengths if k)
-        # Longer never counts as cheaper: timing noise would choose by it.
-        assert [measured.verify(k) for k in lengths] == sorted(measured.verify(k) for k in lengths)
-    assert [first.verify(k) for k in lengths] == [again.verify(k) for k in lengths]
-    lookup = measure_costs(model.model, Lookup().drafter, rows)
-    assert lookup.draft(5) == 0 and lookup.verify(5) == first.verify(5)
-
-
-def test_each_batch_size_is_measured_for_itself(monkeypatch):
-    measured = []
-    monkeypatch.setattr(costs, "_measure", lambda model, rows: measured.append(rows) or (lambda length: 1.0))
-    model = tiny.seq2seq("bart", 2)
-    for rows in (11, 12, 11):
-        measure_costs(model.model, Lookup().drafter, rows)
-    assert measured == [11, 12]
-
-
-def test_a_model_of_few_positions_can_be_measured():
+def test_a_model_of_few_positions_is_no_trouble():
     model = tiny.small_positions("bart", 20)
     sources = [source[:6] + [2] for source in tiny.sources(model, 3)]
     done = model.generate(sources, Lookup(), max_new_tokens=12)
     assert done.sequences == model.generate(sources, max_new_tokens=12).sequences
 
 
-def test_only_an_adaptive_length_measures(monkeypatch):
-    monkeypatch.setattr(loop, "measure_costs", lambda *of: pytest.fail("measured"))
-    model = tiny.seq2seq("bart")
-    drafter = model.drafter()
-    Engine(model.model, Assisted(drafter, 3), 2)
-    Engine(model.model, Assisted(drafter, 3, 0.4), 2)
-    model.generate(tiny.sources(model, 2), max_new_tokens=3)  # Greedy
+@pytest.fixture
+def made_up_seconds(monkeypatch):
+    """Every iteration takes what the arithmetic says, whatever it took."""
+
+    def use(seconds) -> None:
+        spent = _Adaptive.spent
+        monkeypatch.setattr(_Adaptive, "spent", lambda self, k, _: spent(self, k, seconds(k)))
+
+    return use
 
 
-def test_a_good_drafter_gets_longer_drafts(monkeypatch):
-    monkeypatch.setattr(loop, "measure_costs", lambda *of: made_up(0.02, 0.1))
+def test_a_good_drafter_gets_longer_drafts(made_up_seconds):
+    made_up_seconds(made_up(0.02, 0.1))
     model = tiny.seq2seq("bart")
     sources = tiny.sources(model, 12, 4)
     good, bad = model.drafter(), tiny.seq2seq("bart", 2).drafter()
@@ -175,9 +186,9 @@ def test_a_good_drafter_gets_longer_drafts(monkeypatch):
     )
 
 
-def test_drafts_that_come_out_empty_are_learned_from(monkeypatch):
+def test_drafts_that_come_out_empty_are_learned_from(made_up_seconds):
     """A drafter that finds nothing costs passes over nothing; the length rule must notice."""
-    monkeypatch.setattr(loop, "measure_costs", lambda *of: made_up(0.2, 0.0))
+    made_up_seconds(made_up(0.2, 0.0))
     model = tiny.seq2seq("bart")
     sources = tiny.sources(model, 12, 4)
     silent = Replay({tuple(source): [] for source in sources})
@@ -210,6 +221,9 @@ class Observer:
 
     def observe(self, asked: int, accepted: int) -> None:
         self.seen.append((asked, accepted))
+
+    def spent(self, k: int, seconds: float) -> None:
+        pass
 
 
 @pytest.mark.parametrize(

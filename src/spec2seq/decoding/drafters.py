@@ -3,7 +3,6 @@
 A drafter is immutable and may serve several engines; what it keeps for the rows in flight is its session.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft
-from spec2seq.decoding.costs import pass_cost
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
@@ -26,10 +24,6 @@ class Drafter(Protocol):
     hidden_layers: tuple[int, ...]
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "Session": ...
-
-    def cost(self, rows: int) -> Callable[[int], float]:
-        """Seconds of drafting k tokens for `rows` rows, on this machine."""
-        ...
 
 
 class Session(Protocol):
@@ -67,11 +61,6 @@ class LittleModel:
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
         return LittleSession(self.model, rows, verifier.architecture.vocabulary)
-
-    def cost(self, rows: int) -> Callable[[int], float]:
-        """A draft's first pass is fed one or two tokens, each further one a single token."""
-        seconds = pass_cost(self.model, rows)
-        return lambda k: seconds(1.5) + (k - 1) * seconds(1) if k else 0.0
 
 
 class LittleSession:
@@ -200,10 +189,6 @@ class NgramLookup:
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LookupSession":
         return LookupSession(self, rows)
-
-    def cost(self, rows: int) -> Callable[[int], float]:
-        """A few comparisons: nothing beside a pass of a model."""
-        return lambda k: 0.0
 
 
 class LookupSession:

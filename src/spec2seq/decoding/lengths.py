@@ -1,18 +1,11 @@
 """Length rules: how far to draft. k is a host integer, one for a whole pass; shorter rows are masked."""
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from spec2seq.config import check_range
-
-
-@dataclass(frozen=True)
-class PassCosts:
-    """Measured seconds: of a verifier pass over 1 + k tokens, and of drafting k tokens, at one batch size."""
-
-    verify: Callable[[int], float]
-    draft: Callable[[int], float]
 
 
 class Chooser(Protocol):
@@ -27,15 +20,18 @@ class Chooser(Protocol):
         the drafter left empty costs what a rejected one costs, so it counts as one."""
         ...
 
+    def spent(self, k: int, seconds: float) -> None:
+        """Learn that an iteration which asked for `k` took so long, everything included."""
+        ...
+
 
 class LengthRule(Protocol):
     """`cap` is the longest draft; `confidence` ends a draft where the drafter's top probability is below it."""
 
     cap: int
     confidence: float | None
-    needs_costs: bool
 
-    def chooser(self, costs: PassCosts | None) -> Chooser: ...
+    def chooser(self) -> Chooser: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,9 @@ class _Constant:
     def observe(self, asked: int, accepted: int) -> None:
         pass
 
+    def spent(self, k: int, seconds: float) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class FixedLength:
@@ -56,12 +55,11 @@ class FixedLength:
     cap: int = 5
 
     confidence = None
-    needs_costs = False
 
     def __post_init__(self):
         check_range("num_assistant_tokens", self.cap, low=0)
 
-    def chooser(self, costs: PassCosts | None) -> Chooser:
+    def chooser(self) -> Chooser:
         return _Constant(self.cap)
 
 
@@ -73,79 +71,90 @@ class ConfidenceLength:
     confidence: float | None = 0.4
     cap: int = 10
 
-    needs_costs = False
-
     def __post_init__(self):
         check_range("confidence threshold", self.confidence, low=0.0, high=1.0)
         check_range("draft cap", self.cap, low=1)
 
-    def chooser(self, costs: PassCosts | None) -> Chooser:
+    def chooser(self) -> Chooser:
         return _Constant(self.cap)
 
 
 @dataclass(frozen=True)
 class AdaptiveLength:
-    """The k with the most tokens per second, from measured acceptance and measured pass cost; 0 where
-    speculation does not pay, with a short draft now and then to notice when it would."""
+    """The k with the most tokens per second, from the acceptance and the seconds of the iterations so far; 0 where
+    speculation does not pay, with another k now and then to notice when it would."""
 
     cap: int = 16
     confidence: float | None = None
-
-    needs_costs = True
 
     def __post_init__(self):
         check_range("draft cap", self.cap, low=1)
         check_range("confidence threshold", self.confidence, low=0.0, high=1.0)
 
-    def chooser(self, costs: PassCosts | None) -> Chooser:
-        if costs is None:
-            raise ValueError("AdaptiveLength needs measured pass costs")
-        return _Adaptive(self.cap, costs)
+    def chooser(self) -> Chooser:
+        return _Adaptive(self.cap)
 
 
-@dataclass
 class _Adaptive:
-    """Estimates the chance that draft position j stands if all before it stood, with decaying counts."""
-
-    cap: int
-    costs: PassCosts
-    stood: list[float] = field(default_factory=list)
-    tried: list[float] = field(default_factory=list)
-    since_probe: int = 0
+    """Estimates the chance that draft position j stands if all before it stood, with decaying counts, and the
+    seconds of an iteration with k, by the middle one of the last few."""
 
     DECAY = 0.995
-    PROBE_EVERY = 32
+    PROBE_EVERY = 32  # iterations
+    SAMPLES = 9
     PRIOR = (7.0, 10.0)  # stood, tried: optimistic, so that a new drafter gets its chance
     CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 25)
+    FIRST = 4  # tried at the beginning, in turn with 0
 
-    def __post_init__(self):
-        self.stood = [0.0] * self.cap
-        self.tried = [0.0] * self.cap
-        self.choices = [k for k in self.CHOICES if k < self.cap] + [self.cap]
-        self.draft_cost = {k: self.costs.draft(k) for k in self.choices}
-        self.verify_cost = {k: self.costs.verify(k) for k in [0, *self.choices]}
-        self.best = self._best()
-        self.observed = 0
+    def __init__(self, cap: int):
+        self.stood, self.tried = [0.0] * cap, [0.0] * cap
+        self.choices = [k for k in self.CHOICES if k < cap] + [cap]
+        self.samples: dict[int, deque[float]] = {}
+        self.trials = [min(self.FIRST, cap), 0] * 2
+        self.best = self.trials[0]
+        self.observed = self.since_probe = self.probes = 0
 
     def choose(self) -> int:
-        if self.best:
-            return self.best
+        if self.trials:
+            return self.trials[0]
         self.since_probe += 1
-        if self.since_probe >= self.PROBE_EVERY:
-            self.since_probe = 0
-            return min(2, self.cap)
-        return 0
+        if self.since_probe < self.PROBE_EVERY:
+            return self.best
+        self.since_probe = 0
+        self.probes += 1
+        return self._probe()
 
     def observe(self, asked: int, accepted: int) -> None:
-        for position in range(min(asked, accepted + 1, self.cap)):
+        for position in range(min(asked, accepted + 1, len(self.tried))):
             self.tried[position] = self.tried[position] * self.DECAY + 1
             self.stood[position] = self.stood[position] * self.DECAY + (position < accepted)
         self.observed += 1
         if self.observed % 8 == 0:
             self.best = self._best()
 
+    def spent(self, k: int, seconds: float) -> None:
+        self.samples.setdefault(k, deque(maxlen=self.SAMPLES)).append(seconds)
+        if self.trials:
+            if k == self.trials[0]:
+                self.trials.pop(0)
+            if not self.trials:
+                self.best = self._best()
+        elif k != self.best:
+            self.best = self._best()
+
+    def _probe(self) -> int:
+        """In turn the next longer draft, none, and the next shorter one."""
+        if not self.best:
+            return min(2, self.choices[-1])
+        around = [0, *self.choices, self.choices[-1]]
+        place = around.index(self.best)
+        return (around[place + 1], 0, around[place - 1])[self.probes % 3]
+
     def _best(self) -> int:
-        best, best_rate = 0, 1 / self.verify_cost[0]
+        seconds = self._seconds()
+        if 0 not in self.samples:
+            return self.best
+        best, best_rate = 0, 1 / seconds(0)
         expected, alive, position = 1.0, 1.0, 0
         stood, tried = self.PRIOR
         for k in self.choices:
@@ -156,10 +165,26 @@ class _Adaptive:
                 alive *= chance
                 expected += alive
                 position += 1
-            rate = expected / (self.verify_cost[k] + self.draft_cost[k])
+            rate = expected / seconds(k)
             if rate > best_rate:
                 best, best_rate = k, rate
         return best
+
+    def _seconds(self) -> Callable[[int], float]:
+        """Seconds by k: measured, or on the line through the two nearest that are; more tokens never take less."""
+        points = []
+        for k, samples in sorted(self.samples.items()):
+            middle = sorted(samples)[(len(samples) - 1) // 2]
+            points.append((k, max(middle, points[-1][1]) if points else middle))
+
+        def seconds(k: int) -> float:
+            if len(points) == 1:
+                return points[0][1]
+            after = next((i for i, (known, _) in enumerate(points) if known >= k), len(points) - 1)
+            (low, fast), (high, slow) = points[max(after, 1) - 1], points[max(after, 1)]
+            return fast + (slow - fast) * (k - low) / (high - low)
+
+        return seconds
 
 
 LENGTH_RULES: dict[str, type] = {

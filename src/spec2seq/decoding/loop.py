@@ -11,7 +11,6 @@ from torch import Tensor
 
 from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft, Verdict
-from spec2seq.decoding.costs import measure_costs
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.rows import Rows
@@ -43,10 +42,7 @@ class Engine:
         self.scheduler = Scheduler(slots)
         self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
         self.sampling: Sampling | None = method.acceptance.sampling
-        costs = None
-        if self.session is not None and method.length.needs_costs:
-            costs = measure_costs(verifier, method.drafter, slots)
-        self.chooser = method.length.chooser(costs) if self.session is not None else None
+        self.chooser = method.chooser(verifier, slots) if self.session is not None else None
         self.stats = Stats()
         self.ids = itertools.count()
 
@@ -89,6 +85,8 @@ class Engine:
             self._admit()
         done: list[Completion] = []
         if self.rows.count:
+            full = 4 * self.rows.count >= 3 * self.rows.slots
+            admitted = time.perf_counter()
             with self._phase("draft"):
                 draft = self._draft()
             with self._phase("verify"):
@@ -96,6 +94,8 @@ class Engine:
             with self._phase("judge"):
                 verdict = self._judge(decoded, draft, tokens)
                 done = self._commit(draft, verdict, decoded)
+            if self.chooser is not None and full:  # with few rows left an iteration is not a usual one
+                self.chooser.spent(draft.asked, time.perf_counter() - admitted)
         self.stats.seconds += time.perf_counter() - started
         return done
 

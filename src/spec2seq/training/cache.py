@@ -25,7 +25,10 @@ def tokenized(path: Path, data: DataConfig, tokenizer: Any, folder: Path) -> Tok
         arrays = np.load(file)
         return TokenizedPairs(*(arrays[name] for name in ("source", "source_ends", "target", "target_ends")))
     pairs = list(filter_pairs(read_pairs(path, data), data))
-    sources, targets = encode([p.source for p in pairs], tokenizer), encode([p.target for p in pairs], tokenizer, True)
+    sources = encode([pair.source for pair in pairs], tokenizer)
+    targets = [pair.tokens for pair in pairs]
+    if data.target_tokens is None:
+        targets = encode([pair.target for pair in pairs], tokenizer, True)
     kept = [i for i in range(len(pairs)) if max(len(sources[i]), len(targets[i])) <= data.max_tokens]
     if not kept:
         raise UsageError(f"{path}: none of its lines passes the recipe's data filters")

@@ -61,6 +61,10 @@ def _data(facts: dict[str, Any], recipe: Recipe) -> str:
 
 
 def _training(facts: dict[str, Any], recipe: Recipe) -> str:
+    return _steps(facts, recipe, f", dropout {recipe.model.dropout:g}")
+
+
+def _steps(facts: dict[str, Any], recipe: Recipe, more: str = "") -> str:
     config = recipe.training
     return "\n".join([
         "## Training", "",
@@ -69,7 +73,7 @@ def _training(facts: dict[str, Any], recipe: Recipe) -> str:
         f"{facts['torch']}, transformers {facts['transformers']}. Weights: {facts['weights']}.", "",
         f"At most {config.tokens_per_batch} tokens a batch, AdamW, peak learning rate {config.learning_rate:g}, "
         f"{config.warmup_steps} warm-up steps, inverse square root, linear cool-down over the last "
-        f"{100 * config.cooldown:g}%, label smoothing {config.label_smoothing:g}, dropout {recipe.model.dropout:g}. "
+        f"{100 * config.cooldown:g}%, label smoothing {config.label_smoothing:g}{more}. "
         "The whole recipe is `recipe.yaml`, the recorded facts are `training_summary.json`.",
     ])  # fmt: skip
 
@@ -80,3 +84,30 @@ def _limits(recipe: Recipe) -> str:
         f"translations. Text outside of its domain, and sources longer than {recipe.data.max_tokens} tokens, "
         "come out badly."
     )
+
+
+def drafter_card(facts: dict[str, Any], recipe: Recipe) -> str:
+    """README.md of a block drafter's folder."""
+    card, shape, verifier = recipe.card, recipe.cached_drafter, facts["verifier"]
+    front = ["---", f"license: {card.licence}", "tags:", "- spec2seq", "- speculative-decoding", "---"]
+    share = 100 * facts["parameters"] / verifier["parameters"]
+    what = (
+        f"A block drafter for the verifier `{verifier['folder']}`: {shape.layers} layer(s), blocks of "
+        f"{shape.block_size} tokens, {facts['parameters']:,} parameters ({share:.1f}% of the verifier's), stored as "
+        "float16. It reads the verifier's encoder output, embedding, head and the states of its decoder layers "
+        f"{[*shape.hidden_layers]}; `BlockDrafter.from_pretrained` loads this folder, and it drafts for no other model."
+    )
+    head = "| set | lines | tokens per verifier call, exact | accuracy by place | nats a token |\n|---|---|---|---|---|"
+    rows = []
+    for name in ("dev", "test"):
+        if scores := facts[name]:
+            places = " ".join(f"{share:.2f}" for share in scores["accuracy"])
+            calls = f"{scores['tokens_per_verifier_call']:.2f}"
+            rows.append(f"| {name} | {scores['lines']} | {calls} | {places} | {scores['nll']:.3f} |")
+    data = (
+        f"The verifier's own output for {facts['train_lines']:,} sources ({facts['train_target_tokens']:,} tokens), "
+        "made by `spec2seq distill`."
+    )
+    parts = ["\n".join(front), f"# {facts['name']}", what, "\n".join(["## Scores", "", head, *rows])]
+    parts += ["## Data\n\n" + "\n\n".join(filter(None, [data, card.data.strip()])), _steps(facts, recipe)]
+    return "\n\n".join(parts) + "\n"

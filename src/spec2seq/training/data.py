@@ -14,11 +14,13 @@ from spec2seq.training.recipe import DataConfig
 
 @dataclass(frozen=True)
 class Pair:
-    """One source text, its target text and the name of where they are from (empty if not known)."""
+    """One source text, its target text, the name of where they are from (empty if not known), and the target's
+    token ids where the data has them."""
 
     source: str
     target: str
     origin: str = ""
+    tokens: tuple[int, ...] | None = None
 
 
 def resolve(name: str, data_dir: str | Path | None = None) -> Path:
@@ -39,9 +41,10 @@ def resolve(name: str, data_dir: str | Path | None = None) -> Path:
 def read_pairs(path: Path, data: DataConfig) -> Iterator[Pair]:
     """Yield every pair of a file, unfiltered. Raises UsageError with file and line for one that cannot be read."""
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
-    if kind not in ("tsv", "jsonl"):
-        raise UsageError(f"{path}: unknown kind of data; allowed: .tsv, .jsonl, and both with .gz")
-    parse = _parse_tsv if kind == "tsv" else _parse_jsonl
+    parsers = {"tsv": _parse_tsv, "jsonl": _parse_jsonl, "txt": lambda line, data, where: Pair(line, "")}
+    if kind not in parsers:
+        raise UsageError(f"{path}: unknown kind of data; allowed: .tsv, .jsonl, .txt (sources alone), each also .gz")
+    parse = parsers[kind]
     try:
         with _open(path) as lines:
             for number, line in enumerate(lines, 1):
@@ -74,7 +77,8 @@ def _parse_tsv(line: str, data: DataConfig, where: str) -> Pair:
 def _parse_jsonl(line: str, data: DataConfig, where: str) -> Pair:
     try:
         record = json.loads(line)
-        return Pair(str(record[data.source]), str(record[data.target]), str(record.get(data.origin or "", "")))
+        tokens = None if data.target_tokens is None else tuple(map(int, record[data.target_tokens]))
+        return Pair(str(record[data.source]), str(record[data.target]), str(record.get(data.origin or "", "")), tokens)
     except (ValueError, AttributeError, TypeError):
         raise UsageError(f"{where}: not a JSON object") from None
     except KeyError as error:
@@ -87,7 +91,7 @@ def filter_pairs(pairs: Iterator[Pair], data: DataConfig) -> Iterator[Pair]:
     """The pairs that the recipe wants, in order: word counts, ratio, origins, duplicates (same source and target)."""
     excluded, seen, kept = set(data.exclude_origins), set(), 0
     for pair in pairs:
-        if pair.origin in excluded or not _fits(pair, data):
+        if pair.origin in excluded or misfit(pair, data):
             continue
         if data.dedupe:
             key = hash((pair.source, pair.target))
@@ -100,10 +104,13 @@ def filter_pairs(pairs: Iterator[Pair], data: DataConfig) -> Iterator[Pair]:
             return
 
 
-def _fits(pair: Pair, data: DataConfig) -> bool:
+def misfit(pair: Pair, data: DataConfig) -> str | None:
+    """Why the recipe does not want a pair: `empty`, `words` (of the source) or `ratio` (of characters); else None."""
     source, target = len(pair.source.split()), len(pair.target.split())
-    if not (data.min_words <= source <= data.max_words) or not target > 0:
-        return False
+    if not source or not target:
+        return "empty"
+    if not data.min_words <= source <= data.max_words:
+        return "words"
     # Characters, not words: German compounds make word counts a poor measure of a bad alignment.
     longer, shorter = sorted((len(pair.source), len(pair.target)), reverse=True)
-    return longer <= data.max_ratio * shorter
+    return "ratio" if longer > data.max_ratio * shorter else None

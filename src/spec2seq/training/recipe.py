@@ -1,11 +1,12 @@
 """The recipe: everything that decides a training run, as frozen dataclasses read from one YAML file."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from spec2seq.config import build, check_choice, check_range, load_mapping
 from spec2seq.errors import UsageError
+from spec2seq.models.cached_drafter import CachedDrafterShape
 
 FAMILIES = ("marian", "t5")
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -43,13 +44,18 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which files, and which of their lines train. Columns of a TSV are numbers, fields of a JSONL are names."""
+    """Which files, and which of their lines train. Columns of a TSV are numbers, fields of a JSONL are names.
+
+    `target_tokens` is the field of a JSONL with the target's token ids (as `spec2seq distill` writes them), used
+    instead of segmenting its text.
+    """
 
     train: str
     dev: str
     test: str | None = None
     source: str = "0"
     target: str = "1"
+    target_tokens: str | None = None
     origin: str | None = "2"
     min_words: int = 1
     max_words: int = 200
@@ -150,18 +156,48 @@ class CardConfig:
 
 
 @dataclass(frozen=True)
+class CachedDrafterRecipe:
+    """A block drafter on top of `verifier`, a trained folder; see `CachedDrafterShape`. A block of slots stands behind
+    every `stride`-th token of a training sentence."""
+
+    verifier: str
+    block_size: int = 6
+    layers: int = 1
+    feed_forward: int = 1024
+    hidden_layers: tuple[int, ...] = ()
+    transition_rank: int = 32
+    candidates: int = 8
+    stride: int = 3
+
+    def __post_init__(self) -> None:
+        check_range("stride", self.stride, 1, 64)
+        _ = self.shape  # checks the rest
+
+    @property
+    def shape(self) -> CachedDrafterShape:
+        values = asdict(self)
+        return CachedDrafterShape(**{field.name: values[field.name] for field in fields(CachedDrafterShape)})
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One training run. `name` names its folder under runs/."""
+    """One training run. `name` names its folder under runs/. With `cached_drafter` it trains that, and `model` and
+    `vocabulary` are the verifier's."""
 
     name: str
     data: DataConfig
     training: TrainingConfig
+    cached_drafter: CachedDrafterRecipe | None = None
     model: ModelShape = field(default_factory=ModelShape)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
 
     def __post_init__(self) -> None:
+        if self.cached_drafter and (self.model, self.vocabulary) != (ModelShape(), VocabularyConfig()):
+            raise UsageError("model and vocabulary are the verifier's with cached_drafter; leave them out")
+        if self.cached_drafter and self.data.target_tokens is None:
+            raise UsageError("data.target_tokens is not set; a drafter learns from what `spec2seq distill` wrote")
         if self.data.max_tokens > self.training.tokens_per_batch:
             raise UsageError(
                 f"data.max_tokens is {self.data.max_tokens}; "

@@ -12,17 +12,19 @@ import yaml
 from transformers import set_seed
 
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.training.batches import TokenBudgetSampler
+from spec2seq.training.averaging import average_states
+from spec2seq.training.batches import Collator, TokenBudgetSampler
 from spec2seq.training.cache import tokenized
-from spec2seq.training.checkpoints import Checkpoint, average, best_checkpoint, weights_of, whole_checkpoints
+from spec2seq.training.checkpoints import Checkpoint, best_checkpoint, weights_of, whole_checkpoints
 from spec2seq.training.clock import Clock
 from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
 from spec2seq.training.export import write_final
+from spec2seq.training.loss import narrow_residuals, sequence_loss
 from spec2seq.training.recipe import Recipe, parse_recipe
 from spec2seq.training.run import TrainResult
 from spec2seq.training.shapes import new_model
 from spec2seq.training.trainer import BudgetTrainer, Watch, compute_dtype
-from spec2seq.training.validation import Scores, sample, score
+from spec2seq.training.validation import sample, score
 from spec2seq.training.vocabulary import copy_vocabulary, load_tokenizer, train_vocabulary
 from spec2seq.training.warm_start import start_from
 
@@ -74,7 +76,7 @@ class Session:
         path = self.out / "recipe.yaml"
         if path.is_file():
             before = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-            for section in ("model", "vocabulary", "data"):
+            for section in ("model", "cached_drafter", "vocabulary", "data"):
                 if getattr(before, section) != getattr(self.recipe, section):
                     raise UsageError(f"{self.out}: holds a run with another {section!r} section; choose another folder")
         path.write_text(recipe_yaml(self.recipe), encoding="utf-8")
@@ -90,9 +92,7 @@ class Session:
         self.dev = self._held_out("dev", recipe.evaluation.dev_lines)
         lengths = self.rows.source_lengths, self.rows.target_lengths
         self.sampler = TokenBudgetSampler(*lengths, recipe.training.tokens_per_batch, recipe.training.seed)
-        self.model = new_model(recipe.model, self.tokenizer, recipe.evaluation.max_new_tokens)
-        if recipe.model.start_from is not None and not whole_checkpoints(self.checkpoints):
-            start_from(self.model, Path(recipe.model.start_from))
+        self.model = self._new_model()
         if importlib.util.find_spec("sacrebleu") is None:
             self.report("sacrebleu is missing: BLEU and chrF are not measured, the best weights are those of least NLL")
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
@@ -103,6 +103,13 @@ class Session:
             f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
             f"batches an epoch, {self.parameters} parameters, {torch.get_num_threads()} threads"
         )
+
+    def _new_model(self) -> Any:
+        shape = self.recipe.model
+        model = new_model(shape, self.tokenizer, self.recipe.evaluation.max_new_tokens)
+        if shape.start_from is not None and not whole_checkpoints(self.checkpoints):
+            start_from(model, Path(shape.start_from))
+        return model
 
     def _vocabulary(self) -> Any:
         folder = self.out / "vocabulary"
@@ -126,22 +133,32 @@ class Session:
         return pairs
 
     def _fit(self, resume: Checkpoint | None) -> None:
-        trainer = BudgetTrainer(self.recipe, self.model, self.rows, self.sampler, self.clock, self.checkpoints)
+        trainer = self._trainer(self.recipe, self.model, self.rows, self.sampler, self.clock, self.checkpoints)
         trainer.add_callback(Watch(trainer, lambda: self._validate("dev").value, self.report))
         if resume is not None:
             self.report(f"going on from step {resume.step}")
         trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
 
-    def _validate(self, what: str, pairs: list[Pair] | None = None) -> Scores:
-        started, evaluation = time.monotonic(), self.recipe.evaluation
-        scores = score(
-            self.model, self.tokenizer, self.dev if pairs is None else pairs, evaluation.batch_size,
-            evaluation.max_new_tokens,
-        )  # fmt: skip
-        measured = "" if scores.bleu is None else f"BLEU {scores.bleu:.2f} chrF {scores.chrf:.2f} "
+    def _trainer(self, *arguments: Any) -> BudgetTrainer:
+        config = self.model.config
+        collate = Collator(config.pad_token_id, config.decoder_start_token_id)
+        trainer = BudgetTrainer(*arguments, collate, sequence_loss)
+        if trainer.args.device.type == "cpu":
+            # Measured on 2 cores with AMX: the fused attention's backward pass takes a third of a step.
+            self.model.set_attn_implementation("eager")
+            narrow_residuals(self.model)
+        return trainer
+
+    def _validate(self, what: str, pairs: list[Pair] | None = None) -> Any:
+        started = time.monotonic()
+        scores = self._score(self.dev if pairs is None else pairs)
         took = f"({scores.lines} lines, {time.monotonic() - started:.0f} s)"
-        self.report(f"{what}: step {self.clock.step} {measured}nll {scores.nll:.4f} {took}")
+        self.report(f"{what}: step {self.clock.step} {scores} {took}")
         return scores
+
+    def _score(self, pairs: list[Pair]) -> Any:
+        evaluation = self.recipe.evaluation
+        return score(self.model, self.tokenizer, pairs, evaluation.batch_size, evaluation.max_new_tokens)
 
     def _finish(self) -> dict[str, Any]:
         """Choose among the last, the best and the averaged weights by dev score; measure on the test set; write."""
@@ -155,7 +172,9 @@ class Session:
         recent = whole[-self.recipe.training.average :]
         if len(recent) > 1:
             steps = ", ".join(str(checkpoint.step) for checkpoint in recent)
-            candidates[f"mean of steps {steps}"] = lambda: average([checkpoint.path for checkpoint in recent])
+            candidates[f"mean of steps {steps}"] = lambda: average_states(
+                weights_of(checkpoint.path) for checkpoint in recent
+            )
         scored = {}
         for name, load in candidates.items():
             self._load(load())
@@ -166,19 +185,23 @@ class Session:
         if "test" in self.files:
             test = self._validate("test", self._held_out("test", self.recipe.evaluation.test_lines))
         facts = self._facts(whole[-1], chosen, scored[chosen], test)
-        write_final(self.model, self.tokenizer, self.out / "vocabulary", self.out / "final", facts, self.recipe)
+        self._write(facts)
         self.report(f"finished: {self.out / 'final'} holds {chosen}")
         return facts
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        write_final(self.model, self.tokenizer, self.out / "vocabulary", self.out / "final", facts, self.recipe)
 
     def _load(self, weights: dict[str, torch.Tensor]) -> None:
         # As they will be stored: what is measured is then what the folder gives.
         rounded = {name: w.half().float() if w.is_floating_point() else w for name, w in weights.items()}
-        _, unexpected = self.model.load_state_dict(rounded, strict=False)  # tied weights are stored once
-        self.model.tie_weights()
+        missing, unexpected = self.model.load_state_dict(rounded, strict=False)
+        if missing:  # tied weights are stored once
+            self.model.tie_weights()
         if unexpected:
             raise Spec2SeqError(f"{self.checkpoints}: unexpected weights {unexpected[:3]}")
 
-    def _facts(self, last: Checkpoint, chosen: str, dev: Scores, test: Scores | None) -> dict[str, Any]:
+    def _facts(self, last: Checkpoint, chosen: str, dev: Any, test: Any) -> dict[str, Any]:
         import transformers
 
         return {

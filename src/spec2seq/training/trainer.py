@@ -13,9 +13,10 @@ from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArgumen
 from spec2seq.training.batches import BatchStream, Collator, TokenBudgetSampler, TokenizedPairs
 from spec2seq.training.checkpoints import mark_whole, prune
 from spec2seq.training.clock import Clock
-from spec2seq.training.loss import narrow_residuals, sequence_loss
 from spec2seq.training.recipe import Recipe
 
+# (model, batch, label smoothing, dtype) → smoothed loss and NLL, sums in nats, and the number of labels
+Loss = Callable[[Any, dict[str, torch.Tensor], float, torch.dtype], tuple[torch.Tensor, torch.Tensor, int]]
 ENDLESS = 10**9  # steps, where the limit is time or epochs
 
 
@@ -46,24 +47,19 @@ class BudgetTrainer(Seq2SeqTrainer):
     """Trains on `rows` in token-budget batches; `clock` says how far it is and thereby the learning rate."""
 
     def __init__(self, recipe: Recipe, model: Any, rows: TokenizedPairs, sampler: TokenBudgetSampler, clock: Clock,
-                 folder: Path):  # fmt: skip
+                 folder: Path, collate: Collator, loss: Loss):  # fmt: skip
         super().__init__(model=model, args=arguments(recipe, folder), train_dataset=rows)
         self.recipe, self.rows, self.sampler, self.clock = recipe, rows, sampler, clock
         self.dtype = compute_dtype(recipe.training.precision)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by all tokens of the accumulated batches itself
-        self.nll, self.nll_tokens = torch.zeros((), device=model.device), 0
+        self.collate, self.loss = collate, loss
+        self.nll, self.nll_tokens = torch.zeros((), device=self.args.device), 0
         self.remove_callback(PrinterCallback)
-        if self.args.device.type == "cpu":
-            # Measured on 2 cores with AMX: the fused attention's backward pass takes a third of a step.
-            model.set_attn_implementation("eager")
-            narrow_residuals(model)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         start = self.clock.step * self.recipe.training.gradient_accumulation
         stream = BatchStream(self.sampler, start, ENDLESS * self.recipe.training.gradient_accumulation)
-        config = self.model.config
-        collate = Collator(config.pad_token_id, config.decoder_start_token_id)
-        return torch.utils.data.DataLoader(self.rows, batch_sampler=stream, collate_fn=collate)
+        return torch.utils.data.DataLoader(self.rows, batch_sampler=stream, collate_fn=self.collate)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -73,7 +69,7 @@ class BudgetTrainer(Seq2SeqTrainer):
 
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None):
         with torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss, plain, tokens = sequence_loss(model, inputs, self.recipe.training.label_smoothing, self.dtype)
+            loss, plain, tokens = self.loss(model, inputs, self.recipe.training.label_smoothing, self.dtype)
         self.nll += plain.detach()
         self.nll_tokens += tokens
         self.clock.tokens += tokens

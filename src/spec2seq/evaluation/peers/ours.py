@@ -6,8 +6,8 @@ from typing import Any
 
 from spec2seq import Assisted, BiLD, Greedy, Lookup, Seq2Seq, Speculative
 from spec2seq.config import check_choice
-from spec2seq.decoding.costs import LENGTHS, measure_costs
 from spec2seq.decoding.stats import Stats
+from spec2seq.evaluation.costs import pass_seconds
 from spec2seq.evaluation.lossless import next_logits
 from spec2seq.evaluation.peers import Run, Workload
 from spec2seq.evaluation.timing import set_threads
@@ -79,10 +79,10 @@ class Ours:
 
     def costs(self) -> dict[str, Any]:
         """Milliseconds of a verifier pass by its number of tokens, and of a pass of the little model, batch size 1."""
-        costs = measure_costs(self.verifier.model, self.drafter, 1)
+        verifier, little = pass_seconds(self.verifier.model, 1), pass_seconds(self.drafter.model, 1, (1,))
         return {
-            "verifier_ms": {str(length): 1000 * costs.verify(length - 1) for length in LENGTHS},
-            "little_ms": 1000 * (costs.draft(2) - costs.draft(1)),
+            "verifier_ms": {str(length): 1000 * seconds for length, seconds in verifier.items()},
+            "little_ms": 1000 * little[1],
         }
 
     def gap(self, line: int, prefix: list[int]) -> float:

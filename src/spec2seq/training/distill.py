@@ -1,0 +1,151 @@
+"""Distillation data: the verifier's own output for every source line (sequence-level, Kim and Rush 2016).
+
+What learns from it, a little model, a block drafter or the verifier itself, learns what the verifier will write.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spec2seq import Greedy, Seq2Seq
+from spec2seq.api import Method
+from spec2seq.errors import UsageError, missing_extra
+from spec2seq.training.data import Pair, read_pairs
+from spec2seq.training.recipe import DataConfig
+from spec2seq.training.validation import sample
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What one call wrote to `file`: lines and tokens of this process, and its seconds."""
+
+    lines: int
+    tokens: int
+    seconds: float
+    file: Path
+
+
+def distill(
+    model: Seq2Seq,
+    corpus: Path,
+    out: Path,
+    data: DataConfig,
+    method: Method | None = None,
+    *,
+    batch_size: int = 64,
+    lines: int | None = None,
+    chunk_lines: int = 1024,
+    max_new_tokens: int | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Distilled:
+    """Write the model's output for the sources of `corpus` to `out`: JSONL with source, target, tokens, reference.
+
+    Chunks of lines are files beside `out` until all are there: a call that was stopped goes on with those that are
+    missing, and under `accelerate launch` each process takes every N-th one. `tokens` are the target's ids, end
+    token included, because a text may be segmented otherwise than the model wrote it.
+
+    Args:
+        corpus: TSV, JSONL or lines of text (.txt), optionally .gz.
+        data: which columns, and which sources by words, tokens and origin; its other filters are about references.
+        method: Greedy() by default; Beam for beam search.
+        batch_size: rows in flight; 64 is the fastest on 2 cores with the bundled model.
+        lines: so many, evenly spread over the usable lines; None takes all.
+        chunk_lines: lines of a chunk, which is sorted by length and decoded together.
+        report: takes a line of progress after each chunk.
+
+    Raises UsageError for a corpus without usable lines, or chunks of another run at `out`.
+    """
+    state = _processes()
+    method = method or Greedy()
+    parts = out.parent / f"{out.name}.parts"
+    settings = asdict(data), repr(method), lines, chunk_lines, max_new_tokens
+    _claim(parts, _description(model, corpus, settings), state.is_main_process)
+    state.wait_for_everyone()
+    pairs = sample(list(_usable(read_pairs(corpus, data), data)), lines)
+    if not pairs:
+        raise UsageError(f"{corpus}: none of its lines passes the filters")
+    chunks = [pairs[start : start + chunk_lines] for start in range(0, len(pairs), chunk_lines)]
+    missing = [i for i in range(len(chunks)) if not (parts / _name(i)).is_file()]
+    mine = missing[state.process_index :: state.num_processes]
+    started, written, tokens = time.monotonic(), 0, 0
+    for done, index in enumerate(mine, 1):
+        ids = [model.encode_text(pair.source) for pair in chunks[index]]
+        kept = [i for i, row in enumerate(ids) if len(row) <= data.max_tokens]
+        rows = model.generate(
+            [ids[i] for i in kept], method, batch_size=batch_size, max_new_tokens=max_new_tokens or data.max_tokens
+        ).rows
+        _write_chunk(parts / _name(index), [chunks[index][i] for i in kept], rows)
+        written, tokens = written + len(rows), tokens + sum(len(row.tokens) for row in rows)
+        if report is not None:
+            seconds = time.monotonic() - started
+            left = seconds / done * (len(mine) - done) / 60
+            report(f"chunk {done} of {len(mine)}: {tokens / seconds:.0f} tokens/s, {left:.1f} minutes left")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _join(parts, len(chunks), out)
+    state.wait_for_everyone()
+    return Distilled(written, tokens, time.monotonic() - started, out)
+
+
+def _processes() -> Any:
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise missing_extra("accelerate", "train") from None
+    return PartialState()
+
+
+def _description(model: Seq2Seq, corpus: Path, settings: tuple) -> str:
+    """What must be the same for two calls to write the same lines."""
+    values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _claim(parts: Path, description: str, main: bool) -> None:
+    stamp = parts / "run"
+    if not stamp.is_file():
+        if main:
+            parts.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(description, encoding="utf-8")
+    elif stamp.read_text(encoding="utf-8") != description:
+        raise UsageError(f"{parts}: holds chunks of another model, corpus or method; remove it or choose another name")
+
+
+def _usable(pairs: Iterator[Pair], data: DataConfig) -> Iterator[Pair]:
+    """Sources of the wanted length and origin, each once; whether a reference fits them does not matter here."""
+    seen = set()
+    for pair in pairs:
+        fits = data.min_words <= len(pair.source.split()) <= data.max_words and pair.origin not in data.exclude_origins
+        if fits and pair.source not in seen:
+            seen.add(pair.source)
+            yield pair
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.jsonl"
+
+
+def _write_chunk(path: Path, pairs: Sequence[Pair], rows: Sequence[Any]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        for pair, row in zip(pairs, rows, strict=True):
+            record = {"source": pair.source, "target": row.text, "tokens": row.tokens, "reference": pair.target}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def _join(parts: Path, count: int, out: Path) -> None:
+    """One file of all chunks in order; only then are the chunks removed."""
+    partial = out.parent / f".{out.name}.{os.getpid()}"
+    with open(partial, "wb") as whole:
+        for index in range(count):
+            with open(parts / _name(index), "rb") as chunk:
+                shutil.copyfileobj(chunk, whole)
+    os.replace(partial, out)
+    shutil.rmtree(parts)

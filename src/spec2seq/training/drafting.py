@@ -1,0 +1,151 @@
+"""Training of the cached block drafter on what its verifier wrote: several blocks of every sentence at once."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spec2seq import CachedBlockDrafter, FixedLength, Seq2Seq, Speculative
+from spec2seq.models.cached_drafter import CachedDrafter
+from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
+from spec2seq.training.batches import Collator
+from spec2seq.training.data import Pair
+from spec2seq.training.loss import SmoothedCrossEntropy
+
+
+@dataclass(frozen=True)
+class DraftScores:
+    """What a drafter is worth on `lines` sources: NLL in nats and accuracy on drafted places alone, and tokens per
+    verifier call of exact decoding with whole blocks."""
+
+    lines: int
+    nll: float
+    accuracy: tuple[float, ...]  # [place in the block], the places before it given
+    tokens_per_verifier_call: float
+
+    @property
+    def value(self) -> float:
+        """What the choice of the best weights compares."""
+        return self.tokens_per_verifier_call
+
+    def __str__(self) -> str:
+        places = " ".join(f"{share:.3f}" for share in self.accuracy)
+        return f"tokens per verifier call {self.tokens_per_verifier_call:.3f} nll {self.nll:.4f} accuracy {places}"
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """The drafted places of a batch that have a label: states `[places, width]`, labels, the token before each, and
+    which place of its block it is, all `[places]`."""
+
+    states: Tensor
+    labels: Tensor
+    previous: Tensor
+    place: Tensor
+
+
+def guesses(drafter: CachedDrafter, verifier: EncoderDecoder, batch: dict[str, Tensor], anchors: Tensor) -> Guesses:
+    """The drafter's states on a batch of `Collator`, blocks standing behind the places `anchors[rows, blocks]`."""
+    inputs, labels = batch["decoder_input_ids"], batch["labels"]
+    with torch.no_grad():
+        encoded, features = read(verifier, batch, drafter.shape.hidden_layers)
+    at_tokens, at_slots = drafter.block_states(verifier, encoded, inputs, features, anchors)
+    rows, blocks, size, width = at_slots.shape
+    slots = torch.arange(1, size + 1, device=inputs.device)
+    where = (anchors[:, :, None] + slots).view(rows, -1)  # the label of slot j behind place t is that of place t + j
+    inside = where < labels.shape[1]
+    where = where.clamp(max=labels.shape[1] - 1)
+    states = torch.cat([at_tokens, at_slots.view(rows, -1, width)], 1)
+    wanted = torch.cat([labels, labels.gather(1, where).where(inside, -100)], 1)
+    previous = torch.cat([inputs, inputs.gather(1, where)], 1)
+    place = torch.cat([torch.zeros_like(inputs[0]), slots.repeat(blocks)]).expand(rows, -1)
+    kept = wanted != -100
+    return Guesses(states[kept], wanted[kept], previous[kept], place[kept])
+
+
+def read(verifier: EncoderDecoder, batch: dict[str, Tensor], layers: tuple[int, ...]) -> tuple[Encoded, Tensor]:
+    """Encode a batch and let the verifier read its targets: the encoding, and for each place the states that chose
+    the token there, `[rows, length, layers * width]`."""
+    inputs = batch["decoder_input_ids"]
+    rows, length = inputs.shape
+    encoded = verifier.encode(batch["input_ids"], batch["attention_mask"].sum(1))
+    if not layers:
+        return encoded, encoded.states.new_zeros(rows, length, 0)
+    cache = verifier.new_cache(rows)
+    verifier.admit(cache, 0, encoded)
+    decoded = verifier.decode_block(
+        cache, inputs, torch.zeros_like(inputs[:, 0]), length, uniform=True,
+        logit_positions=torch.zeros_like(inputs[:, :1]), hidden_layers=layers,
+    )  # fmt: skip
+    states = torch.cat([decoded.hidden[layer] for layer in layers], 2)
+    return encoded, torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+
+
+def head(drafter: CachedDrafter, verifier: EncoderDecoder, states: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and weight of one projection that is the verifier's head plus the table of followers."""
+    states, weight = states * verifier.architecture.logit_scale, verifier.head.weight
+    if drafter.shape.transition_rank:
+        states = torch.cat([states, drafter.before[previous].to(states.dtype)], 1)
+        weight = torch.cat([weight.to(drafter.after.dtype), drafter.after], 1)
+    return states, weight
+
+
+class DrafterLoss:
+    """Smoothed cross entropy of a batch's guesses, a block behind every `stride`-th token of each row.
+
+    Where the blocks stand depends on the row's tokens and `step()`, not on the batch that a row is in.
+    """
+
+    def __init__(self, verifier: EncoderDecoder, stride: int, step: Any):
+        self.verifier, self.stride, self.step = verifier, stride, step
+
+    def __call__(self, model: Any, batch: dict[str, Tensor], smoothing: float, dtype: torch.dtype):
+        drafter = getattr(model, "module", model)
+        inputs = batch["decoder_input_ids"]
+        offset = (inputs.sum(1) + self.step()) % self.stride
+        anchors = offset[:, None] + torch.arange(0, inputs.shape[1], self.stride, device=inputs.device)
+        found = guesses(drafter, self.verifier, batch, anchors)
+        states, weight = head(drafter, self.verifier, found.states, found.previous)
+        bias, width = self.verifier.head.bias, drafter.architecture.width
+        chunk = 512 if states.device.type == "cpu" else 8192
+        smooth, plain = SmoothedCrossEntropy.apply(
+            states, weight, bias, found.labels, smoothing, dtype, chunk, width
+        )  # fmt: skip
+        return smooth, plain, len(found.labels)
+
+
+class DraftValidation:
+    """Scores a drafter on sources whose outputs the verifier has already written (`Pair.tokens`)."""
+
+    def __init__(self, verifier: Seq2Seq, batch_size: int, max_new_tokens: int):
+        self.verifier, self.batch_size, self.cap = verifier, batch_size, max_new_tokens
+
+    @torch.no_grad()
+    def __call__(self, drafter: CachedDrafter, pairs: list[Pair]) -> DraftScores:
+        sources = [self.verifier.source_ids(pair.source, f"line {n}", True) for n, pair in enumerate(pairs, 1)]
+        rows = list(zip(sources, (pair.tokens for pair in pairs), strict=True))
+        model, size = self.verifier.model, drafter.shape.block_size
+        a = model.architecture
+        drafter = copy.deepcopy(drafter).to(model.device, model.dtype)
+        collate = Collator(a.pad_token_id, a.decoder_start_token_id)
+        right, seen = torch.zeros(2, size, dtype=torch.long)
+        nll = 0.0
+        for start in range(0, len(rows), self.batch_size):
+            batch = collate(rows[start : start + self.batch_size])
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            anchors = torch.arange(0, batch["labels"].shape[1], size, device=model.device)
+            found = guesses(drafter, model, batch, anchors.expand(len(batch["labels"]), -1))
+            states, weight = head(drafter, model, found.states, found.previous)
+            logits = states @ weight.to(states.dtype).T
+            logits = (logits if model.head.bias is None else logits + model.head.bias).float()
+            nll += torch.nn.functional.cross_entropy(logits, found.labels, reduction="sum").item()
+            hits = (logits.argmax(-1) == found.labels).long()
+            right.scatter_add_(0, found.place.cpu(), hits.cpu())
+            seen.scatter_add_(0, found.place.cpu(), torch.ones_like(hits).cpu())
+        blocks = Speculative(CachedBlockDrafter(drafter), FixedLength(size))
+        settings = {"batch_size": self.batch_size, "max_new_tokens": self.cap}
+        calls = self.verifier.generate(sources, blocks, **settings).stats.tokens_per_verifier_call
+        accuracy = tuple((right / seen.clamp(min=1)).tolist())
+        return DraftScores(len(rows), nll / max(1, int(seen.sum())), accuracy, calls)
