@@ -15,6 +15,10 @@ from transformers import BartConfig, MarianConfig, T5Config
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from spec2seq import Seq2Seq
+from spec2seq.decoding.block_drafters import PaperBlockDrafter
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.models.cached_drafter import CachedDrafter, CachedDrafterConfig, CachedDrafterShape
+from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
 
 VOCABULARY = 64
 FAMILIES = ("marian", "bart", "t5", "t5-gated")
@@ -208,3 +212,33 @@ def _bias_the_end(model, seed: int, steps: int = 24) -> None:
     end = logits[:, :, eos].clone()
     logits[:, :, eos] = -torch.inf
     model.final_logits_bias[0, eos] = (logits.amax(-1) - end).amin(1).quantile(0.6)
+
+
+def paper_drafter(model: Seq2Seq, seed: int = 0, **settings) -> PaperBlockDrafter:
+    """An untrained drafter for a tiny model, with weights wide enough that it drafts different tokens."""
+    a = model.model.architecture
+    sizes = dict(
+        vocabulary=a.vocabulary, width=16, heads=2, ffn_width=32, encoder_layers=1, decoder_layers=2,
+        source_positions=96, target_positions=96, eos_token_id=a.eos_token_id, pad_token_id=a.pad_token_id,
+        block_size=4,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    drafter = PaperDrafter(PaperConfig(**(sizes | settings))).to(model.model.dtype).eval()
+    for parameter in drafter.parameters():
+        if parameter.dim() == 2:
+            parameter.data *= 10
+    return PaperBlockDrafter(drafter.requires_grad_(False))
+
+
+def cached_drafter(model: Seq2Seq, seed: int = 0, **settings) -> CachedBlockDrafter:
+    """An untrained drafter on top of a tiny model: it starts from the verifier's last layer, widely spread."""
+    layers = model.model.architecture.decoder.layers
+    shape = CachedDrafterShape(**({"block_size": 5, "feed_forward": 64, "hidden_layers": (1, layers),
+                                   "transition_rank": 3} | settings))  # fmt: skip
+    torch.manual_seed(seed)
+    drafter = CachedDrafter(CachedDrafterConfig(model.model.architecture, shape, model.fingerprint()))
+    drafter = drafter.to(model.model.dtype).eval().requires_grad_(False)
+    drafter.start_from(model.model)
+    for parameter in (drafter.slots, *([drafter.before, drafter.after] if shape.transition_rank else [])):
+        parameter *= 30
+    return CachedBlockDrafter(drafter)

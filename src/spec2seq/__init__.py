@@ -9,23 +9,24 @@ from spec2seq.version import __version__ as __version__
 if TYPE_CHECKING:
     from spec2seq.api import Generation, Row, Seq2Seq
     from spec2seq.decoding.acceptance import Exact, RejectionSampling, Rollback, TopBeta
-    from spec2seq.decoding.block_drafters import BlockDrafter
+    from spec2seq.decoding.block_drafters import BlockDrafter, PaperBlockDrafter
     from spec2seq.decoding.cached_blocks import CachedBlockDrafter
     from spec2seq.decoding.drafters import LittleModel, NgramLookup
     from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength
     from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, SpecDec, Speculative
 
 __all__ = [
-    "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter", "ConfidenceLength", "Exact",
-    "FixedLength", "Generation", "Greedy", "LittleModel", "Lookup", "NgramLookup", "RejectionSampling", "Rollback",
-    "Row", "Sample", "Seq2Seq", "Spec2SeqError", "SpecDec", "Speculative", "TopBeta", "UsageError",
+    "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter", "ConfidenceLength",
+    "Exact", "FixedLength", "Generation", "Greedy", "LittleModel", "Lookup", "NgramLookup", "PaperBlockDrafter",
+    "RejectionSampling", "Rollback", "Row", "Sample", "Seq2Seq", "Spec2SeqError", "SpecDec", "Speculative",
+    "TopBeta", "UsageError",
 ]  # fmt: skip
 
 # Importing torch takes seconds, so a name is imported when it is first used: `spec2seq --help` answers at once.
 _ROOMS = {
     "spec2seq.api": ("Generation", "Row", "Seq2Seq"),
     "spec2seq.decoding.acceptance": ("Exact", "RejectionSampling", "Rollback", "TopBeta"),
-    "spec2seq.decoding.block_drafters": ("BlockDrafter",),
+    "spec2seq.decoding.block_drafters": ("BlockDrafter", "PaperBlockDrafter"),
     "spec2seq.decoding.cached_blocks": ("CachedBlockDrafter",),
     "spec2seq.decoding.drafters": ("LittleModel", "NgramLookup"),
     "spec2seq.decoding.lengths": ("AdaptiveLength", "ConfidenceLength", "FixedLength"),

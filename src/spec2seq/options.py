@@ -14,8 +14,9 @@ if TYPE_CHECKING:  # both import torch, and the command line must answer --help 
     from spec2seq.api import Method, Seq2Seq
     from spec2seq.decoding.drafters import Drafter
 
-METHODS = ("greedy", "beam", "sample", "assisted", "bild", "lookup")
-DRAFTED = ("assisted", "bild")  # need a drafter; sample may have one
+METHODS = ("greedy", "beam", "sample", "assisted", "bild", "lookup", "specdec")
+# Methods that need a drafter, and where it is looked for beside the model; sample may have one, too.
+BESIDE = {"specdec": "drafter", "assisted": "little", "bild": "little"}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
 
@@ -114,9 +115,12 @@ class MethodOptions(_Given):
     """A method and its parameters. UNSET leaves a parameter to the library; one that the method does not take
     raises UsageError."""
 
-    method: str = _option(str, "how to decode", "assisted where a drafter is found, else greedy", choices=METHODS)
-    drafter: str = _option(str, "folder or hub id of the little model; makes sample speculative",
-                           "MODEL/little; sample: none", "assisted", "bild", "sample")  # fmt: skip
+    method: str = _option(
+        str, "how to decode", "specdec or assisted where its drafter is found, else greedy", choices=METHODS
+    )
+    drafter: str = _option(str, "folder of the block drafter, folder or hub id of the little model; makes sample "
+                           "speculative", "specdec: MODEL/drafter; assisted, bild: MODEL/little; sample: none",
+                           *BESIDE, "sample")  # fmt: skip
     num_beams: int = _option(int, "beams of a sentence", 5, "beam", low=1)
     length_penalty: float = _option(float, "scores are divided by length to this power", 1.0, "beam")
     early_stopping: bool = _option(bool, "stop a sentence when it has num_beams hypotheses", False, "beam")
@@ -135,9 +139,12 @@ class MethodOptions(_Given):
                                             low=0, word="auto")  # fmt: skip
     max_matching_ngram_size: int = _option(int, "the longest n-gram to look for", 3, "lookup", low=1)
     min_matching_ngram_size: int = _option(int, "the shortest n-gram to look for", 1, "lookup", low=1)
+    block_size: int | None = _option(int, "tokens of a block; auto chooses by measurement, up to what the drafter was "
+                                     "trained for", "auto", "specdec", low=1, word="auto")  # fmt: skip
     beta: int = _option(int, "accept drafted tokens among the verifier's top beta: lossy above 1; exact if neither "
-                        "beta nor tau is set", 3, "assisted", "lookup", low=1)  # fmt: skip
-    tau: float = _option(float, "accept them at most this many nats below the best", 1.0, "assisted", "lookup", low=0.0)
+                        "beta nor tau is set", 3, "assisted", "lookup", "specdec", low=1)  # fmt: skip
+    tau: float = _option(float, "accept them at most this many nats below the best", 1.0, "assisted", "lookup",
+                         "specdec", low=0.0)  # fmt: skip
     fallback_threshold: float | None = _option(
         float, "the verifier takes over where the little model's top probability is below this", 0.6, "bild",
         low=0.0, high=1.0, word="none")  # fmt: skip
@@ -194,17 +201,29 @@ def resolve(flags: Mapping[str, Any], config: Path | None = None) -> tuple[RunOp
     if "model" not in run:
         run["model"] = bundled_model()
     note = ""
-    beside = Path(run["model"], "little")
     if "method" not in values:
-        found = "drafter" in values or (beside / "config.json").is_file()
-        values["method"], note = ("assisted" if found else "greedy"), " (the default here)"
+        values["method"], note = _default_method(run["model"], values.get("drafter")), " (the default here)"
     method = values["method"]
     refuse_idle(values, method, lambda name: where[name], note)
-    if method in DRAFTED and "drafter" not in values:
+    if method in BESIDE and "drafter" not in values:
+        beside = Path(run["model"], BESIDE[method])
         if not (beside / "config.json").is_file():
             raise UsageError(f"method {method} needs a drafter, and {beside} has none; give --drafter FOLDER_OR_ID")
         values["drafter"] = str(beside)
     return RunOptions(**run), MethodOptions(**values)
+
+
+def _default_method(model: str, drafter: str | None) -> str:
+    if drafter is not None:
+        return "specdec" if is_block_drafter(drafter) else "assisted"
+    found = (method for method in ("specdec", "assisted") if Path(model, BESIDE[method], "config.json").is_file())
+    return next(found, "greedy")
+
+
+def is_block_drafter(folder: str) -> bool:
+    """Whether a folder holds a block drafter rather than a model. An id on the hub is a model's."""
+    config = Path(folder, "config.json")
+    return config.is_file() and "drafter_type" in load_mapping(config)
 
 
 def bundled_model() -> str:
@@ -226,16 +245,25 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
     place = run.given("dtype", "device")
     drafter = None
     if options.drafter is not UNSET:
-        drafter = Seq2Seq.from_pretrained(options.drafter, **place).drafter()
+        drafter = load_drafter(options.drafter, **place)
     method = make_method(options, drafter)
     return Seq2Seq.from_pretrained(run.model, **place), method
+
+
+def load_drafter(name: str, **place: str) -> "Drafter":
+    """The drafter in a folder, of whichever kind, or a little model of the hub; `place` is dtype and device."""
+    from spec2seq import BlockDrafter, Seq2Seq
+
+    if is_block_drafter(name):
+        return BlockDrafter.from_pretrained(name, **place)
+    return Seq2Seq.from_pretrained(name, **place).drafter()
 
 
 def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Method":
     """The method that the options describe; what they leave unset has the library's defaults."""
     from spec2seq.decoding import methods
 
-    if options.method in DRAFTED and drafter is None:
+    if options.method in BESIDE and drafter is None:
         raise UsageError(f"method {options.method} needs a drafter")
     given = options.given
     match options.method:
@@ -252,6 +280,8 @@ def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Me
         case "assisted":
             length = given("num_assistant_tokens", "assistant_confidence_threshold")
             return methods.Assisted(drafter, **length, acceptance=_acceptance(options))
+        case "specdec":
+            return methods.SpecDec(drafter, **given("block_size", "beta", "tau"))
         case "bild":
             return methods.BiLD(drafter, **given("fallback_threshold", "rollback_threshold", "max_draft_tokens"))
         case _:

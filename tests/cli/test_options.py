@@ -11,7 +11,7 @@ from spec2seq import api
 from spec2seq.decoding import acceptance, methods
 from spec2seq.errors import UsageError
 from spec2seq.options import (
-    DRAFTED,
+    BESIDE,
     DTYPES,
     METHODS,
     OPTIONS,
@@ -27,7 +27,7 @@ OTHER = {
     "num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9,
     "seed": 7, "num_assistant_tokens": 9, "assistant_confidence_threshold": 0.3, "num_lookup_tokens": 6,
     "max_matching_ngram_size": 4, "min_matching_ngram_size": 2, "beta": 5, "tau": 2.5, "fallback_threshold": 0.0,
-    "rollback_threshold": None, "max_draft_tokens": 4,
+    "rollback_threshold": None, "max_draft_tokens": 4, "block_size": 2,
 }  # fmt: skip
 RUN = {
     "model": "m", "dtype": "float64", "device": "cpu", "threads": 1, "batch_size": 3, "max_new_tokens": 5,
@@ -36,20 +36,22 @@ RUN = {
 METHOD_OPTIONS = [name for name, option in OPTIONS.items() if option.of_method]
 PRESETS = {
     "beam": methods.Beam, "sample": methods.Sample, "assisted": methods.Assisted, "bild": methods.BiLD,
-    "lookup": methods.Lookup,
+    "lookup": methods.Lookup, "specdec": methods.SpecDec,
 }  # fmt: skip
 
 
 class StubDrafter:
     has_confidence = True
     hidden_layers = ()
+    longest = None
+    block_size = 6
 
 
 DRAFTER = StubDrafter()
 
 
 def built(method: str, **values):
-    drafted = method in DRAFTED or "drafter" in values or (method == "sample" and needs_drafter(values))
+    drafted = method in BESIDE or "drafter" in values or (method == "sample" and needs_drafter(values))
     named = {"drafter": "folder"} if drafted else {}
     return make_method(MethodOptions(method=method, **(named | values)), DRAFTER if drafted else None)
 
@@ -102,7 +104,7 @@ def test_flag_and_config_file_mean_the_same(name, tmp_path):
     base = {"model": "m", "method": option.methods[0]}
     if name == "method":
         base.pop("method")
-    elif option.methods[0] in DRAFTED:
+    elif option.methods[0] in BESIDE:
         base["drafter"] = "folder"
     expected = resolve({**base, name: as_flag(name, value)})
     path = tmp_path / "options.yaml"

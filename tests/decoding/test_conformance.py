@@ -9,6 +9,7 @@ import tiny
 
 from spec2seq import Assisted, Beam, ConfidenceLength, Seq2Seq, Speculative, UsageError
 from spec2seq.decoding.acceptance import ACCEPTANCE_RULES
+from spec2seq.decoding.block_drafters import BLOCK_DRAFTERS
 from spec2seq.decoding.drafters import DRAFTERS, NgramLookup
 from spec2seq.decoding.lengths import LENGTH_RULES, _Adaptive
 from spec2seq.decoding.stats import Counts
@@ -17,8 +18,13 @@ CAP, SLOTS = 15, 5
 MODEL = tiny.seq2seq("marian")
 SOURCES = tiny.sources(MODEL, 11, 21)
 
+KINDS = DRAFTERS | BLOCK_DRAFTERS
 # Built with their defaults unless they need something.
-MAKE = {"little": lambda: tiny.noisy_copy(MODEL, 0.02).drafter()}
+MAKE = {
+    "little": lambda: tiny.noisy_copy(MODEL, 0.02).drafter(),
+    "cached": lambda: tiny.cached_drafter(MODEL),
+    "paper": lambda: tiny.paper_drafter(MODEL, seed=9),  # some of its guesses are right
+}
 LENGTHS = {name: [rule()] for name, rule in LENGTH_RULES.items()}
 LENGTHS["confidence"] = [ConfidenceLength(0.5, 6), ConfidenceLength(None, 3)]
 SAME_IN_ANY_BATCH = ("fixed", "confidence")  # an adaptive length learns from all rows of the batch
@@ -27,11 +33,11 @@ OWN_COUNTS = {field.name for field in dataclasses.fields(Counts)} - {"drafter_ca
 
 
 def drafter(name: str):
-    return MAKE.get(name, DRAFTERS[name])()
+    return MAKE.get(name, KINDS[name])()
 
 
 def combinations():
-    for drafter_name in DRAFTERS:
+    for drafter_name in KINDS:
         for rule in ACCEPTANCE_RULES:
             for length_name, lengths in LENGTHS.items():
                 for length in lengths:

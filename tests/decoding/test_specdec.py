@@ -8,11 +8,11 @@ import tiny
 import torch
 from golden_specdec import NONTERMINATING, SEED11, SETTINGS
 
-from spec2seq import BlockDrafter, Exact, FixedLength, Greedy, SpecDec, Speculative, TopBeta, UsageError
+from spec2seq import AdaptiveLength, BlockDrafter, Exact, FixedLength, Greedy, SpecDec, Speculative, TopBeta, UsageError
 from spec2seq.decoding.block_drafters import PaperBlockDrafter
 from spec2seq.decoding.drafter_only import draft_only
 from spec2seq.errors import Spec2SeqError
-from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
+from spec2seq.models.paper_drafter import PaperDrafter
 
 EOS = 2
 
@@ -29,21 +29,6 @@ def emitted(row) -> list[int]:
     return counts
 
 
-def random_drafter(model, seed: int = 0, **settings) -> PaperBlockDrafter:
-    """An untrained drafter for a tiny model, with weights wide enough that it drafts different tokens."""
-    torch.manual_seed(seed)
-    a = model.model.architecture
-    sizes = dict(
-        vocabulary=a.vocabulary, width=32, heads=4, ffn_width=64, encoder_layers=1, decoder_layers=2, block_size=4,
-        source_positions=96, target_positions=96, eos_token_id=a.eos_token_id, pad_token_id=a.pad_token_id,
-    )  # fmt: skip
-    drafter = PaperDrafter(PaperConfig(**(sizes | settings))).double().eval()
-    for parameter in drafter.parameters():
-        if parameter.dim() == 2:
-            parameter *= 10
-    return PaperBlockDrafter(drafter)
-
-
 def test_greedy_is_the_originals(golden):
     pair = golden(SEED11)
     found = pair.verifier.generate(pair.sources)
@@ -57,8 +42,8 @@ def test_greedy_is_the_originals(golden):
 @pytest.mark.parametrize(("beta", "tau"), SETTINGS)
 def test_ids_and_iterations_are_the_originals(golden, beta, tau, batch_size):
     pair, key = golden(SEED11), f"beta{beta}_tau{tau}"
-    found = pair.verifier.generate(pair.sources, SpecDec(pair.drafter, beta=beta, tau=tau), batch_size=batch_size,
-                                   trace=True)  # fmt: skip
+    method = SpecDec(pair.drafter, pair.drafter.block_size, beta, tau)
+    found = pair.verifier.generate(pair.sources, method, batch_size=batch_size, trace=True)
     wanted = [line[f"specdec_{key}"] for line in pair.lines]
     assert [words(row.tokens) for row in found.rows] == [line["ids"] for line in wanted]
     assert [emitted(row) for row in found.rows] == [line["emitted_per_iteration"] for line in wanted]
@@ -86,8 +71,8 @@ def test_an_output_that_never_ends_is_cut_at_the_cap(golden, name):
     returns them with the masks behind them, or in its batched script nothing at all; greedy gives 200 tokens."""
     pair = golden(f"{NONTERMINATING}/{name}")
     for beta, tau in SETTINGS:
-        found = pair.verifier.generate(pair.sources, SpecDec(pair.drafter, beta=beta, tau=tau), max_new_tokens=200,
-                                       trace=True)  # fmt: skip
+        method = SpecDec(pair.drafter, pair.drafter.block_size, beta, tau)
+        found = pair.verifier.generate(pair.sources, method, max_new_tokens=200, trace=True)
         assert [row.tokens for row in found.rows] == [line["ar_greedy_ids"] for line in pair.lines]
         for row, line in zip(found.rows, pair.lines, strict=True):
             original = line[f"specdec_beta{beta}_tau{tau}"]
@@ -107,12 +92,13 @@ def test_the_drafter_alone_stops_at_the_cap(golden, name):
 
 
 def test_presets():
-    drafter = random_drafter(tiny.seq2seq("bart"))
-    assert SpecDec(drafter) == Speculative(drafter, FixedLength(4), TopBeta(3, 1.0))
-    assert SpecDec(drafter, 7, beta=1) == Speculative(drafter, FixedLength(7), Exact())
-    with pytest.raises(UsageError, match="LittleModel has no block size of its own; give block_size"):
+    drafter = tiny.paper_drafter(tiny.seq2seq("bart"))
+    assert SpecDec(drafter) == Speculative(drafter, AdaptiveLength(4), Exact())
+    assert SpecDec(drafter, 7, beta=1) == Speculative(drafter, FixedLength(7), TopBeta(1, 1.0))
+    assert SpecDec(drafter, tau=2.0) == Speculative(drafter, AdaptiveLength(4), TopBeta(3, 2.0))
+    with pytest.raises(UsageError, match="LittleModel is no block drafter; use Assisted"):
         SpecDec(tiny.seq2seq("bart").drafter())
-    assert SpecDec(drafter, beta=1).lossless and not SpecDec(drafter).lossless
+    assert SpecDec(drafter).lossless and SpecDec(drafter, beta=1).lossless and not SpecDec(drafter, beta=2).lossless
     for settings in ({"block_size": 0}, {"beta": 0}, {"tau": -1.0}):
         with pytest.raises(UsageError, match=next(iter(settings))):
             SpecDec(drafter, **settings)
@@ -122,7 +108,7 @@ def test_presets():
 @pytest.mark.parametrize("mask_token_id", [None, 3])
 def test_beta_1_is_greedy_for_any_block(family, block_size, mask_token_id):
     model = tiny.seq2seq(family)
-    drafter, sources = random_drafter(model, mask_token_id=mask_token_id), tiny.sources(model, 9)
+    drafter, sources = tiny.paper_drafter(model, mask_token_id=mask_token_id), tiny.sources(model, 9)
     wanted = model.generate(sources, Greedy(), max_new_tokens=20).sequences
     for batch_size in (1, 4):
         found = model.generate(sources, SpecDec(drafter, block_size, beta=1), max_new_tokens=20, batch_size=batch_size)
@@ -142,21 +128,23 @@ def test_a_batch_drafts_what_single_rows_draft(golden):
 def test_a_drafted_pad_counts_as_one_token():
     """D9: in the original's batches a pad inside a draft corrupts the lengths."""
     model = tiny.seq2seq("bart")
-    drafter = random_drafter(model)
+    drafter = tiny.paper_drafter(model)
     drafter.model.embedding[model.config.pad_token_id] = 100 * drafter.model.decoder[-1].ffn_norm.weight
     drafter.model.decoder[-1].ffn_norm.bias.fill_(1.0)
     sources = tiny.sources(model, 6)
-    found = model.generate(sources, SpecDec(drafter, beta=1), max_new_tokens=12, batch_size=3)
+    found = model.generate(sources, SpecDec(drafter, drafter.block_size), max_new_tokens=12, batch_size=3)
     assert found.sequences == model.generate(sources, max_new_tokens=12).sequences
 
 
 def test_drafts_end_with_the_position_table():
     """D10: prefix and block never index beyond the drafter's table; then the verifier writes alone."""
     model = tiny.seq2seq("bart")
-    drafter, sources = random_drafter(model, target_positions=10, block_size=6), tiny.sources(model, 6)
+    drafter, sources = tiny.paper_drafter(model, target_positions=10, block_size=6), tiny.sources(model, 6)
     cap = 30
     for batch_size in (1, 4):
-        found = model.generate(sources, SpecDec(drafter, beta=1), max_new_tokens=cap, batch_size=batch_size, trace=True)
+        found = model.generate(
+            sources, SpecDec(drafter, drafter.block_size), max_new_tokens=cap, batch_size=batch_size, trace=True
+        )
         assert found.sequences == model.generate(sources, max_new_tokens=cap).sequences
         assert max(map(len, found.sequences)) > 12
     whole = Speculative(drafter, FixedLength(6), TopBeta(model.model.architecture.vocabulary, 1e9))
@@ -166,7 +154,7 @@ def test_drafts_end_with_the_position_table():
 
 def test_a_source_beyond_the_table_is_refused():
     model = tiny.seq2seq("bart")
-    drafter = random_drafter(model, source_positions=5)
+    drafter = tiny.paper_drafter(model, source_positions=5)
     with pytest.raises(UsageError, match="a source has 6 tokens, and the drafter has positions for 5"):
         model.generate([[5, 6, 7, 8, 9, 2]], SpecDec(drafter))
 
@@ -174,7 +162,7 @@ def test_a_source_beyond_the_table_is_refused():
 @pytest.mark.parametrize(("name", "value"), [("vocabulary", 63), ("eos_token_id", 9), ("pad_token_id", 9)])
 def test_another_vocabulary_is_refused(name, value):
     model = tiny.seq2seq("bart")
-    drafter = random_drafter(model, **{name: value})
+    drafter = tiny.paper_drafter(model, **{name: value})
     with pytest.raises(UsageError, match=f"different vocabularies: .*: {getattr(model.model.architecture, name)} and"):
         model.generate([[5, 2]], SpecDec(drafter))
 
@@ -188,9 +176,9 @@ def test_an_unknown_word_in_the_prefix_is_a_word(golden):
     ordinary = PaperDrafter(dataclasses.replace(config, mask_token_id=None)).eval()
     ordinary.load_state_dict(pair.drafter.model.state_dict())
     greedy = pair.verifier.generate(pair.sources)
-    found = pair.verifier.generate(pair.sources, SpecDec(PaperBlockDrafter(ordinary), beta=1))
+    found = pair.verifier.generate(pair.sources, SpecDec(PaperBlockDrafter(ordinary), 5))
     assert found.sequences == greedy.sequences
-    original = pair.verifier.generate(pair.sources, SpecDec(pair.drafter, beta=1))
+    original = pair.verifier.generate(pair.sources, SpecDec(pair.drafter, 5))
     differ = [a.counts != b.counts for a, b in zip(found.rows, original.rows, strict=True)]
     assert any(differ)
     assert not any(d for d, row in zip(differ, greedy.rows, strict=True) if 3 not in row.tokens)

@@ -3,7 +3,7 @@
 Each rule is vectorised over ragged rows and stays on the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -34,6 +34,13 @@ class Draft:
     @property
     def width(self) -> int:
         return self.tokens.shape[1]
+
+    def cut(self, width: int) -> "Draft":
+        """The same without the places from `width` on, which no row has room for."""
+        if self.width <= width:
+            return self
+        probabilities = None if self.probabilities is None else self.probabilities[:, :width]
+        return replace(self, tokens=self.tokens[:, :width], probabilities=probabilities)
 
 
 @dataclass(frozen=True)

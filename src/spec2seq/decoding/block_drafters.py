@@ -43,6 +43,7 @@ class PaperBlockDrafter:
 
     has_confidence = False
     hidden_layers = ()
+    longest = None
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype, device: torch.device) -> "PaperBlockDrafter":

@@ -34,8 +34,10 @@ class CachedBlockDrafter:
 
     @property
     def block_size(self) -> int:
-        """The longest draft."""
+        """What it was trained for; shorter drafts work, longer ones do not."""
         return self.model.shape.block_size
+
+    longest = block_size
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "CachedSession":
         """Raises UsageError for a verifier of another shape; warns if it has other weights."""

@@ -18,10 +18,11 @@ from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
 
 class Drafter(Protocol):
     """`has_confidence`: gives a top probability to stop at. `hidden_layers`: the verifier's layers whose states
-    it wants in `observe`."""
+    it wants in `commit`. `longest`: the most tokens of a draft; None: any number."""
 
     has_confidence: bool
     hidden_layers: tuple[int, ...]
+    longest: int | None
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "Session": ...
 
@@ -58,6 +59,7 @@ class LittleModel:
 
     has_confidence = True
     hidden_layers = ()
+    longest = None
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
         return LittleSession(self.model, rows, verifier.architecture.vocabulary)
@@ -83,7 +85,7 @@ class LittleSession:
             self.fed[slot] = 0
 
     def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
-        rows = self.rows
+        rows, k = self.rows, min(k, self.rows.room)  # further passes would be for nothing
         n, lengths, host = rows.count, rows.lengths[: rows.count], rows.host_lengths
         steps, probabilities = [], []
         alive = room > 0
@@ -182,6 +184,7 @@ class NgramLookup:
 
     has_confidence = False
     hidden_layers = ()
+    longest = None
 
     def __post_init__(self):
         check_range("min_matching_ngram_size", self.min_matching_ngram_size, low=1)

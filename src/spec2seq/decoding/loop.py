@@ -119,17 +119,15 @@ class Engine:
     def _draft(self) -> Draft:
         rows = self.rows
         n = rows.count
-        room = max(limit - length for limit, length in zip(rows.host_limits[:n], rows.host_lengths[:n], strict=True))
-        k = min(self.chooser.choose(), room - 1) if self.chooser else 0
-        if k < 1:
+        k = self.chooser.choose() if self.chooser else 0
+        if k < 1 or rows.room < 1:
             return Draft(rows.tokens.new_zeros(n, 0), rows.lengths.new_zeros(n))
         rows.reserve(rows.horizon + k + 1)
         # The verifier adds a token of its own, so a draft leaves room for one.
         spare = rows.limits[:n] - rows.lengths[:n] - 1
         draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
-        draft = dataclasses.replace(draft, asked=k)
         self.stats.drafter_passes += draft.calls
-        return draft
+        return dataclasses.replace(draft, asked=k).cut(rows.room)
 
     def _verify(self, draft: Draft) -> tuple[Decoded, Tensor]:
         rows = self.rows

@@ -1,5 +1,6 @@
 """Methods are (drafter, length rule, acceptance rule); the named ones are presets of that."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,12 +29,18 @@ class Speculative:
             raise UsageError(
                 f"{type(self.drafter).__name__} gives no confidence; use a length rule without a confidence threshold"
             )
+        longest = None if self.drafter is None else self.drafter.longest
+        if longest is not None and isinstance(self.length, FixedLength) and self.length.cap > longest:
+            raise UsageError(f"the draft length is {self.length.cap}; allowed with this drafter: at most {longest}")
 
     def chooser(self, verifier: Any, slots: int) -> Chooser:
         """The running state of the length rule, kept from run to run for each verifier and batch size."""
         known = self._choosers.setdefault(verifier, {})
         if slots not in known:
-            known[slots] = self.length.chooser()
+            longest = None if self.drafter is None else self.drafter.longest
+            known[slots] = dataclasses.replace(
+                self.length, cap=min(self.length.cap, longest or self.length.cap)
+            ).chooser()
         return known[slots]
 
     @property
@@ -96,16 +103,22 @@ def Assisted(
     return Speculative(drafter, length, acceptance or Exact())
 
 
-def SpecDec(drafter: Drafter, block_size: int | None = None, beta: int = 3, tau: float = 1.0) -> Speculative:
-    """Speculative decoding with a block drafter (SpecDec, Xia et al. 2023): `block_size` tokens in one pass (None: as
-    many as the drafter was trained for), each kept if it is among the verifier's top `beta` and at most `tau` nats
-    below the best. beta 1 is lossless."""
-    if block_size is None:
-        block_size = getattr(drafter, "block_size", None)
-    if block_size is None:
-        raise UsageError(f"{type(drafter).__name__} has no block size of its own; give block_size")
+def SpecDec(
+    drafter: Drafter, block_size: int | None = None, beta: int | None = None, tau: float | None = None
+) -> Speculative:
+    """Speculative decoding with a block drafter (SpecDec, Xia et al. 2023): `block_size` tokens in one pass.
+
+    block_size None chooses it by measurement, up to what the drafter was trained for, and 0 where drafting does not
+    pay. Without `beta` and `tau` the output is the verifier's own; with either, a token stands if it is among the
+    verifier's top `beta` (3) and at most `tau` (1.0) nats below the best.
+    """
+    trained = getattr(drafter, "block_size", None)
+    if trained is None:
+        raise UsageError(f"{type(drafter).__name__} is no block drafter; use Assisted")
     check_range("block_size", block_size, low=1)
-    return Speculative(drafter, FixedLength(block_size), Exact() if beta == 1 else TopBeta(beta, tau))
+    length = AdaptiveLength(trained) if block_size is None else FixedLength(block_size)
+    given = {name: value for name, value in (("beta", beta), ("tau", tau)) if value is not None}
+    return Speculative(drafter, length, TopBeta(**given) if given else Exact())
 
 
 def BiLD(

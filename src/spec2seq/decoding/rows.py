@@ -36,6 +36,12 @@ class Rows:
         return max(self.host_lengths[: self.count])
 
     @property
+    def room(self) -> int:
+        """The most tokens that a draft may have in any row in flight."""
+        pairs = zip(self.host_limits[: self.count], self.host_lengths[: self.count], strict=True)
+        return max(limit - length for limit, length in pairs) - 1
+
+    @property
     def uniform(self) -> bool:
         """Whether all rows in flight have the same length."""
         return min(self.host_lengths[: self.count]) == self.horizon
