@@ -14,11 +14,12 @@ from spec2seq.training.session import recipe_yaml
 FOLDER = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_and_names_no_machine_path(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     named = [recipe.data.train, recipe.data.dev, recipe.data.test, recipe.vocabulary.from_, recipe.model.start_from]
+    named += [recipe.drafter.verifier] if recipe.drafter else []
     assert not any(Path(name).is_absolute() for name in named if name)
 
 

@@ -18,7 +18,10 @@ from spec2seq.evaluation.sample import Pair, committed_sample, read_pairs, strat
 from spec2seq.evaluation.tables import method_label
 from spec2seq.evaluation.timing import Timings, interleave, set_threads
 
-METHODS: tuple[tuple[str, dict[str, Any]], ...] = (("greedy", {}), ("assisted", {}), ("bild", {}), ("lookup", {}))
+Method = tuple[str, dict[str, Any]]
+METHODS: tuple[Method, ...] = (("greedy", {}), ("assisted", {}), ("bild", {}), ("lookup", {}))
+# Where a block drafter lies beside the verifier; these come after greedy.
+BLOCK_METHODS: tuple[Method, ...] = (("specdec", {}), ("specdec", {"beta": 3, "tau": 1.0}))
 TIMED_LINES = 24
 TIMED_SECONDS = 60.0  # for all rounds together, so that the demo ends within minutes on a slow machine too
 ROUNDS = (3, 7)
@@ -32,7 +35,7 @@ def run_demo(
     """Translate the sample with every method; print one table and the report's path; return the path.
 
     Args:
-        models: folder of the verifier, with the little model in little/.
+        models: folder of the verifier, with the little model in little/ and perhaps a block drafter in drafter/.
         sample: source TAB reference lines; None takes the sample that comes with the package.
         out: folder for results.json and report.html.
         threads: of PyTorch; None leaves them as they are.
@@ -55,16 +58,21 @@ def measure(models: Path, pairs: Sequence[Pair], file: str, threads: int, rounds
         raise Spec2SeqError(f"{models}: no model here: config.json is missing")
     quality(["a"], ["a"])  # a missing package is said before the work, not after
     ours, sources = _load(models, pairs, threads)
-    with progress("translating", len(METHODS) * len(pairs)) as advance:
-        runs = [ours.run(*method, sources=sources, trace=True, after=advance) for method in METHODS]
+    methods = METHODS if ours.blocks is None else (METHODS[0], *BLOCK_METHODS, *METHODS[1:])
+    runs = []
+    with progress("translating", len(methods)) as advance:
+        for method in methods:
+            runs.append(ours.translate(*method, sources))
+            advance()
     timed = stratified_indices(pairs, TIMED_LINES)
-    rounds = rounds or _rounds(runs, timed)
-    with progress("timing", len(METHODS) * len(timed) * rounds) as advance:
-        # Every method has just run over every line: that was the warm-up.
-        timings, line_seconds = time_methods(ours, [sources[index] for index in timed], rounds, advance)
-    rows = _rows(ours, runs, pairs, timings, line_seconds, timed)
+    some = [sources[index] for index in timed]
+    warm = sum(sum(ours.run(*method, sources=some).line_seconds) for method in methods)
+    rounds = rounds or max(ROUNDS[0], min(ROUNDS[1], int(TIMED_SECONDS / warm)))
+    with progress("timing", len(methods) * len(timed) * rounds) as advance:
+        timings, line_seconds = time_methods(ours, methods, some, rounds, advance)
+    rows = _rows(ours, methods, runs, pairs, timings, line_seconds, timed)
     return {
-        "manifest": manifest("spec2seq demo", {"verifier": models, "little": models / "little"}, "float32", threads),
+        "manifest": manifest("spec2seq demo", ours.workload.folders(), "float32", threads),
         "data": {"file": file, "lines": len(pairs), "timed_lines": len(timed), "rounds": rounds},
         "rows": rows,
         "latency": _latency(rows, [len(runs[0].sequences[index]) for index in timed], line_seconds),
@@ -83,41 +91,37 @@ def _load(models: Path, pairs: Sequence[Pair], threads: int) -> tuple[Ours, list
     return ours, sources
 
 
-def _rounds(runs: Sequence[Run], timed: Sequence[int]) -> int:
-    one = sum(run.line_seconds[index] for run in runs for index in timed)
-    return max(ROUNDS[0], min(ROUNDS[1], int(TIMED_SECONDS / one)))
-
-
 def time_methods(
-    ours: Ours, sources: list[list[int]], rounds: int, advance: Callable[[], Any]
+    ours: Ours, methods: Sequence[Method], sources: list[list[int]], rounds: int, advance: Callable[[], Any]
 ) -> tuple[Timings, dict[str, list[float]]]:
-    """Interleaved seconds of each method, and for each line the median of its seconds."""
-    found: dict[str, list[list[float]]] = {name: [] for name, _ in METHODS}
+    """Interleaved seconds of each method, and for each line the median of its seconds, by the methods' labels."""
+    found: dict[str, list[list[float]]] = {_name(method): [] for method in methods}
 
-    def call(name: str, parameters: dict[str, Any]) -> Callable[[], None]:
-        return lambda: found[name].append(ours.run(name, parameters, sources=sources, after=advance).line_seconds)
+    def call(method: Method) -> Callable[[], None]:
+        return lambda: found[_name(method)].append(ours.run(*method, sources=sources, after=advance).line_seconds)
 
-    timings = interleave({name: call(name, parameters) for name, parameters in METHODS}, rounds, warmup=0)
+    timings = interleave({_name(method): call(method) for method in methods}, rounds, warmup=0)
     lines = {name: [statistics.median(line) for line in zip(*rounds_, strict=True)] for name, rounds_ in found.items()}
     return timings, lines
 
 
 def _rows(
-    ours: Ours, runs: Sequence[Run], pairs: Sequence[Pair], timings: Timings, line_seconds: dict[str, list[float]],
-    timed: Sequence[int],
+    ours: Ours, methods: Sequence[Method], runs: Sequence[Run], pairs: Sequence[Pair], timings: Timings,
+    line_seconds: dict[str, list[float]], timed: Sequence[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    rows, references = [], [pair.reference for pair in pairs]
-    for (name, parameters), run in zip(METHODS, runs, strict=True):
+    rows, references, greedy = [], [pair.reference for pair in pairs], _name(methods[0])
+    for (method, parameters), run in zip(methods, runs, strict=True):
+        name = _name((method, parameters))
         texts = [ours.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in run.sequences]
         tokens = sum(len(run.sequences[index]) for index in timed)
         rows.append({
-            "engine": "spec2seq", "method": name, "parameters": parameters, "batch_size": 1, "dtype": "float32",
+            "engine": "spec2seq", "method": method, "parameters": parameters, "batch_size": 1, "dtype": "float32",
             "seconds": timings.spread(name).as_dict(),
             "ms_per_token": 1000 * timings.median(name) / tokens,
             "tokens_per_verifier_call": run.new_tokens / run.verifier_calls,
             "identical_to_greedy": share_identical(run.sequences, runs[0].sequences),
-            "speedup": timings.speedup(name, "greedy").as_dict(),
-            "speedup_by_line": paired_speedup(line_seconds[name], line_seconds["greedy"]).as_dict(),
+            "speedup": timings.speedup(name, greedy).as_dict(),
+            "speedup_by_line": paired_speedup(line_seconds[name], line_seconds[greedy]).as_dict(),
             **quality(texts, references).as_dict(),
         })  # fmt: skip
     return rows
@@ -137,7 +141,7 @@ def _latency(
     return {
         "bins": [[lengths[part[0]], lengths[part[-1]], len(part)] for part in bins],
         "mean_tokens": [statistics.mean(lengths[place] for place in part) for part in bins],
-        "milliseconds": {_label(row): medians(line_seconds[row["method"]]) for row in rows},
+        "milliseconds": {_label(row): medians(line_seconds[_label(row)]) for row in rows},
     }
 
 
@@ -153,6 +157,10 @@ def _acceptance(rows: Sequence[dict[str, Any]], runs: Sequence[Run]) -> dict[str
 
 def _padded(counts: list[int], like: list[int]) -> list[int]:
     return counts + [0] * (len(like) - len(counts))
+
+
+def _name(method: Method) -> str:
+    return _label({"method": method[0], "parameters": method[1]})
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -203,7 +211,7 @@ def _print(results: dict[str, Any], report: Path) -> None:
     for row in results["rows"]:
         speed = row["speedup"]
         table.add_row(
-            "BiLD (lossy)" if row["method"] == "bild" else row["method"], f"{row['seconds']['median']:.2f}",
+            _label(row), f"{row['seconds']['median']:.2f}",
             f"{row['ms_per_token']:.2f}", f"{row['tokens_per_verifier_call']:.2f}", f"{row['bleu']:.1f}",
             f"{row['chrf']:.1f}", f"{row['identical_to_greedy']:.1%}",
             f"{speed['median']:.2f}× {speed['low']:.2f}–{speed['high']:.2f}",

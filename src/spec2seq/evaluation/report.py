@@ -14,7 +14,7 @@ from typing import Any
 from spec2seq.errors import Spec2SeqError
 from spec2seq.evaluation.files import read_json, write_text
 from spec2seq.evaluation.plots import Line, line_plot
-from spec2seq.evaluation.tables import method_label
+from spec2seq.evaluation.tables import is_lossless, method_label
 
 
 def write_report(results: Path, report: Path) -> Path:
@@ -64,7 +64,7 @@ def _summary(results: dict[str, Any]) -> str:
 
 
 def _lossless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["method"] in ("assisted", "lookup")]
+    return [row for row in rows[1:] if is_lossless(row)]
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -129,9 +129,9 @@ def _accepted(counts: dict[str, list[int]], place: int) -> str:
 def _sentences(sentences: Sequence[dict[str, Any]]) -> str:
     parts = [
         "<h2>Who wrote what</h2>",
-        "<p>Assisted decoding, which is lossless: the little model drafts, the verifier keeps what it would have "
+        "<p>The first lossless method of the table: its drafter proposes, the verifier keeps what it would have "
         "written itself and puts its own token where it would not. "
-        '<span class="d">Underlined on a tint: the little model\'s draft stands.</span> '
+        '<span class="d">Underlined on a tint: the draft stands.</span> '
         '<span class="v">Bold: the verifier wrote it.</span></p>',
     ]
     for sentence in sentences:

@@ -64,11 +64,16 @@ def _is_preset(row: dict[str, Any]) -> bool:
 
 def method_label(row: dict[str, Any]) -> str:
     """A row's method with its parameters, in words."""
-    method = {"bild": "BiLD (lossy)", "lookup": "lookup (lossless)"}.get(row["method"], row["method"])
-    if row["method"] == "assisted":
-        method = "assisted (lossless)"
+    method = {"bild": "BiLD", "specdec": "SpecDec"}.get(row["method"], row["method"])
+    if row["engine"] == "spec2seq" and row["method"] != "greedy":
+        method += " (lossless)" if is_lossless(row) else " (lossy)"
     parameters = ", ".join(f"{name} {value}" for name, value in row["parameters"].items())
     return method + (f", {parameters}" if parameters else "") + (", again" if row["again"] else "")
+
+
+def is_lossless(row: dict[str, Any]) -> bool:
+    """Whether a row of ours is of a method whose output is greedy's."""
+    return row["method"] != "bild" and not row["parameters"].keys() & {"beta", "tau"}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

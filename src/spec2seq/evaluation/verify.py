@@ -18,12 +18,14 @@ from spec2seq.evaluation.lossless import LosslessReport, compare_with_greedy, de
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.sample import pairs_to_measure
-from spec2seq.options import MethodOptions, RunOptions, load, resolve
+from spec2seq.options import BESIDE, MethodOptions, RunOptions, load, resolve
 
 LINES = 2000
 BATCH_SIZES = (1, 16)
 # Fixed lengths draft where speculation does not pay, too: they try the machinery hardest.
 DRAFTERS: dict[str, dict[str, Any]] = {
+    "blocks, fixed": {"method": "specdec", "block_size": 4},
+    "blocks, adaptive": {"method": "specdec"},
     "little, fixed": {"method": "assisted", "num_assistant_tokens": 5},
     "little, confidence": {"method": "assisted", "num_assistant_tokens": 10, "assistant_confidence_threshold": 0.4},
     "little, adaptive": {"method": "assisted"},
@@ -59,7 +61,8 @@ def replay(
     Args:
         run: the model, its dtype, device and threads.
         lines: source texts; those longer than the model allows are cut.
-        little: the little model; by default the one beside the model.
+        little: the little model; by default the one beside the model. Block drafters are replayed where one lies
+            beside the model.
         tie: logit gaps below this count as rounding.
         bars: show progress bars on a terminal.
     """
@@ -69,8 +72,10 @@ def replay(
 
     sources = greedy = None
     for name, values in {"greedy": {"method": "greedy"}, **DRAFTERS}.items():
-        options = MethodOptions(**_with_little(values, little or str(Path(run.model, "little"))))
-        model, method = load(run, options)
+        drafter = _drafter(run.model, values["method"], little)
+        if drafter is not None and not Path(drafter).is_dir() and values["method"] == "specdec":
+            continue
+        model, method = load(run, MethodOptions(**values | ({"drafter": drafter} if drafter else {})))
         if sources is None:
             sources = [model.source_ids(line, "", truncate=True) for line in lines]
             with bar("greedy, batch 1") as advance:
@@ -86,8 +91,10 @@ def replay(
             yield Replay(name, batch_size, report, time.perf_counter() - started)
 
 
-def _with_little(values: dict[str, Any], little: str) -> dict[str, Any]:
-    return values | {"drafter": little} if values["method"] == "assisted" else values
+def _drafter(model: str, method: str, little: str | None) -> str | None:
+    if method not in BESIDE:
+        return None
+    return little if little and BESIDE[method] == "little" else str(Path(model, BESIDE[method]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,11 +124,10 @@ def _run(asked: argparse.Namespace) -> int:
     for done in replay(run, lines, little=asked.drafter, tie=asked.tie, bars=True):
         print(f"== {done.drafter}, batch {done.batch_size}\n{describe(done.report, done.drafter)}", flush=True)
         replays.append(done)
-    little = Path(asked.drafter or Path(run.model, "little"))
-    facts = manifest(
-        "python -m spec2seq.evaluation.verify", {"verifier": Path(run.model), "little": little}, "float32",
-        torch.get_num_threads(),
-    )  # fmt: skip
+    folders = {"verifier": Path(run.model), "little": Path(asked.drafter or Path(run.model, "little"))}
+    if Path(run.model, "drafter").is_dir():
+        folders["drafter"] = Path(run.model, "drafter")
+    facts = manifest("python -m spec2seq.evaluation.verify", folders, "float32", torch.get_num_threads())
     passed = all(done.report.passed for done in replays)
     results = {"manifest": facts, "data": data, "lines": len(lines), "tie": asked.tie, "passed": passed,
                "replays": [done.as_dict() for done in replays]}  # fmt: skip

@@ -23,7 +23,7 @@ KIND = "paper"
 INITIAL_STD = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Transformers' trainer writes `use_cache` into what a model calls its config
 class PaperConfig:
     """Shape and special tokens of a drafter.
 

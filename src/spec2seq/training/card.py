@@ -65,10 +65,10 @@ def _training(facts: dict[str, Any], recipe: Recipe) -> str:
 
 
 def _steps(facts: dict[str, Any], recipe: Recipe, more: str = "") -> str:
-    config = recipe.training
+    config, seen = recipe.training, "target tokens seen" if recipe.drafter is None else "drafted tokens learned"
     return "\n".join([
         "## Training", "",
-        f"{facts['steps']:,} steps, {facts['target_tokens_seen']:,} target tokens seen ({facts['epochs']:.2f} epochs), "
+        f"{facts['steps']:,} steps, {facts['target_tokens_seen']:,} {seen} ({facts['epochs']:.2f} epochs), "
         f"{facts['minutes']:g} minutes on {facts['device']} ({facts['threads']} threads, {facts['precision']}), torch "
         f"{facts['torch']}, transformers {facts['transformers']}. Weights: {facts['weights']}.", "",
         f"At most {config.tokens_per_batch} tokens a batch, AdamW, peak learning rate {config.learning_rate:g}, "
@@ -88,14 +88,13 @@ def _limits(recipe: Recipe) -> str:
 
 def drafter_card(facts: dict[str, Any], recipe: Recipe) -> str:
     """README.md of a block drafter's folder."""
-    card, shape, verifier = recipe.card, recipe.cached_drafter, facts["verifier"]
+    card, verifier = recipe.card, facts["verifier"]
     front = ["---", f"license: {card.licence}", "tags:", "- spec2seq", "- speculative-decoding", "---"]
     share = 100 * facts["parameters"] / verifier["parameters"]
     what = (
-        f"A block drafter for the verifier `{verifier['folder']}`: {shape.layers} layer(s), blocks of "
-        f"{shape.block_size} tokens, {facts['parameters']:,} parameters ({share:.1f}% of the verifier's), stored as "
-        "float16. It reads the verifier's encoder output, embedding, head and the states of its decoder layers "
-        f"{[*shape.hidden_layers]}; `BlockDrafter.from_pretrained` loads this folder, and it drafts for no other model."
+        f"A block drafter for the verifier `{verifier['folder']}`: {_layers(recipe)}, blocks of "
+        f"{recipe.drafter.block_size} tokens, {facts['parameters']:,} parameters ({share:.1f}% of the verifier's), "
+        f"stored as float16. {_uses(recipe)} `BlockDrafter.from_pretrained` loads this folder."
     )
     head = "| set | lines | tokens per verifier call, exact | accuracy by place | nats a token |\n|---|---|---|---|---|"
     rows = []
@@ -109,5 +108,36 @@ def drafter_card(facts: dict[str, Any], recipe: Recipe) -> str:
         "made by `spec2seq distill`."
     )
     parts = ["\n".join(front), f"# {facts['name']}", what, "\n".join(["## Scores", "", head, *rows])]
-    parts += ["## Data\n\n" + "\n\n".join(filter(None, [data, card.data.strip()])), _steps(facts, recipe)]
+    parts.append("## Data\n\n" + "\n\n".join(filter(None, [data, card.data.strip()])))
+    parts.append(_steps(facts, recipe, _glancing(recipe)))
     return "\n\n".join(parts) + "\n"
+
+
+def _layers(recipe: Recipe) -> str:
+    if shape := recipe.cached_drafter:
+        return f"{shape.layers} layer(s)"
+    shape = recipe.paper_drafter
+    return (
+        f"the non-autoregressive one of SpecDec (Xia et al. 2023), {shape.encoder_layers} encoder and "
+        f"{shape.decoder_layers} decoder layers of width {shape.width}, {shape.heads} heads, feed-forward width "
+        f"{shape.feed_forward}"
+    )
+
+
+def _uses(recipe: Recipe) -> str:
+    if shape := recipe.cached_drafter:
+        return (
+            "It reads the verifier's encoder output, embedding, head and the states of its decoder layers "
+            f"{[*shape.hidden_layers]}, and drafts for no other model."
+        )
+    return "It drafts for any model with this vocabulary, best for the one whose output it learned from."
+
+
+def _glancing(recipe: Recipe) -> str:
+    if (shape := recipe.paper_drafter) is None:
+        return ""
+    start = "the verifier's encoder and embedding" if shape.init_encoder else "random weights"
+    return (
+        f", dropout {shape.dropout:g}; glancing from {start}, tokens revealed in {shape.start_p:g} to "
+        f"{shape.start_p - shape.minus_p:g} of the wrong slots"
+    )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,15 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise Spec2SeqError(f"{file}: not readable as safetensors: {error}") from None
     return weights
+
+
+def require_fit(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise Spec2SeqError naming the first weight that is missing in `found`, unknown, or of another shape."""
+    for name in [*wanted, *found]:
+        if name not in found or name not in wanted:
+            raise Spec2SeqError(f"{where}: {name} is {'missing' if name in wanted else 'unknown'}")
+        if found[name].shape != wanted[name].shape:
+            raise Spec2SeqError(f"{where}: {name} is {[*found[name].shape]}; needed: {[*wanted[name].shape]}")
 
 
 def weight_files(path: Path) -> list[Path]:

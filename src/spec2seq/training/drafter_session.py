@@ -1,5 +1,7 @@
-"""A run that trains a cached block drafter: the verifier gives the vocabulary, the states and the labels."""
+"""Runs that train a block drafter: the verifier gives the vocabulary, and every file of `data` holds what it wrote."""
 
+import copy
+import functools
 import json
 import os
 import shutil
@@ -8,24 +10,76 @@ from typing import Any
 
 import torch
 
-from spec2seq.api import Seq2Seq
+from spec2seq import CachedBlockDrafter, Seq2Seq
 from spec2seq.models.cached_drafter import CachedDrafter, CachedDrafterConfig
 from spec2seq.training.batches import Collator
 from spec2seq.training.card import drafter_card
+from spec2seq.training.checkpoints import Checkpoint, require_fit, weights_of
 from spec2seq.training.data import Pair
-from spec2seq.training.drafting import DrafterLoss, DraftScores, DraftValidation
+from spec2seq.training.draft_scores import DraftScores, Guess, score_drafter
+from spec2seq.training.drafting import DrafterLoss, block_guesses
 from spec2seq.training.session import Session, recipe_yaml
-from spec2seq.training.trainer import BudgetTrainer, compute_dtype
+from spec2seq.training.trainer import BudgetTrainer, Loss, compute_dtype
 
 
 class DrafterSession(Session):
-    """See `Session`. Every file of `data` holds what the verifier wrote."""
+    """See `Session`. A kind of drafter adds its first weights, its loss and how it is judged."""
+
+    def _verifier_dtype(self) -> torch.dtype:
+        raise NotImplementedError
+
+    def _loss(self) -> Loss:
+        raise NotImplementedError
+
+    def _judged(self, drafter: Any) -> tuple[Any, Guess]:
+        """The drafter as the engine uses it, and its guesses on a batch."""
+        raise NotImplementedError
 
     def _vocabulary(self) -> Any:
-        dtype = str(compute_dtype(self.recipe.training.precision)).removeprefix("torch.")
+        dtype = str(self._verifier_dtype()).removeprefix("torch.")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.verifier = Seq2Seq.from_pretrained(self.recipe.cached_drafter.verifier, dtype, device)
+        self.verifier = Seq2Seq.from_pretrained(self.recipe.drafter.verifier, dtype, device)
         return self.verifier.tokenizer
+
+    def _trainer(self, *arguments: Any) -> BudgetTrainer:
+        a = self.verifier.model.architecture
+        return BudgetTrainer(*arguments, Collator(a.pad_token_id, a.decoder_start_token_id), self._loss())
+
+    def _fit(self, resume: Checkpoint | None) -> None:
+        if resume is not None:  # Transformers only warns of weights that do not fit
+            require_fit(weights_of(resume.path), self.model.state_dict(), str(resume.path))
+        super()._fit(resume)
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> None:
+        require_fit(weights, self.model.state_dict(), str(self.checkpoints))
+        super()._load(weights)
+
+    def _score(self, pairs: list[Pair]) -> DraftScores:
+        model, evaluation = self.verifier.model, self.recipe.evaluation
+        drafter, guess = self._judged(copy.deepcopy(self.model).to(model.device, model.dtype).eval())
+        limits = evaluation.batch_size, evaluation.max_new_tokens
+        return score_drafter(self.verifier, drafter, guess, pairs, *limits)
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        folder = self.out / "final"
+        partial = folder.with_name("final.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        verifier = sum(weight.numel() for weight in self.verifier.model.parameters())
+        facts["verifier"] = {"folder": Path(self.recipe.drafter.verifier).name, "parameters": verifier}
+        copy.deepcopy(self.model).half().save_pretrained(partial)
+        (partial / "recipe.yaml").write_text(recipe_yaml(self.recipe), encoding="utf-8")
+        text = json.dumps(facts, indent=2, ensure_ascii=False)
+        (partial / "training_summary.json").write_text(text + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(drafter_card(facts, self.recipe), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+
+class CachedDrafterSession(DrafterSession):
+    """A cached block drafter: the verifier reads along."""
+
+    def _verifier_dtype(self) -> torch.dtype:
+        return compute_dtype(self.recipe.training.precision)
 
     def _new_model(self) -> CachedDrafter:
         model = self.verifier.model
@@ -34,25 +88,8 @@ class DrafterSession(Session):
         drafter.start_from(model)
         return drafter
 
-    def _trainer(self, *arguments: Any) -> BudgetTrainer:
-        a = self.verifier.model.architecture
-        loss = DrafterLoss(self.verifier.model, self.recipe.cached_drafter.stride, lambda: self.clock.step)
-        return BudgetTrainer(*arguments, Collator(a.pad_token_id, a.decoder_start_token_id), loss)
+    def _loss(self) -> DrafterLoss:
+        return DrafterLoss(self.verifier.model, self.recipe.cached_drafter.stride, lambda: self.clock.step)
 
-    def _score(self, pairs: list[Pair]) -> DraftScores:
-        evaluation = self.recipe.evaluation
-        return DraftValidation(self.verifier, evaluation.batch_size, evaluation.max_new_tokens)(self.model, pairs)
-
-    def _write(self, facts: dict[str, Any]) -> None:
-        folder = self.out / "final"
-        partial = folder.with_name("final.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        verifier = sum(weight.numel() for weight in self.verifier.model.parameters())
-        facts["verifier"] = {"folder": Path(self.recipe.cached_drafter.verifier).name, "parameters": verifier}
-        self.model.save_pretrained(partial)
-        (partial / "recipe.yaml").write_text(recipe_yaml(self.recipe), encoding="utf-8")
-        text = json.dumps(facts, indent=2, ensure_ascii=False)
-        (partial / "training_summary.json").write_text(text + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(drafter_card(facts, self.recipe), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+    def _judged(self, drafter: CachedDrafter) -> tuple[CachedBlockDrafter, Guess]:
+        return CachedBlockDrafter(drafter), functools.partial(block_guesses, drafter, self.verifier.model)

@@ -1,38 +1,15 @@
 """Training of the cached block drafter on what its verifier wrote: several blocks of every sentence at once."""
 
-import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spec2seq import CachedBlockDrafter, FixedLength, Seq2Seq, Speculative
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
-from spec2seq.training.batches import Collator
-from spec2seq.training.data import Pair
 from spec2seq.training.loss import SmoothedCrossEntropy
-
-
-@dataclass(frozen=True)
-class DraftScores:
-    """What a drafter is worth on `lines` sources: NLL in nats and accuracy on drafted places alone, and tokens per
-    verifier call of exact decoding with whole blocks."""
-
-    lines: int
-    nll: float
-    accuracy: tuple[float, ...]  # [place in the block], the places before it given
-    tokens_per_verifier_call: float
-
-    @property
-    def value(self) -> float:
-        """What the choice of the best weights compares."""
-        return self.tokens_per_verifier_call
-
-    def __str__(self) -> str:
-        places = " ".join(f"{share:.3f}" for share in self.accuracy)
-        return f"tokens per verifier call {self.tokens_per_verifier_call:.3f} nll {self.nll:.4f} accuracy {places}"
 
 
 @dataclass(frozen=True)
@@ -116,36 +93,14 @@ class DrafterLoss:
         return smooth, plain, len(found.labels)
 
 
-class DraftValidation:
-    """Scores a drafter on sources whose outputs the verifier has already written (`Pair.tokens`)."""
-
-    def __init__(self, verifier: Seq2Seq, batch_size: int, max_new_tokens: int):
-        self.verifier, self.batch_size, self.cap = verifier, batch_size, max_new_tokens
-
-    @torch.no_grad()
-    def __call__(self, drafter: CachedDrafter, pairs: list[Pair]) -> DraftScores:
-        sources = [self.verifier.source_ids(pair.source, f"line {n}", True) for n, pair in enumerate(pairs, 1)]
-        rows = list(zip(sources, (pair.tokens for pair in pairs), strict=True))
-        model, size = self.verifier.model, drafter.shape.block_size
-        a = model.architecture
-        drafter = copy.deepcopy(drafter).to(model.device, model.dtype)
-        collate = Collator(a.pad_token_id, a.decoder_start_token_id)
-        right, seen = torch.zeros(2, size, dtype=torch.long)
-        nll = 0.0
-        for start in range(0, len(rows), self.batch_size):
-            batch = collate(rows[start : start + self.batch_size])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            anchors = torch.arange(0, batch["labels"].shape[1], size, device=model.device)
-            found = guesses(drafter, model, batch, anchors.expand(len(batch["labels"]), -1))
-            states, weight = head(drafter, model, found.states, found.previous)
-            logits = states @ weight.to(states.dtype).T
-            logits = (logits if model.head.bias is None else logits + model.head.bias).float()
-            nll += torch.nn.functional.cross_entropy(logits, found.labels, reduction="sum").item()
-            hits = (logits.argmax(-1) == found.labels).long()
-            right.scatter_add_(0, found.place.cpu(), hits.cpu())
-            seen.scatter_add_(0, found.place.cpu(), torch.ones_like(hits).cpu())
-        blocks = Speculative(CachedBlockDrafter(drafter), FixedLength(size))
-        settings = {"batch_size": self.batch_size, "max_new_tokens": self.cap}
-        calls = self.verifier.generate(sources, blocks, **settings).stats.tokens_per_verifier_call
-        accuracy = tuple((right / seen.clamp(min=1)).tolist())
-        return DraftScores(len(rows), nll / max(1, int(seen.sum())), accuracy, calls)
+def block_guesses(
+    drafter: CachedDrafter, verifier: EncoderDecoder, batch: dict[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Blocks behind every `block_size`-th token, the true tokens before them given; see `Guess` in draft_scores.py."""
+    labels = batch["labels"]
+    anchors = torch.arange(0, labels.shape[1], drafter.shape.block_size, device=labels.device)
+    found = guesses(drafter, verifier, batch, anchors.expand(len(labels), -1))
+    states, weight = head(drafter, verifier, found.states, found.previous)
+    logits = states @ weight.to(states.dtype).T
+    logits = logits if verifier.head.bias is None else logits + verifier.head.bias
+    yield logits.float(), found.labels, found.place

@@ -105,7 +105,9 @@ class TrainingConfig:
     budget_minutes: float | None = None
     label_smoothing: float = 0.1
     weight_decay: float = 0.0
+    adam_beta1: float = 0.9
     adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     precision: str = "auto"
     seed: int = 1
@@ -122,8 +124,9 @@ class TrainingConfig:
             ("tokens_per_batch", 16, 10_000_000), ("gradient_accumulation", 1, 4096), ("learning_rate", 1e-8, 1.0),
             ("warmup_steps", 1, 1_000_000), ("cooldown", 0.0, 1.0), ("max_steps", 1, None),
             ("max_epochs", 0.001, None), ("budget_minutes", 0.01, None), ("label_smoothing", 0.0, 0.9),
-            ("weight_decay", 0.0, 1.0), ("adam_beta2", 0.5, 0.99999), ("max_grad_norm", 0.0, None),
-            ("threads", 1, 1024), ("log_seconds", 0.0, None), ("save_minutes", 0.0, None), ("average", 1, 100),
+            ("weight_decay", 0.0, 1.0), ("adam_beta1", 0.0, 0.99999), ("adam_beta2", 0.5, 0.99999),
+            ("adam_epsilon", 0.0, 0.1), ("max_grad_norm", 0.0, None), ("threads", 1, 1024),
+            ("log_seconds", 0.0, None), ("save_minutes", 0.0, None), ("average", 1, 100),
         ):  # fmt: skip
             check_range(f"{name}", getattr(self, name), low, high)
 
@@ -180,34 +183,82 @@ class CachedDrafterRecipe:
 
 
 @dataclass(frozen=True)
+class PaperDrafterRecipe:
+    """The non-autoregressive drafter of SpecDec for `verifier`, a trained folder; see `PaperConfig`.
+
+    With `init_encoder` its embedding and encoder layers start as the verifier's, which need its width, heads,
+    feed-forward width and number of encoder layers. Of the slots guessed wrong, a share of `start_p` is revealed at
+    first; it falls linearly by `minus_p` over `total_up` steps, None: over the run.
+    """
+
+    verifier: str
+    width: int = 512
+    heads: int = 8
+    feed_forward: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    block_size: int = 25
+    activation: str = "gelu"
+    dropout: float = 0.1
+    source_positions: int = 1024
+    target_positions: int = 1024
+    init_encoder: bool = True
+    start_p: float = 0.5
+    minus_p: float = 0.2
+    total_up: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, ("relu", "gelu", "swish"))
+        for name, low, high in (
+            ("width", 8, 4096), ("heads", 1, 64), ("feed_forward", 8, 32768), ("encoder_layers", 1, 48),
+            ("decoder_layers", 1, 48), ("dropout", 0.0, 0.9), ("source_positions", 16, 8192),
+            ("target_positions", 16, 8192), ("block_size", 1, self.target_positions), ("start_p", 0.0, 0.95),
+            ("minus_p", 0.0, self.start_p), ("total_up", 1, None),
+        ):  # fmt: skip
+            check_range(name, getattr(self, name), low, high)
+        if self.width % self.heads:
+            raise UsageError(f"heads is {self.heads}; allowed: a divisor of width {self.width}")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One training run. `name` names its folder under runs/. With `cached_drafter` it trains that, and `model` and
-    `vocabulary` are the verifier's."""
+    """One training run. `name` names its folder under runs/. With `cached_drafter` or `paper_drafter` it trains that,
+    and `model` and `vocabulary` are the verifier's."""
 
     name: str
     data: DataConfig
     training: TrainingConfig
     cached_drafter: CachedDrafterRecipe | None = None
+    paper_drafter: PaperDrafterRecipe | None = None
     model: ModelShape = field(default_factory=ModelShape)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
 
     def __post_init__(self) -> None:
-        if self.cached_drafter and (self.model, self.vocabulary) != (ModelShape(), VocabularyConfig()):
-            raise UsageError("model and vocabulary are the verifier's with cached_drafter; leave them out")
-        if self.cached_drafter and self.data.target_tokens is None:
+        if self.cached_drafter and self.paper_drafter:
+            raise UsageError("cached_drafter and paper_drafter are both there; allowed: one of them")
+        if self.drafter and (self.model, self.vocabulary) != (ModelShape(), VocabularyConfig()):
+            raise UsageError("model and vocabulary are the verifier's when a drafter is trained; leave them out")
+        if self.drafter and self.data.target_tokens is None:
             raise UsageError("data.target_tokens is not set; a drafter learns from what `spec2seq distill` wrote")
-        if self.data.max_tokens > self.training.tokens_per_batch:
-            raise UsageError(
-                f"data.max_tokens is {self.data.max_tokens}; "
-                f"allowed: at most training.tokens_per_batch, {self.training.tokens_per_batch}"
-            )
-        if self.data.max_tokens > self.model.max_positions:
-            raise UsageError(
-                f"data.max_tokens is {self.data.max_tokens}; "
-                f"allowed: at most model.max_positions, {self.model.max_positions}"
-            )
+        for name, most in self._limits():
+            if self.data.max_tokens > most:
+                raise UsageError(f"data.max_tokens is {self.data.max_tokens}; allowed: at most {name}, {most}")
+
+    @property
+    def drafter(self) -> CachedDrafterRecipe | PaperDrafterRecipe | None:
+        """The drafter that is trained; None if it is a model."""
+        return self.cached_drafter or self.paper_drafter
+
+    def _limits(self) -> list[tuple[str, int]]:
+        """What bounds the tokens of a training line: names and numbers."""
+        limits, paper = [("training.tokens_per_batch", self.training.tokens_per_batch)], self.paper_drafter
+        if paper is None:
+            return [*limits, ("model.max_positions", self.model.max_positions)]
+        last = paper.target_positions - paper.block_size + 1  # a block may stand behind all tokens but one
+        limits.append(("paper_drafter.source_positions", paper.source_positions))
+        return [*limits, ("paper_drafter.target_positions - block_size + 1", last)]
 
 
 def load_recipe(path: str | Path) -> Recipe:

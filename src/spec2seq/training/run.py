@@ -46,8 +46,9 @@ def train(
             raise missing_extra(package, "train") from None
     if max_minutes is not None and not max_minutes > 0:
         raise UsageError(f"max_minutes is {max_minutes}; allowed: above 0")
-    from spec2seq.training.drafter_session import DrafterSession
+    from spec2seq.training.drafter_session import CachedDrafterSession
+    from spec2seq.training.glancing_session import GlancingSession
     from spec2seq.training.session import Session
 
-    kind = Session if recipe.cached_drafter is None else DrafterSession
+    kind = CachedDrafterSession if recipe.cached_drafter else GlancingSession if recipe.paper_drafter else Session
     return kind(recipe, Path(out), data_dir, max_minutes, report).run()

@@ -76,7 +76,7 @@ class Session:
         path = self.out / "recipe.yaml"
         if path.is_file():
             before = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-            for section in ("model", "cached_drafter", "vocabulary", "data"):
+            for section in ("model", "cached_drafter", "paper_drafter", "vocabulary", "data"):
                 if getattr(before, section) != getattr(self.recipe, section):
                     raise UsageError(f"{self.out}: holds a run with another {section!r} section; choose another folder")
         path.write_text(recipe_yaml(self.recipe), encoding="utf-8")

@@ -26,7 +26,8 @@ def arguments(recipe: Recipe, folder: Path) -> Seq2SeqTrainingArguments:
     return Seq2SeqTrainingArguments(
         output_dir=str(folder), max_steps=config.max_steps or ENDLESS, learning_rate=config.learning_rate,
         gradient_accumulation_steps=config.gradient_accumulation, weight_decay=config.weight_decay,
-        adam_beta2=config.adam_beta2, max_grad_norm=config.max_grad_norm, seed=config.seed, optim="adamw_torch_fused",
+        adam_beta1=config.adam_beta1, adam_beta2=config.adam_beta2, adam_epsilon=config.adam_epsilon,
+        max_grad_norm=config.max_grad_norm, seed=config.seed, optim="adamw_torch_fused",
         logging_strategy="no", save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True,
         remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), ignore_data_skip=True,
         average_tokens_across_devices=False,
@@ -51,9 +52,10 @@ class BudgetTrainer(Seq2SeqTrainer):
         super().__init__(model=model, args=arguments(recipe, folder), train_dataset=rows)
         self.recipe, self.rows, self.sampler, self.clock = recipe, rows, sampler, clock
         self.dtype = compute_dtype(recipe.training.precision)
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by all tokens of the accumulated batches itself
+        self.model_accepts_loss_kwargs = True  # training_step divides by all labels of the accumulated batches itself
         self.collate, self.loss = collate, loss
         self.nll, self.nll_tokens = torch.zeros((), device=self.args.device), 0
+        self.labels = 0  # of the batches accumulated so far
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -73,7 +75,17 @@ class BudgetTrainer(Seq2SeqTrainer):
         self.nll += plain.detach()
         self.nll_tokens += tokens
         self.clock.tokens += tokens
-        return loss / (tokens if num_items_in_batch is None else num_items_in_batch)
+        self.labels += tokens
+        return loss
+
+    def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:  # only now is it known how many labels the loss chose
+            for weight in model.parameters():
+                if weight.grad is not None:
+                    weight.grad /= self.labels
+            self.labels = 0
+        return loss
 
 
 class Watch(TrainerCallback):

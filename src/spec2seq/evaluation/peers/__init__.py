@@ -25,11 +25,22 @@ class Workload:
             raise Spec2SeqError(f"{folder}: no little model here: config.json is missing")
         return folder
 
+    @property
+    def drafter(self) -> Path | None:
+        """The folder of the block drafter, if there is one."""
+        folder = self.models / "drafter"
+        return folder if (folder / "config.json").is_file() else None
+
+    def folders(self) -> dict[str, Path]:
+        """Every model by its part, for the manifest."""
+        found = {"verifier": self.models, "little": self.little}
+        return found if self.drafter is None else found | {"drafter": self.drafter}
+
 
 @dataclass(frozen=True)
 class Run:
-    """Every line translated once, one after the other: new tokens (end token included), seconds of each line and
-    the passes of the verifier, where they were counted."""
+    """Every line translated once: new tokens (end token included), seconds of each line where they were translated
+    one after the other, and the passes of the verifier, where they were counted."""
 
     sequences: list[list[int]]
     line_seconds: list[float]

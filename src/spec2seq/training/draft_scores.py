@@ -1,0 +1,59 @@
+"""What a drafter is worth on held-out lines, measured the same for every kind of drafter."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spec2seq import FixedLength, Seq2Seq, Speculative
+from spec2seq.training.batches import Collator
+from spec2seq.training.data import Pair
+
+# A batch of `Collator` → logits `[places, vocabulary]`, labels and place in the block, both `[places]`, of the drafted
+# places that have a label, in any number of parts.
+Guess = Callable[[dict[str, Tensor]], Iterable[tuple[Tensor, Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class DraftScores:
+    """What a drafter is worth on `lines` sources: NLL in nats and accuracy on drafted places alone, and tokens per
+    verifier call of exact decoding with whole blocks."""
+
+    lines: int
+    nll: float
+    accuracy: tuple[float, ...]  # [place in the block], the places before it given
+    tokens_per_verifier_call: float
+
+    @property
+    def value(self) -> float:
+        """What the choice of the best weights compares."""
+        return self.tokens_per_verifier_call
+
+    def __str__(self) -> str:
+        places = " ".join(f"{share:.3f}" for share in self.accuracy)
+        return f"tokens per verifier call {self.tokens_per_verifier_call:.3f} nll {self.nll:.4f} accuracy {places}"
+
+
+@torch.no_grad()
+def score_drafter(
+    verifier: Seq2Seq, drafter: Any, guess: Guess, pairs: list[Pair], batch_size: int, max_new_tokens: int
+) -> DraftScores:
+    """Score `drafter`, whose logits `guess` gives, on sources that the verifier has answered (`Pair.tokens`)."""
+    sources = [verifier.source_ids(pair.source, f"line {n}", True) for n, pair in enumerate(pairs, 1)]
+    rows = list(zip(sources, (pair.tokens for pair in pairs), strict=True))
+    a, device, size = verifier.model.architecture, verifier.model.device, drafter.block_size
+    collate = Collator(a.pad_token_id, a.decoder_start_token_id)
+    right, seen = torch.zeros(2, size, dtype=torch.long)
+    nll = 0.0
+    for start in range(0, len(rows), batch_size):
+        batch = {name: t.to(device) for name, t in collate(rows[start : start + batch_size]).items()}
+        for logits, labels, place in guess(batch):
+            nll += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            right += place[logits.argmax(-1) == labels].bincount(minlength=size).cpu()
+            seen += place.bincount(minlength=size).cpu()
+    blocks = Speculative(drafter, FixedLength(size))
+    stats = verifier.generate(sources, blocks, batch_size=batch_size, max_new_tokens=max_new_tokens).stats
+    accuracy = tuple((right / seen.clamp(min=1)).tolist())
+    return DraftScores(len(rows), nll / max(1, int(seen.sum())), accuracy, stats.tokens_per_verifier_call)
