@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Beam
@@ -65,8 +64,10 @@ class _Search:
         rows = len(sources) * self.beams
         self.tokens = torch.full((rows, self.limit), a.pad_token_id, device=device)
         self.tokens[:, 0] = a.decoder_start_token_id
+        self.written: list[list[int]] = [[] for _ in range(rows)]  # the host's copy, without the start
         # All beams start alike: only the first may speak, or they would all say the same.
-        self.scores = torch.full((len(sources), self.beams), -1e9, device=device)
+        dtype = torch.promote_types(verifier.dtype, torch.float32)  # sums of log-probabilities need that much
+        self.scores = torch.full((len(sources), self.beams), -1e9, dtype=dtype, device=device)
         self.scores[:, 0] = 0
 
     @property
@@ -82,8 +83,7 @@ class _Search:
             uniform=True, source_horizon=self.source_horizon, sources=count,
         )  # fmt: skip
         self.passes += 1
-        logits = decoded.logits.float() if decoded.logits.dtype != torch.float64 else decoded.logits
-        log_probabilities = logits.log_softmax(-1)
+        log_probabilities = decoded.logits.to(self.scores.dtype).log_softmax(-1)
         if self.processors:
             prefix = Prefix(self.tokens, lengths + 1, torch.full_like(lengths, self.limit))
             for process in self.processors:
@@ -91,20 +91,21 @@ class _Search:
         vocabulary = log_probabilities.shape[2]
         totals = (self.scores[:, :, None] + log_probabilities.view(count, self.beams, vocabulary)).flatten(1)
         best, place = totals.topk(2 * self.beams, dim=1)
-        self._advance(best, place // vocabulary, place % vocabulary)
+        packed = torch.stack([best.double(), place.double()], 2)  # float64 holds both exactly
+        self._advance(packed.tolist(), vocabulary)  # the one host read of the step
 
-    def _advance(self, best: Tensor, beam: Tensor, token: Tensor) -> None:
-        """Split the 2 × beams best continuations of each sentence into finished hypotheses and running beams."""
-        scores, beams, tokens = best.tolist(), beam.tolist(), token.tolist()
-        history = self.tokens[:, : self.length].tolist()
-        chosen_rows, chosen_tokens, chosen_scores = [], [], []
+    def _advance(self, best: list[list[list[float]]], vocabulary: int) -> None:
+        """Split the 2 × beams best continuations (score, place) of each sentence into finished hypotheses and
+        running beams; a place is beam × vocabulary + token."""
+        chosen = []
         for index, sentence in enumerate(self.sentences):
             running = []
-            for rank, (score, source, word) in enumerate(zip(scores[index], beams[index], tokens[index], strict=True)):
+            for rank, (score, place) in enumerate(best[index]):
+                source, word = divmod(int(place), vocabulary)
                 row = index * self.beams + source
                 if word == self.eos or self.length + 1 == self.limit:
                     if rank < self.beams and not sentence.done:
-                        self._finish(sentence, score, [*history[row][1:], word])
+                        self._finish(sentence, score, [*self.written[row], word])
                     if word == self.eos:
                         continue
                 running.append((row, word, score))
@@ -112,16 +113,14 @@ class _Search:
                 sentence.counts.verifier_calls += 1
                 sentence.counts.verifier_tokens += self.beams
                 sentence.done = self._is_done(sentence, best_running=running[0][2])
-            for row, word, score in running[: self.beams]:
-                chosen_rows.append(row)
-                chosen_tokens.append(word)
-                chosen_scores.append(score)
-        device = self.tokens.device
-        order = torch.tensor(chosen_rows, device=device)
+            chosen += running[: self.beams]
+        rows, words, scores = zip(*chosen, strict=True)
+        self.written = [[*self.written[row], word] for row, word in zip(rows, words, strict=True)]
+        order = self.tokens.new_tensor(rows)
         self.cache.reorder(order, self.length)
         self.tokens = self.tokens[order]
-        self.tokens[:, self.length] = torch.tensor(chosen_tokens, device=device)
-        self.scores = torch.tensor(chosen_scores, dtype=best.dtype, device=device).view(len(self.sentences), self.beams)
+        self.tokens[:, self.length] = self.tokens.new_tensor(words)
+        self.scores = self.scores.new_tensor(scores).view(self.scores.shape)
         self.length += 1
 
     def _finish(self, sentence: _Sentence, score: float, tokens: list[int]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spec2seq.config import check_range
-from spec2seq.decoding.acceptance import Draft
+from spec2seq.decoding.acceptance import Draft, likeliest
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
@@ -162,7 +162,7 @@ class LittleSession:
         logits = logits[:, : self.common]
         if sampling is None:
             if confidence is None:
-                return logits.argmax(-1), None, None
+                return likeliest(logits), None, None
             top, token = logits.float().softmax(-1).max(-1)
             return token, top, None
         top = None if confidence is None else logits.float().softmax(-1).amax(-1)

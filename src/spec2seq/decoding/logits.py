@@ -26,6 +26,10 @@ class Prefix:
         """How many tokens stand before each place, the decoder start included: `[rows, width]`."""
         return self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
 
+    def holds(self, width: int) -> Tensor:
+        """Which of `tokens` stand before each place: `[rows, width, capacity]`."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.before(width)[:, :, None]
+
 
 Processor = Callable[[Tensor, Prefix], Tensor]
 
@@ -44,9 +48,9 @@ _HARMLESS = {
 }  # fmt: skip
 _SUPPORTED = {
     "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
-    "begin_suppress_tokens", "bad_words_ids",
+    "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "repetition_penalty",
 }  # fmt: skip
-_NEUTRAL = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "typical_p": 1.0, "guidance_scale": 1.0}
+_NEUTRAL = {"encoder_repetition_penalty": 1.0, "typical_p": 1.0, "guidance_scale": 1.0}
 
 
 def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor]:
@@ -54,11 +58,12 @@ def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor
 
     Raises Spec2SeqError naming any setting that would change the tokens and is not supported.
     """
-    for name, value in config.items():
-        known = name in _HARMLESS or name in _SUPPORTED or name.startswith("_")
-        if not known and value and value != _NEUTRAL.get(name):
-            raise Spec2SeqError(f"generation setting {name}={value!r} is not supported")
+    _refuse_unknown(config)
     made: list[Processor] = []
+    if config.get("repetition_penalty") not in (None, 1.0):
+        made.append(penalize_repetition(config["repetition_penalty"]))
+    if (config.get("no_repeat_ngram_size") or 0) > 0:
+        made.append(no_repeat_ngrams(config["no_repeat_ngram_size"]))
     banned = _single_tokens("bad_words_ids", config.get("bad_words_ids") or [])
     banned = [token for token in banned if token != eos_token_id]  # Transformers never bans the end
     if banned:
@@ -82,6 +87,43 @@ def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor
         begin = 2 if config.get("forced_bos_token_id") is not None else 1
         made.append(suppress(config["begin_suppress_tokens"], until=begin + 1, since=begin))
     return made
+
+
+def penalize_repetition(penalty: float) -> Processor:
+    """Every token that stands before a place has its logit divided by `penalty`, or multiplied if it is negative:
+    Transformers' reading of CTRL (Keskar et al. 2019, section 4.1). Raises Spec2SeqError unless it is positive."""
+    if not penalty > 0:
+        raise Spec2SeqError(f"generation setting repetition_penalty={penalty!r}; allowed: above 0")
+
+    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+        # As in Transformers float32 at least: rounded to bfloat16, penalized logits would tie.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        tokens = prefix.tokens[:, None]
+        # The start token stands before every place, so it can stand in for what does not.
+        seen = torch.where(prefix.holds(logits.shape[1]), tokens, tokens[:, :, :1])
+        score = logits.gather(2, seen)
+        return logits.scatter(2, seen, torch.where(score < 0, score * penalty, score / penalty))
+
+    return process
+
+
+def no_repeat_ngrams(size: int) -> Processor:
+    """No sequence of `size` tokens may come twice (Paulus et al. 2018, section 2.5)."""
+
+    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+        tokens, before = prefix.tokens[:, None], prefix.before(logits.shape[1])
+        # Each earlier n-gram, by its last token; banned where its other tokens are the last before the place.
+        banned = prefix.holds(logits.shape[1])[:, :, size - 1 :]
+        ngrams = banned.shape[2]
+        for back in range(1, size):
+            latest = prefix.tokens.gather(1, (before - back).clamp(min=0))  # below 0 there is no n-gram to ban
+            start = size - 1 - back
+            banned &= tokens[:, :, start : start + ngrams] == latest[:, :, None]
+        ceiling = logits.new_full(banned.shape, torch.inf).masked_fill_(banned, -torch.inf)
+        # The smallest ceiling counts: the same token may end n-grams that are banned and others that are not.
+        return logits.scatter_reduce(2, tokens[:, :, size - 1 :].expand(banned.shape), ceiling, "amin")
+
+    return process
 
 
 def suppress(tokens: list[int], until: int | None = None, since: int = 0) -> Processor:
@@ -110,6 +152,13 @@ def force(token: int, where: Callable[[Tensor, Tensor], Tensor]) -> Processor:
         return torch.where(where(prefix.before(logits.shape[1]), prefix.limits)[:, :, None], forced, logits)
 
     return process
+
+
+def _refuse_unknown(config: dict[str, Any]) -> None:
+    for name, value in config.items():
+        known = name in _HARMLESS or name in _SUPPORTED or name.startswith("_")
+        if not known and value and value != _NEUTRAL.get(name):
+            raise Spec2SeqError(f"generation setting {name}={value!r} is not supported")
 
 
 def _single_tokens(name: str, words: list[list[int]]) -> list[int]:

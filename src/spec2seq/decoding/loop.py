@@ -160,6 +160,8 @@ class Engine:
 
     def _commit(self, draft: Draft, verdict: Verdict, decoded: Decoded) -> list[Completion]:
         rows, n = self.rows, self.rows.count
+        if not draft.width:
+            return self._commit_one(draft, verdict.replacement, decoded)
         emitted = torch.nn.functional.pad(draft.tokens, (0, 1))
         emitted.scatter_(1, verdict.accepted[:, None], verdict.replacement[:, None])
         step = torch.arange(draft.width + 1, device=emitted.device)
@@ -173,6 +175,19 @@ class Engine:
         packed = torch.stack([count, verdict.accepted, draft.lengths, finished.long(), unsure.long()])
         host = torch.cat([packed, emitted.T]).tolist()  # the one host read of the iteration
         return self._book(draft, decoded, host[5:], *host[:5])
+
+    def _commit_one(self, draft: Draft, token: Tensor, decoded: Decoded) -> list[Completion]:
+        """The same for passes without a draft: `token[rows]` is all there is."""
+        rows, n = self.rows, self.rows.count
+        rows.tokens[:n].scatter_(1, rows.lengths[:n, None], token[:, None])
+        rows.lengths[:n] += 1
+        unsure = [0] * n if draft.unsure is None else draft.unsure.tolist()
+        host = token.tolist()  # the one host read of the iteration
+        finished = [
+            one == rows.eos_token_id or length + 1 >= limit
+            for one, length, limit in zip(host, rows.host_lengths[:n], rows.host_limits[:n], strict=True)
+        ]
+        return self._book(draft, decoded, [host], [1] * n, [0] * n, [0] * n, finished, unsure)
 
     def _book(self, draft, decoded, emitted, counts, accepted, drafted, finished, unsure) -> list[Completion]:
         """Bring the host's picture up to date and let finished rows leave. `emitted` is `[width + 1][rows]`."""

@@ -42,7 +42,7 @@ def markdown_page(results: dict[str, Any]) -> str:
         *_phase_table(results), "",
         "## What a pass costs", "", *_cost_table(results["pass_costs"]), "",
         "## Do the engines agree?", "", *_agreement(results["agreement"]), "",
-        "## Machine and versions", "", *_manifest_table(manifest),
+        "## Machine and versions", "", *manifest_table(manifest),
     ]  # fmt: skip
     return "\n".join(parts) + "\n"
 
@@ -76,20 +76,20 @@ def is_lossless(row: dict[str, Any]) -> bool:
     return row["method"] != "bild" and not row["parameters"].keys() & {"beta", "tau"}
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
 
 
-def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
+def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def _ratio(spread: dict[str, float] | None) -> str:
+def ratio(spread: dict[str, float] | None) -> str:
     return "–" if spread is None else f"{spread['median']:.2f}× ({spread['low']:.2f}–{spread['high']:.2f})"
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}%"
 
 
@@ -107,11 +107,11 @@ def _speed_table(rows: Sequence[dict[str, Any]]) -> list[str]:
             made.append([*_head(row), f"not measured: {row['unavailable']}", *["–"] * 5])
             continue
         made.append([
-            *_head(row), _number(row["ms_per_token"]), _number(row["tokens_per_verifier_call"]),
-            *(_ratio(row[f"speedup_vs_{name}"]) for name in ("greedy", "hf", "ctranslate2")),
-            _share(row["identical_to_our_greedy"]),
+            *_head(row), number(row["ms_per_token"]), number(row["tokens_per_verifier_call"]),
+            *(ratio(row[f"speedup_vs_{name}"]) for name in ("greedy", "hf", "ctranslate2")),
+            share(row["identical_to_our_greedy"]),
         ])  # fmt: skip
-    return _table(head, made, left=3)
+    return table(head, made, left=3)
 
 
 def _quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -123,11 +123,11 @@ def _quality_table(rows: Sequence[dict[str, Any]]) -> list[str]:
             spread = row["seconds"]
             seconds = f"{spread['median']:.2f} ({spread['low']:.2f}–{spread['high']:.2f})"
             made.append([
-                *_head(row), seconds, _number(row["tokens_per_second"], 0), _number(row["latency_p50_ms"], 1),
-                _number(row["latency_p95_ms"], 1), _number(row["bleu"], 1), _number(row["chrf"], 1),
-                _share(row["identical_to_greedy"]),
+                *_head(row), seconds, number(row["tokens_per_second"], 0), number(row["latency_p50_ms"], 1),
+                number(row["latency_p95_ms"], 1), number(row["bleu"], 1), number(row["chrf"], 1),
+                share(row["identical_to_greedy"]),
             ])  # fmt: skip
-    return _table(head, made, left=3)
+    return table(head, made, left=3)
 
 
 def _signatures(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -143,18 +143,18 @@ def _phase_table(results: dict[str, Any]) -> list[str]:
         cells = [
             f"{phases[name]:.2f} ({phases[name] / phases['all']:.0%})" if name in phases else "–" for name in PHASES
         ]
-        rows.append([label, *cells, _number(phases["all"])])
-    return _table(["our method", *PHASES.values(), "all"], rows)
+        rows.append([label, *cells, number(phases["all"])])
+    return table(["our method", *PHASES.values(), "all"], rows)
 
 
 def _cost_table(costs: dict[str, Any]) -> list[str]:
     one = costs["verifier_ms"]["1"]
     rows = [
-        [f"verifier, {length} token{'s' if length != '1' else ''}", _number(ms), _number(ms / one)]
+        [f"verifier, {length} token{'s' if length != '1' else ''}", number(ms), number(ms / one)]
         for length, ms in costs["verifier_ms"].items()
     ]
-    rows.append(["little model, 1 token", _number(costs["little_ms"]), _number(costs["little_ms"] / one)])
-    return _table(["pass over", "ms", "of a verifier step"], rows)
+    rows.append(["little model, 1 token", number(costs["little_ms"]), number(costs["little_ms"] / one)])
+    return table(["pass over", "ms", "of a verifier step"], rows)
 
 
 def _agreement(found: Sequence[dict[str, Any]]) -> list[str]:
@@ -182,9 +182,9 @@ def _settings(environment: dict[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in environment.items()) or "default thread settings"
 
 
-def _manifest_table(manifest: dict[str, Any]) -> list[str]:
+def manifest_table(manifest: dict[str, Any]) -> list[str]:
     rows = [[name, _flat(value)] for name, value in manifest.items()]
-    return _table(["what", "value"], rows, left=2)
+    return table(["what", "value"], rows, left=2)
 
 
 def _flat(value: Any) -> str:
