@@ -45,7 +45,7 @@ def specdec_page(results: dict[str, Any]) -> str:
     parts = [
         "# SpecDec on the bundled model", "",
         f"Made by `{manifest['command']}`; do not edit. Quality and counts: {data['test_lines']} test lines, batch "
-        f"size {data['batch_size']}, blocks of {data['block_size']} unless adaptive. Time: {data['timed_lines']} of them, "
+        f"size {data['batch_size']}, blocks of {data['block_size']} unless adaptive. Time: {data['timed_lines']} lines, "
         f"stratified by length, batch size 1, {data['rounds']} interleaved rounds after a warm-up, against our own "
         f"greedy on the same engine in float32. Setting chosen on {data['dev_lines']} dev lines: {setting}.", "",
         "## Quality and tokens per verifier call", "",

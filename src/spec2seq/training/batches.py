@@ -104,15 +104,19 @@ def _stack(rows: Sequence[np.ndarray], filler: int) -> np.ndarray:
 
 
 class BatchStream(torch.utils.data.Sampler):
-    """The batches of all epochs as one stream from batch number `start` on: how a resumed run goes on where it was."""
+    """The batches of all epochs as one stream from batch number `start` on, how a resumed run goes on where it was;
+    only every `stride`-th of them, how several processes share the batches."""
 
-    def __init__(self, sampler: TokenBudgetSampler, start: int, total: int):
-        self.sampler, self.start, self.total = sampler, start, total
+    def __init__(self, sampler: TokenBudgetSampler, start: int, total: int, stride: int = 1):
+        self.sampler, self.start, self.total, self.stride = sampler, start, total, stride
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self._all(), 0, None, self.stride)
+
+    def _all(self) -> Iterator[list[int]]:
         epoch, skipped = divmod(self.start, len(self.sampler))
         while True:
             self.sampler.set_epoch(epoch)

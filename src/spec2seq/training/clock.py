@@ -8,7 +8,10 @@ from spec2seq.training.recipe import TrainingConfig
 
 @dataclass
 class Clock:
-    """Counts of a run. `seconds` is wall clock of earlier sessions; this session's is added while it runs."""
+    """Counts of a run. `seconds` is wall clock of earlier sessions; this session's is added while it runs.
+
+    Several processes must decide alike by it: `agreed` is then the first one's `own_seconds()` at the last step.
+    """
 
     config: TrainingConfig
     steps_per_epoch: float
@@ -17,10 +20,15 @@ class Clock:
     seconds: float = 0.0
     session_limit: float | None = None
     started: float = field(default_factory=time.monotonic)
+    agreed: float | None = None
+
+    def own_seconds(self) -> float:
+        """Wall clock since this session began, in seconds, in this process."""
+        return time.monotonic() - self.started
 
     def session_seconds(self) -> float:
-        """Wall clock since this session began, in seconds."""
-        return time.monotonic() - self.started
+        """The same, in every process alike."""
+        return self.own_seconds() if self.agreed is None else self.agreed
 
     def elapsed(self) -> float:
         """Wall clock of the whole run so far, in seconds."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from spec2seq import Greedy, Seq2Seq
 from spec2seq.api import Method
-from spec2seq.errors import UsageError, missing_extra
+from spec2seq.errors import UsageError
 from spec2seq.training.data import Pair, read_pairs
+from spec2seq.training.processes import processes
 from spec2seq.training.recipe import DataConfig
 from spec2seq.training.validation import sample
 
@@ -61,12 +62,12 @@ def distill(
 
     Raises UsageError for a corpus without usable lines, or chunks of another run at `out`.
     """
-    state = _processes()
+    state = processes()
     method = method or Greedy()
     parts = out.parent / f"{out.name}.parts"
     settings = asdict(data), repr(method), lines, chunk_lines, max_new_tokens
-    _claim(parts, _description(model, corpus, settings), state.is_main_process)
-    state.wait_for_everyone()
+    with state.main_process_first():
+        _claim(parts, _description(model, corpus, settings))
     pairs = sample(list(_usable(read_pairs(corpus, data), data)), lines)
     if not pairs:
         raise UsageError(f"{corpus}: none of its lines passes the filters")
@@ -93,26 +94,17 @@ def distill(
     return Distilled(written, tokens, time.monotonic() - started, out)
 
 
-def _processes() -> Any:
-    try:
-        from accelerate import PartialState
-    except ImportError:
-        raise missing_extra("accelerate", "train") from None
-    return PartialState()
-
-
 def _description(model: Seq2Seq, corpus: Path, settings: tuple) -> str:
     """What must be the same for two calls to write the same lines."""
     values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _claim(parts: Path, description: str, main: bool) -> None:
+def _claim(parts: Path, description: str) -> None:
     stamp = parts / "run"
     if not stamp.is_file():
-        if main:
-            parts.mkdir(parents=True, exist_ok=True)
-            stamp.write_text(description, encoding="utf-8")
+        parts.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(description, encoding="utf-8")
     elif stamp.read_text(encoding="utf-8") != description:
         raise UsageError(f"{parts}: holds chunks of another model, corpus or method; remove it or choose another name")
 

@@ -78,8 +78,7 @@ class DrafterLoss:
     def __init__(self, verifier: EncoderDecoder, stride: int, step: Any):
         self.verifier, self.stride, self.step = verifier, stride, step
 
-    def __call__(self, model: Any, batch: dict[str, Tensor], smoothing: float, dtype: torch.dtype):
-        drafter = getattr(model, "module", model)
+    def __call__(self, drafter: CachedDrafter, batch: dict[str, Tensor], smoothing: float, dtype: torch.dtype):
         inputs = batch["decoder_input_ids"]
         offset = (inputs.sum(1) + self.step()) % self.stride
         anchors = offset[:, None] + torch.arange(0, inputs.shape[1], self.stride, device=inputs.device)

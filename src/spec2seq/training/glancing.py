@@ -8,7 +8,6 @@ others. The share falls during the run.
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +77,7 @@ class GlancingLoss:
         done = clock.progress() if recipe.total_up is None else clock.step / recipe.total_up
         return recipe.start_p - recipe.minus_p * min(1.0, done)
 
-    def __call__(self, model: Any, batch: dict[str, Tensor], smoothing: float, dtype: torch.dtype):
-        drafter = getattr(model, "module", model)
+    def __call__(self, drafter: PaperDrafter, batch: dict[str, Tensor], smoothing: float, dtype: torch.dtype):
         labels, size = batch["labels"], drafter.config.block_size
         draws = row_draws(labels, self.clock.step, 1 + size)
         lengths = (labels != -100).sum(1)

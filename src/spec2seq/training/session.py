@@ -20,6 +20,7 @@ from spec2seq.training.clock import Clock
 from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
 from spec2seq.training.export import write_final
 from spec2seq.training.loss import narrow_residuals, sequence_loss
+from spec2seq.training.processes import processes
 from spec2seq.training.recipe import Recipe, parse_recipe
 from spec2seq.training.run import TrainResult
 from spec2seq.training.shapes import new_model
@@ -34,21 +35,23 @@ class Session:
 
     def __init__(self, recipe: Recipe, out: Path, data_dir: Any, max_minutes: float | None, report: Any):
         self.recipe, self.out, self.max_minutes, self.listener = recipe, out, max_minutes, report
-        self.started = time.monotonic()
+        self.started, self.processes = time.monotonic(), processes()
         names = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
         self.files = {key: resolve(name, data_dir) for key, name in names.items() if name is not None}
         self.checkpoints = out / "checkpoints"
 
     def run(self) -> TrainResult:
-        """Train until finished or out of time."""
+        """Train until finished or out of time. Of several processes only the first writes the final folder."""
         summary = self.out / "final" / "training_summary.json"
-        self._claim()
+        with self.processes.main_process_first():
+            self._claim()
         if summary.is_file():
             facts = json.loads(summary.read_text(encoding="utf-8"))
             return TrainResult(
                 self.out / "final", True, facts["steps"], facts["target_tokens_seen"], facts["minutes"], facts
             )
-        self._prepare()
+        with self.processes.main_process_first():
+            self._prepare()
         whole = whole_checkpoints(self.checkpoints)
         if whole:
             last = whole[-1]
@@ -59,11 +62,15 @@ class Session:
         if clock.progress() < 1:
             self.report(f"stopped at step {clock.step} after this session's time; call again to go on")
             return TrainResult(self.out, False, clock.step, clock.tokens, clock.elapsed() / 60)
+        if not self.processes.is_main_process:
+            return TrainResult(self.out / "final", True, clock.step, clock.tokens, clock.elapsed() / 60)
         facts = self._finish()
         return TrainResult(self.out / "final", True, clock.step, clock.tokens, facts["minutes"], facts)
 
     def report(self, line: str) -> None:
-        """One line to log.txt, with the time, and to the caller's listener."""
+        """One line to log.txt, with the time, and to the caller's listener; only from the first process."""
+        if not self.processes.is_main_process:
+            return
         line = f"{time.strftime('%H:%M:%S')} {line}"
         with open(self.out / "log.txt", "a", encoding="utf-8") as log:
             log.write(line + "\n")
@@ -97,8 +104,10 @@ class Session:
             self.report("sacrebleu is missing: BLEU and chrF are not measured, the best weights are those of least NLL")
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
         limit = None if self.max_minutes is None else 60 * self.max_minutes
-        steps = len(self.sampler) / recipe.training.gradient_accumulation
+        count = self.processes.num_processes
+        steps = len(self.sampler) / (recipe.training.gradient_accumulation * count)
         self.clock = Clock(recipe.training, steps, session_limit=limit, started=self.started)
+        self.clock.agreed = None if count == 1 else 0.0
         self.report(
             f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
             f"batches an epoch, {self.parameters} parameters, {torch.get_num_threads()} threads"

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,13 +53,14 @@ class BudgetTrainer(Seq2SeqTrainer):
         self.dtype = compute_dtype(recipe.training.precision)
         self.model_accepts_loss_kwargs = True  # training_step divides by all labels of the accumulated batches itself
         self.collate, self.loss = collate, loss
-        self.nll, self.nll_tokens = torch.zeros((), device=self.args.device), 0
-        self.labels = 0  # of the batches accumulated so far
+        self.nll, self.nll_tokens = 0.0, 0  # of the steps since the last log
+        self.step_nll, self.step_labels = torch.zeros((), device=self.args.device), 0  # of this step's batches so far
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        start = self.clock.step * self.recipe.training.gradient_accumulation
-        stream = BatchStream(self.sampler, start, ENDLESS * self.recipe.training.gradient_accumulation)
+        accumulation, count = self.recipe.training.gradient_accumulation, self.accelerator.num_processes
+        start = self.clock.step * accumulation * count + self.accelerator.process_index
+        stream = BatchStream(self.sampler, start, ENDLESS * accumulation, count)
         return torch.utils.data.DataLoader(self.rows, batch_sampler=stream, collate_fn=self.collate)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -70,22 +70,35 @@ class BudgetTrainer(Seq2SeqTrainer):
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None):
+        model = getattr(model, "module", model)  # what DistributedDataParallel would average, `_sum_up` adds
         with torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss, plain, tokens = self.loss(model, inputs, self.recipe.training.label_smoothing, self.dtype)
-        self.nll += plain.detach()
-        self.nll_tokens += tokens
-        self.clock.tokens += tokens
-        self.labels += tokens
+            loss, plain, labels = self.loss(model, inputs, self.recipe.training.label_smoothing, self.dtype)
+        self.step_nll += plain.detach()
+        self.step_labels += labels
         return loss
 
     def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # only now is it known how many labels the loss chose
-            for weight in model.parameters():
-                if weight.grad is not None:
-                    weight.grad /= self.labels
-            self.labels = 0
+            gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+            if self.accelerator.num_processes > 1:
+                self._sum_up(gradients)
+            for gradient in gradients:
+                gradient /= self.step_labels
+            self.nll += self.step_nll
+            self.nll_tokens += self.step_labels
+            self.clock.tokens += self.step_labels
+            self.step_nll, self.step_labels = torch.zeros_like(self.step_nll), 0
         return loss
+
+    def _sum_up(self, gradients: list[torch.Tensor]) -> None:
+        """Add gradients and counts up over all processes, and take the first one's clock."""
+        seconds = self.clock.own_seconds() if self.accelerator.is_main_process else 0.0
+        counts = torch.tensor([self.step_labels, seconds], dtype=torch.float64, device=self.args.device)
+        for tensor in (counts, self.step_nll, *gradients):
+            torch.distributed.all_reduce(tensor)
+        labels, self.clock.agreed = counts.tolist()
+        self.step_labels = round(labels)
 
 
 class Watch(TrainerCallback):
@@ -94,12 +107,12 @@ class Watch(TrainerCallback):
     def __init__(self, trainer: BudgetTrainer, validate: Callable[[], float | None], report: Callable[[str], None]):
         self.trainer, self.validate, self.report = trainer, validate, report
         self.clock, self.recipe = trainer.clock, trainer.recipe
-        self.logged = self.saved = self.validated = time.monotonic()
+        self.logged = self.saved = self.validated = self.clock.session_seconds()
         self.logged_tokens, self.score = self.clock.tokens, None
         self.bar = _bar()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        config, now = self.recipe.training, time.monotonic()
+        config, now = self.recipe.training, self.clock.session_seconds()
         self.clock.step = state.global_step
         over = self.clock.progress() >= 1
         stop = over or self.clock.session_over()
@@ -108,15 +121,16 @@ class Watch(TrainerCallback):
         if now - self.saved >= 60 * config.save_minutes or stop:
             self.score = None
             if over or now - self.validated >= 60 * self.recipe.evaluation.every_minutes:
-                self.score, self.validated = self.validate(), time.monotonic()
+                self.score, self.validated = self.validate(), self.clock.session_seconds()
             control.should_save = True
         control.should_training_stop = control.should_training_stop or stop
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir)
-        mark_whole(folder / f"checkpoint-{state.global_step}", self.clock, self.score)
-        prune(folder, self.recipe.training.average)
-        self.saved = time.monotonic()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            mark_whole(folder / f"checkpoint-{state.global_step}", self.clock, self.score)
+            prune(folder, self.recipe.training.average)
+        self.saved = self.clock.session_seconds()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
@@ -126,7 +140,7 @@ class Watch(TrainerCallback):
         trainer, clock = self.trainer, self.clock
         if self.bar is not None:
             self.bar.clear()
-        loss = trainer.nll.item() / max(1, trainer.nll_tokens)
+        loss = float(trainer.nll) / max(1, trainer.nll_tokens)
         if not math.isfinite(loss):
             self.report(f"step {clock.step}: the loss is {loss}; a lower learning_rate may help")
         rate = (clock.tokens - self.logged_tokens) / max(1e-9, now - self.logged)
@@ -135,8 +149,8 @@ class Watch(TrainerCallback):
             f"lr {trainer.lr_scheduler.get_last_lr()[0]:.2e} tokens/s {rate:.0f} "
             f"minutes {clock.elapsed() / 60:.1f} done {100 * min(1.0, clock.progress()):.1f}%"
         )
-        trainer.nll.zero_()
-        trainer.nll_tokens, self.logged, self.logged_tokens = 0, now, clock.tokens
+        trainer.nll, trainer.nll_tokens = 0.0, 0
+        self.logged, self.logged_tokens = now, clock.tokens
         if self.bar is not None:
             self.bar.n = round(100 * min(1.0, clock.progress()), 1)
             self.bar.set_postfix(nll=f"{loss:.3f}", refresh=True)
