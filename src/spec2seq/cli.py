@@ -267,7 +267,8 @@ def train(
     loaded = training.load_recipe(recipe)
     result = training.train(loaded, out or Path("runs", loaded.name), data, max_minutes, report)
     state = "finished" if result.finished else "to be continued by the same command"
-    print(f"{result.folder}: step {result.step}, {result.minutes:.0f} minutes, {state}")
+    if os.environ.get("RANK", "0") == "0":  # of the processes of `accelerate launch`, one speaks
+        print(f"{result.folder}: step {result.step}, {result.minutes:.0f} minutes, {state}")
 
 
 @app.command()
@@ -297,6 +298,36 @@ def distill(
     print(
         f"{done.file}: {done.lines} lines, {done.tokens} tokens, {done.tokens / max(done.seconds, 1e-9):.0f} a second"
     )
+
+
+@app.command("make-drafter")
+def make_drafter(
+    model: Annotated[str, typer.Argument(help="folder or hub id of the model to speed up")],
+    sources: Annotated[Path, typer.Option(help=".tsv, .jsonl or .txt (a source a line), also .gz")],
+    out: Annotated[Path, typer.Option("--out", help="folder to write; must not exist")],
+    field: Annotated[str | None, typer.Option(help="of the source (default: 0 in .tsv, source in .jsonl)")] = None,
+    lines: Annotated[int | None, typer.Option(help="so many, spread over the usable lines (default: all)")] = None,
+    minutes: Annotated[float, typer.Option(help="of training")] = 30.0,
+    layers: Annotated[int, typer.Option(help="of the drafter")] = 1,
+    block_size: Annotated[int, typer.Option(help="the most tokens of a draft")] = 6,
+    dev_lines: Annotated[int, typer.Option(help="held out to choose the weights, and as many to test")] = 200,
+) -> None:
+    """Make a block drafter for a model.
+
+    Distils, trains, checks that decoding with it is greedy's output, and measures the speed-up. The work lies in
+    OUT.work until all is done: the same command goes on.
+    """
+    _quiet()
+    from spec2seq.training import make_drafter as making
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    made = making.make_drafter(
+        model, sources, out, field=field, lines=lines, minutes=minutes, layers=layers, block_size=block_size,
+        dev_lines=dev_lines, report=report,
+    )  # fmt: skip
+    print(making.describe_made(made))
 
 
 @app.command()

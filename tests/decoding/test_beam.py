@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+import torch
 
 from spec2seq import Beam, UsageError
 
@@ -57,6 +58,14 @@ def test_counts_of_a_sentence_do_not_depend_on_its_batch():
     assert runs[1].stats.new_tokens == sum(len(row.tokens) for row in runs[1].rows)
     assert runs[1].stats.verifier_passes == max(row.counts.verifier_calls for row in runs[1].rows)
     assert runs[0].stats.verifier_passes == runs[0].stats.verifier_calls
+
+
+def test_one_host_read_a_step(monkeypatch):
+    model = tiny.seq2seq("bart")
+    sources, reads, tolist = tiny.sources(model, 3), [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or tolist(tensor))
+    done = model.generate(sources, Beam(2), max_new_tokens=CAP)
+    assert reads == [(3, 4, 2)] * done.stats.verifier_passes
 
 
 def test_no_beams():

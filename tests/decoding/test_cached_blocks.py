@@ -11,6 +11,7 @@ from spec2seq import (
     BlockDrafter,
     FixedLength,
     Rollback,
+    Sample,
     Spec2SeqError,
     SpecDec,
     Speculative,
@@ -69,11 +70,11 @@ def test_training_and_drafting_see_the_same(family, layers):
         fed = anchors[:, block] + 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_drafts_from_the_cache_are_drafts_from_scratch(family, batch_size, monkeypatch):
+@pytest.mark.parametrize(("batch_size", "shortlist"), [(1, 0), (3, 0), (3, 40)])
+def test_drafts_from_the_cache_are_drafts_from_scratch(family, batch_size, shortlist, monkeypatch):
     """After acceptances of every length, rollbacks, moved rows and passes without a draft."""
     model = tiny.seq2seq(family)
-    block = tiny.cached_drafter(model)
+    block = tiny.cached_drafter(model, shortlist=shortlist)
     drafts = []
     draft = CachedSession.draft
 
@@ -104,7 +105,8 @@ def test_drafts_from_the_cache_are_drafts_from_scratch(family, batch_size, monke
             states = drafter.guess(
                 model.model, cache, inputs, features, torch.tensor([0]), torch.tensor([n]), k, n + k - 1, len(source)
             )
-            assert drafter.choose(model.model.logits(states), inputs[:, -1])[0].tolist() == tokens
+            chosen = drafter.tokens(drafter.choose(drafter.head(model.model)(states), inputs[:, -1]))
+            assert chosen[0].tolist() == tokens
 
 
 def test_passes_without_a_draft_are_caught_up(family):
@@ -134,15 +136,32 @@ def test_candidates_are_weighed_by_what_came_before():
     assert drafter.choose(logits, last).tolist() == [[6, 7]]
 
 
+def test_only_the_shortlist_is_guessed(family):
+    model = tiny.seq2seq(family)
+    block = tiny.cached_drafter(model, shortlist=12)
+    block.model.shortlist.copy_(torch.arange(40, 52))
+    states = torch.randn(2, 3, model.model.architecture.width, dtype=torch.float64)
+    logits = block.model.head(model.model)(states)
+    assert torch.allclose(logits, model.model.logits(states)[:, :, 40:52])
+    sources = tiny.sources(model, 4)
+    for method in (SpecDec(block, 5), Sample(drafter=block, length=FixedLength(5))):
+        found = model.generate(sources, method, max_new_tokens=12, trace=True)
+        drafted = {t for row in found.rows for t, by in zip(row.tokens, row.trace, strict=True) if by == "d"}
+        assert drafted <= set(range(40, 52))
+    assert model.generate(sources, SpecDec(block, 5)).sequences == model.generate(sources).sequences
+
+
 def test_a_folder_keeps_everything(tmp_path):
     model = tiny.seq2seq("marian")
-    block = tiny.cached_drafter(model)
+    block = tiny.cached_drafter(model, shortlist=20)
     block.model.save_pretrained(tmp_path / "drafter")
     again = BlockDrafter.from_pretrained(tmp_path / "drafter", "float64")
     assert again.model.shape == block.model.shape and again.model.verifier == model.fingerprint()
     assert again.model.architecture == model.model.architecture
     for name, weight in block.model.state_dict().items():
-        assert torch.equal(again.model.state_dict()[name], weight.half().double())
+        assert torch.equal(
+            again.model.state_dict()[name], weight.half().double() if weight.is_floating_point() else weight
+        )
     with pytest.raises(Spec2SeqError, match="exists already"):
         block.model.save_pretrained(tmp_path / "drafter")
 

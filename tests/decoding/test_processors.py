@@ -4,11 +4,21 @@ import copy
 
 import pytest
 import tiny
-from transformers import GenerationConfig
+import torch
+from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from spec2seq import Assisted, Beam, Greedy, Lookup, Seq2Seq, Spec2SeqError
+from spec2seq import Assisted, Beam, Greedy, Lookup, Seq2Seq, Spec2SeqError, SpecDec
+from spec2seq.decoding.logits import Prefix, no_repeat_ngrams, penalize_repetition
 
-CAP = 14
+CAP, LONG = 14, 24
+REPEATS = [
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.8},
+    {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "min_length": 9},
+]
 
 
 def common(rows: list[list[int]], eos: int) -> list[int]:
@@ -68,6 +78,61 @@ def test_lossless_under_a_processor(family, name):
         assert 0 < drafted.stats.accepted < drafted.stats.drafted  # drafts stood and fell under the processor
 
 
+@pytest.mark.parametrize("settings", REPEATS, ids=str)
+@pytest.mark.parametrize("family", ["marian", "bart", "t5"])
+def test_lossless_where_repeats_are_penalized_or_banned(family, settings):
+    theirs, plain = tiny.transformers_model(family), tiny.seq2seq(family)
+    sources = tiny.sources(theirs, 8, 50)
+    expected = tiny.generated(theirs, sources, LONG, **settings)
+    assert expected != tiny.generated(theirs, sources, LONG)
+    model = configured(plain, settings)
+    assert model.generate(sources, Greedy(), max_new_tokens=LONG).sequences == expected
+    little = tiny.noisy_copy(plain, 0.02).drafter()
+    blocks = SpecDec(tiny.cached_drafter(plain), 5), SpecDec(tiny.paper_drafter(plain), 3)
+    for method in (Assisted(little, 1), Assisted(little, 4), Assisted(little, 9), Lookup(3), *blocks):
+        drafted = model.generate(sources, method, max_new_tokens=LONG, batch_size=5)
+        assert drafted.sequences == expected
+        if method.drafter is little:
+            assert 0 < drafted.stats.accepted < drafted.stats.drafted
+
+
+@pytest.mark.parametrize("settings", REPEATS, ids=str)
+@pytest.mark.parametrize("family", ["marian", "bart", "t5"])
+def test_beams_where_repeats_are_penalized_or_banned(family, settings):
+    theirs, plain = tiny.transformers_model(family), tiny.seq2seq(family)
+    sources = tiny.sources(theirs, 6, 100)
+    expected = tiny.generated(theirs, sources, LONG, num_beams=3, **settings)
+    assert expected != tiny.generated(theirs, sources, LONG, num_beams=3)
+    assert configured(plain, settings).generate(sources, Beam(3), max_new_tokens=LONG).sequences == expected
+
+
+@pytest.mark.parametrize("value", [1, 2, 3, 5, 1.3, 0.7], ids=str)
+def test_each_place_is_processed_as_transformers_does_it_alone(value):
+    ours, theirs = (
+        (no_repeat_ngrams(value), NoRepeatNGramLogitsProcessor(value)) if isinstance(value, int)
+        else (penalize_repetition(value), RepetitionPenaltyLogitsProcessor(value))
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tokens = torch.randint(4, (6, 20))  # behind what stands before a place come drafts and leftovers
+    lengths = torch.tensor([1, 2, 3, 7, 12, 16])
+    logits = torch.randn(6, 5, 7)
+    logits[:, :, 2] = -torch.inf  # banned already
+    found = ours(logits.clone(), Prefix(tokens, lengths, lengths + 9))
+    assert not torch.equal(found, logits)
+    for row, length in enumerate(lengths.tolist()):
+        for place in range(5):
+            alone = theirs(tokens[row : row + 1, : length + place], logits[row, place][None].clone())
+            assert torch.equal(found[row, place], alone[0])
+    first = Prefix(tokens[:1, :1], lengths[:1], lengths[:1] + 9)  # nothing behind the start token
+    assert torch.equal(ours(logits[:1, :1], first)[0], theirs(tokens[:1, :1], logits[0, :1].clone()))
+
+
+def test_a_penalty_acts_in_float32():
+    logits, one = torch.tensor([[[3.0, 2.703125]]], dtype=torch.bfloat16), torch.ones(1, dtype=torch.long)
+    found = penalize_repetition(1.11)(logits, Prefix(torch.tensor([[0]]), one, one))
+    assert found[0, 0].tolist() == [torch.tensor(3.0).div(1.11).item(), 2.703125]  # 2.7027: less, not a tie
+
+
 @pytest.mark.parametrize(
     "name", ["min_length", "forced_bos_token_id", "forced_eos_token_id", "words and tokens", "begin_suppress_tokens"]
 )
@@ -84,9 +149,7 @@ def test_beams_under_a_processor(family, name):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"no_repeat_ngram_size": 2},
-        {"no_repeat_ngram_size": 1},
-        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.0},
         {"encoder_no_repeat_ngram_size": 1},
         {"exponential_decay_length_penalty": (3, 1.2)},
         {"sequence_bias": [[[5], 2.0]]},

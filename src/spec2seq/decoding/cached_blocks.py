@@ -65,7 +65,7 @@ class CachedSession:
 
     def __init__(self, model: CachedDrafter, rows: Rows, verifier: EncoderDecoder):
         self.model, self.rows, self.verifier = model, rows, verifier
-        self.cache = model.new_cache(rows.slots)
+        self.cache, self.head = model.new_cache(rows.slots), model.head(verifier)
         self.fed = [0] * rows.slots
         features = len(model.shape.hidden_layers) * model.architecture.width
         self.pending = torch.zeros(0, 1, features, dtype=verifier.dtype, device=verifier.device)
@@ -91,20 +91,25 @@ class CachedSession:
             max(fed) + new + k - 1, rows.source_horizon,
         )  # fmt: skip
         self.fed[:n] = host
-        logits = self.verifier.logits(states)
+        logits = self.head(states)
         probabilities = None
         if sampling is None:
             last = rows.tokens[:n].gather(1, rows.lengths[:n, None] - 1)[:, 0]
-            drafted = self.model.choose(logits, last)
+            chosen = self.model.choose(logits, last)
         else:
-            probabilities = sampling.probabilities(logits)
+            q = sampling.probabilities(logits)
             steps = torch.arange(k, device=room.device)
-            drafted = draw(probabilities, uniform(rows.seeds[:n, None], rows.lengths[:n, None] + steps, DRAFT))
+            chosen = draw(q, uniform(rows.seeds[:n, None], rows.lengths[:n, None] + steps, DRAFT))
+            probabilities = q
+            if self.model.shape.shortlist:
+                everything = q.new_zeros(*q.shape[:2], self.model.architecture.vocabulary)
+                probabilities = everything.index_copy_(2, self.model.shortlist, q)
+        drafted = self.model.tokens(chosen)
         length = torch.minimum(room, _through(drafted == rows.eos_token_id))
         unsure = None
         if confidence is not None:
             scores = logits.float()
-            top = (scores.gather(2, drafted[:, :, None])[:, :, 0] - scores.logsumexp(-1)).exp()
+            top = (scores.gather(2, chosen[:, :, None])[:, :, 0] - scores.logsumexp(-1)).exp()
             sure = (top >= confidence).long().cumprod(1).sum(1)
             unsure = sure < length
             length = torch.minimum(length, sure)

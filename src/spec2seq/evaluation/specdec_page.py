@@ -45,9 +45,9 @@ def specdec_page(results: dict[str, Any]) -> str:
     parts = [
         "# SpecDec on the bundled model", "",
         f"Made by `{manifest['command']}`; do not edit. Quality and counts: {data['test_lines']} test lines, batch "
-        f"size {data['batch_size']}, blocks of {data['block_size']} unless adaptive. Time: {data['timed_lines']} lines, "
-        f"stratified by length, batch size 1, {data['rounds']} interleaved rounds after a warm-up, against our own "
-        f"greedy on the same engine in float32. Setting chosen on {data['dev_lines']} dev lines: {setting}.", "",
+        f"size {data['batch_size']}, blocks of {data['block_size']} unless adaptive. Time: {data['timed_lines']} "
+        f"lines, stratified by length, batch size 1, {data['rounds']} interleaved rounds after a warm-up, against our "
+        f"own greedy on the same engine in float32. Setting chosen on {data['dev_lines']} dev lines: {setting}.", "",
         "## Quality and tokens per verifier call", "",
         *table(["method", "parameters", "BLEU", "chrF", "tokens per verifier call", "same as greedy"], quality, 2), "",
         f"`{results['test'][0]['bleu_signature']}`, `{results['test'][0]['chrf_signature']}`.", "",

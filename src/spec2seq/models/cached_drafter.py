@@ -31,7 +31,8 @@ KIND = "cached"
 @dataclass(frozen=True)
 class CachedDrafterShape:
     """`hidden_layers` are the verifier's decoder layers whose states are read (0: the embedding); `transition_rank`
-    0 leaves the table of followers out; `candidates` of each slot are weighed by it."""
+    0 leaves the table of followers out; `candidates` of each slot are weighed by it. Only the `shortlist` most
+    frequent tokens are ever guessed, which makes the head cheaper (as in Zhao et al. 2025, FR-Spec); 0: all."""
 
     block_size: int = 6
     layers: int = 1
@@ -39,10 +40,13 @@ class CachedDrafterShape:
     hidden_layers: tuple[int, ...] = ()
     transition_rank: int = 32
     candidates: int = 8
+    shortlist: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("block_size", 1, 64), ("layers", 1, 12), ("feed_forward", 8, 32768),
-                                ("transition_rank", 0, 1024), ("candidates", 1, 1024)):  # fmt: skip
+        for name, low, high in (
+            ("block_size", 1, 64), ("layers", 1, 12), ("feed_forward", 8, 32768), ("transition_rank", 0, 1024),
+            ("candidates", 1, 1024), ("shortlist", 0, None),
+        ):  # fmt: skip
             check_range(name, getattr(self, name), low, high)
 
 
@@ -74,6 +78,11 @@ class CachedDrafter(nn.Module):
         self.final_norm = make_norm(architecture) if architecture.final_norm else None
         if architecture.position_rows is None:
             self.relative_bias = nn.Parameter(torch.empty(architecture.relative_buckets, decoder.heads))
+        if shape.shortlist:
+            if not shape.candidates <= shape.shortlist <= architecture.vocabulary:
+                allowed = f"{shape.candidates}, the candidates, to {architecture.vocabulary}, the vocabulary"
+                raise Spec2SeqError(f"shortlist is {shape.shortlist}; allowed: {allowed}")
+            self.register_buffer("shortlist", torch.arange(shape.shortlist))
         if shape.transition_rank:
             self.before = nn.Parameter(torch.empty(architecture.vocabulary, shape.transition_rank))
             self.after = nn.Parameter(torch.empty(architecture.vocabulary, shape.transition_rank))
@@ -123,6 +132,18 @@ class CachedDrafter(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.slots.device
+
+    def head(self, verifier: EncoderDecoder) -> Callable[[Tensor], Tensor]:
+        """States `[..., width]` → logits of the tokens that are guessed at all, `[..., shortlist or vocabulary]`."""
+        if not self.shape.shortlist:
+            return verifier.logits
+        weight, bias = verifier.head.weight[self.shortlist] * self.architecture.logit_scale, verifier.head.bias
+        bias = None if bias is None else bias[self.shortlist]
+        return lambda states: F.linear(states, weight, bias)
+
+    def tokens(self, places: Tensor) -> Tensor:
+        """Places among the logits of `head` → token ids."""
+        return self.shortlist[places] if self.shape.shortlist else places
 
     def new_cache(self, slots: int) -> Cache:
         return Cache(self.stack, slots, self.dtype, self.device)
@@ -248,19 +269,21 @@ class CachedDrafter(nn.Module):
         return x.view(rows, length, width)
 
     def choose(self, logits: Tensor, previous: Tensor) -> Tensor:
-        """Tokens `[rows, k]` from the slots' logits `[rows, k, vocabulary]` and the last committed tokens `[rows]`.
+        """Places among the logits `[rows, k]`, from the slots' logits `[rows, k, shortlist or vocabulary]` and the last
+        committed tokens `[rows]`.
 
         Left to right, the candidate whose logit and table entry behind the token chosen before add up to most.
         """
         if not self.shape.transition_rank:
             return logits.argmax(-1)
         score, candidates = logits.topk(self.shape.candidates, dim=-1)  # [rows, k, candidates]
-        after = self.after[candidates]
+        tokens = self.tokens(candidates)
+        after = self.after[tokens]
         first = torch.einsum("rcd,rd->rc", after[:, 0], self.before[previous])
         place = (score[:, 0] + first).argmax(-1, keepdim=True)
         chosen = [place]
         if logits.shape[1] > 1:
-            follows = self.before[candidates[:, :-1]] @ after[:, 1:].transpose(2, 3)  # [rows, k - 1, before, after]
+            follows = self.before[tokens[:, :-1]] @ after[:, 1:].transpose(2, 3)  # [rows, k - 1, before, after]
             score = score[:, 1:, None] + follows
             best = score.argmax(-1)  # of each slot's candidates, for every candidate before
             for step in range(best.shape[1]):

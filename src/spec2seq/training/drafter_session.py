@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from spec2seq import CachedBlockDrafter, Seq2Seq
@@ -86,6 +87,9 @@ class CachedDrafterSession(DrafterSession):
         shape = self.recipe.cached_drafter.shape
         drafter = CachedDrafter(CachedDrafterConfig(model.architecture, shape, self.verifier.fingerprint()))
         drafter.start_from(model)
+        if shape.shortlist:
+            counts = np.bincount(self.rows.target, minlength=model.architecture.vocabulary)
+            drafter.shortlist.copy_(torch.from_numpy(np.argsort(-counts, kind="stable")[: shape.shortlist].copy()))
         return drafter
 
     def _loss(self) -> DrafterLoss:

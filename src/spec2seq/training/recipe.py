@@ -170,6 +170,7 @@ class CachedDrafterRecipe:
     hidden_layers: tuple[int, ...] = ()
     transition_rank: int = 32
     candidates: int = 8
+    shortlist: int = 0
     stride: int = 3
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +12,8 @@ from spec2seq.training.batches import Collator
 from spec2seq.training.cache import encode
 from spec2seq.training.data import Pair
 from spec2seq.training.loss import sequence_loss
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Scores:
         return f"{measured}nll {self.nll:.4f}"
 
 
-def sample(pairs: Sequence[Pair], count: int | None) -> list[Pair]:
-    """`count` pairs spread evenly over the file, all if there are fewer or `count` is None."""
-    if count is None or count >= len(pairs):
-        return list(pairs)
-    return [pairs[index * len(pairs) // count] for index in range(count)]
+def sample(lines: Sequence[T], count: int | None) -> list[T]:
+    """`count` lines spread evenly over the file, all if there are fewer or `count` is None."""
+    if count is None or count >= len(lines):
+        return list(lines)
+    return [lines[index * len(lines) // count] for index in range(count)]
 
 
 @torch.no_grad()
