@@ -113,7 +113,7 @@ def test_each_place_is_processed_as_transformers_does_it_alone(value):
         else (penalize_repetition(value), RepetitionPenaltyLogitsProcessor(value))
     )  # fmt: skip
     torch.manual_seed(0)
-    tokens = torch.randint(4, (6, 20))  # behind what stands before a place come drafts and leftovers
+    tokens = torch.randint(2, (6, 20))  # behind what stands before a place come drafts and leftovers
     lengths = torch.tensor([1, 2, 3, 7, 12, 16])
     logits = torch.randn(6, 5, 7)
     logits[:, :, 2] = -torch.inf  # banned already

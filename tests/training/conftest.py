@@ -1,9 +1,11 @@
-"""A small invented language pair on disk, and recipes that fit it in seconds."""
+"""A small invented language pair on disk, recipes that fit it in seconds, and a verifier that learned nothing."""
 
+import copy
 import random
 from pathlib import Path
 
 import pytest
+import tiny
 
 from spec2seq.training.recipe import parse_recipe
 
@@ -51,3 +53,20 @@ def values() -> dict:
 @pytest.fixture
 def recipe(values: dict):
     return parse_recipe(values)
+
+
+@pytest.fixture(scope="session")
+def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Marian; its words are w1, w2…"""
+    folder = tmp_path_factory.mktemp("verifier")
+    model = copy.deepcopy(tiny.transformers_model("marian")).float()
+    model.save_pretrained(folder)
+    tiny.tokenizer(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Sources for it, all different."""
+    rows = tiny.sources(tiny.transformers_model("marian"), 150, 7)
+    return list(dict.fromkeys(" ".join(f"w{token}" for token in row[:-1]) for row in rows))

@@ -1,0 +1,69 @@
+"""spec2seq distill and make-drafter."""
+
+import json
+from pathlib import Path
+
+from cli.folder import LINES
+
+from spec2seq import Seq2Seq
+from spec2seq.training import make_drafter as making
+
+FACTS = {
+    "parameters": 1000, "train_lines": 96, "minutes": 1.5, "verifier": {"parameters": 10_000},
+    "test": {"tokens_per_verifier_call": 2.5}, "lossless": {"lines": 4, "equal": 3, "ties": 1},
+    "speedup": {"median": 1.5, "low": 1.25, "high": 1.75, "lines": 4, "rounds": 5, "dtype": "float32", "threads": 2},
+}  # fmt: skip
+
+
+def test_distill_writes_what_the_model_does(run, folder, lines, tmp_path):
+    out = tmp_path / "out.jsonl"
+    options = ("--model", folder, "--method", "greedy", "--max-new-tokens", 20, "--lines", 3)
+    result = run("distill", lines, *options, "--out", out)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["source"] for record in records] == [LINES[0], LINES[1], LINES[3]]
+    wanted = Seq2Seq.from_pretrained(folder).generate([record["source"] for record in records], max_new_tokens=20)
+    tokens = [row.tokens for row in wanted.rows]
+    assert [record["tokens"] for record in records] == tokens
+    assert result.stdout.startswith(f"{out}: 3 lines, {sum(map(len, tokens))} tokens, ")
+    assert result.stderr.startswith("chunk 1 of 1: ")
+
+
+def test_distill_refuses_what_it_cannot_read(fails, folder, tmp_path):
+    path, out = tmp_path / "corpus.csv", tmp_path / "out.jsonl"
+    path.write_text("a\n")
+    fails(2, ["unknown kind of data", ".txt"], "distill", path, "--model", folder, "--method", "greedy", "--out", out)
+    fails(2, ["recipe.yaml", "no such file"], "distill", path, "--out", out, "--recipe", "recipe.yaml")
+    assert not out.exists()
+
+
+def test_make_drafter_passes_everything_on_and_reports(run, monkeypatch, tmp_path):
+    seen = []
+
+    def make(model, sources, out, report, **options):
+        seen.append((model, sources, out, options))
+        report("step 1")
+        return making.Made(out, FACTS)
+
+    monkeypatch.setattr(making, "make_drafter", make)
+    command = ("make-drafter", "some/model", "--sources", "a.txt", "--out", tmp_path / "d")
+    result = run(*command)
+    defaults = dict(field=None, lines=None, minutes=30.0, layers=1, block_size=6, dev_lines=200)
+    assert seen == [("some/model", Path("a.txt"), tmp_path / "d", defaults)]
+    assert result.stderr == "step 1\n"
+    assert result.stdout.splitlines() == [
+        f"{tmp_path / 'd'}: 1,000 parameters (10.0% of the model's), learned from 96 outputs in 1.5 minutes",
+        "lossless: 3 of 4 held-out lines equal greedy's token ids, 1 numerical ties",
+        "tokens per verifier call: 2.50 with whole blocks",
+        "speed-up over own greedy: 1.50 (quartiles 1.25 to 1.75; batch 1, float32, 2 threads, 4 lines, 5 rounds)",
+    ]
+    options = dict(field="text", lines=9, minutes=1.5, layers=2, block_size=4, dev_lines=3)
+    run(*command, *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
+    assert seen[1][3] == options
+
+
+def test_make_drafter_names_what_is_wrong(fails, folder, lines, tmp_path):
+    out = tmp_path / "d"
+    fails(2, ["absent.txt", "no such file"], "make-drafter", folder, "--sources", tmp_path / "absent.txt", "--out", out)
+    fails(2, ["layers is 3", "from 1 to 2"], "make-drafter", folder, "--sources", lines, "--out", out, "--layers", 3)
+    fails(1, ["exists already"], "make-drafter", folder, "--sources", lines, "--out", tmp_path)
+    assert not out.exists()

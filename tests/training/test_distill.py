@@ -1,0 +1,93 @@
+"""Distillation: the model's own output, chunk by chunk."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spec2seq import Beam, Greedy, Seq2Seq, UsageError
+from spec2seq.training.distill import distill
+from spec2seq.training.recipe import DataConfig
+
+DATA = DataConfig("corpus", "", max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def model(verifier) -> Seq2Seq:
+    return Seq2Seq.from_pretrained(verifier, "float64")
+
+
+@pytest.fixture
+def corpus(texts, tmp_path) -> Path:
+    path = tmp_path / "corpus.tsv"
+    path.write_text("".join(f"{text}\treference {n}\n" for n, text in enumerate(texts[:10])), encoding="utf-8")
+    return path
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def stop(line: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_tokens_are_those_of_generate(model, corpus, texts, tmp_path):
+    done = distill(model, corpus, tmp_path / "out.jsonl", DATA, chunk_lines=4, batch_size=3)
+    found = records(done.file)
+    wanted = model.generate(texts[:10], max_new_tokens=24, batch_size=1).rows
+    assert [record["source"] for record in found] == texts[:10]
+    assert [record["tokens"] for record in found] == [row.tokens for row in wanted]
+    assert [record["target"] for record in found] == [row.text for row in wanted]
+    assert [record["reference"] for record in found] == [f"reference {n}" for n in range(10)]
+    assert (done.lines, done.tokens) == (10, sum(len(row.tokens) for row in wanted))
+
+
+def test_a_call_that_was_stopped_goes_on_and_gives_the_same_file(model, corpus, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    distill(model, corpus, whole, DATA, chunk_lines=4)
+    with pytest.raises(KeyboardInterrupt):
+        distill(model, corpus, out, DATA, chunk_lines=4, report=stop)
+    assert not out.exists() and [path.name for path in (tmp_path / "out.jsonl.parts").glob("*.jsonl")] == [
+        "000000.jsonl"
+    ]
+    asked = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda rows, *a, **k: asked.append(len(rows)) or generate(rows, *a, **k))
+    assert distill(model, corpus, out, DATA, chunk_lines=4).lines == 6
+    assert asked == [4, 2]
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("change", [{"method": Beam(2)}, {"lines": 5}, {"max_new_tokens": 7}, {"data": "other"}])
+def test_chunks_of_another_run_are_refused(model, corpus, tmp_path, change):
+    out = tmp_path / "out.jsonl"
+    settings = {"method": Greedy(), "chunk_lines": 4}
+    with pytest.raises(KeyboardInterrupt):
+        distill(model, corpus, out, DATA, report=stop, **settings)
+    data = DataConfig("corpus", "", max_tokens=24, min_words=2) if change.pop("data", None) else DATA
+    with pytest.raises(UsageError, match="holds chunks of another model, corpus or method"):
+        distill(model, corpus, out, data, **(settings | change))
+
+
+def test_lines_of_text_each_once_and_spread(model, texts, tmp_path):
+    path, out = tmp_path / "corpus.txt", tmp_path / "out.jsonl"
+    path.write_text("\n".join([texts[0], *texts[:9], "", texts[4]]) + "\n", encoding="utf-8")
+    distill(model, path, out, DATA)
+    assert [record["source"] for record in records(out)] == texts[:9]
+    assert {record["reference"] for record in records(out)} == {""}
+    distill(model, path, out, DATA, lines=3)
+    assert [record["source"] for record in records(out)] == [texts[0], texts[3], texts[6]]
+
+
+def test_sources_that_do_not_fit_are_left_out(model, texts, tmp_path):
+    path, out = tmp_path / "corpus.txt", tmp_path / "out.jsonl"
+    path.write_text("w5 " * 24 + "\n" + "w5 " * 23 + "\n", encoding="utf-8")  # and the end token
+    assert distill(model, path, out, DATA).lines == 1
+    path.write_text("\n \n", encoding="utf-8")
+    with pytest.raises(UsageError, match="none of its lines passes the filters"):
+        distill(model, path, out, DATA)
+    path.write_text("w5\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="none of its lines passes the filters"):
+        distill(model, path, tmp_path / "other.jsonl", DataConfig("corpus", "", min_words=2))
