@@ -83,12 +83,17 @@ class CachedSession:
         k = min(k, self.model.shape.block_size)
         fed, host = self.fed[:n], rows.host_lengths[:n]
         new = max(length - cached for length, cached in zip(host, fed, strict=True))
-        starts = torch.tensor(fed, device=room.device)
-        places = starts[:, None] + torch.arange(new, device=room.device)
-        tokens = rows.tokens[:n].gather(1, places)  # beyond a row's length: pads, which nothing sees
+        same = rows.uniform and min(fed) == max(fed)
+        if same:
+            starts = rows.lengths[:n] - new
+            tokens = rows.tokens[:n, fed[0] : host[0]]
+        else:
+            starts = torch.tensor(fed, device=room.device)
+            places = starts[:, None] + torch.arange(new, device=room.device)
+            tokens = rows.tokens[:n].gather(1, places)  # beyond a row's length: pads, which nothing sees
         states = self.model.guess(
             self.verifier, self.cache, tokens, self.pending[:n, :new], starts, rows.lengths[:n] - starts, k,
-            max(fed) + new + k - 1, rows.source_horizon,
+            max(fed) + new + k - 1, rows.source_horizon, same,
         )  # fmt: skip
         self.fed[:n] = host
         logits = self.head(states)

@@ -167,6 +167,7 @@ class CachedDrafter(nn.Module):
         k: int,
         horizon: int,
         source_horizon: int,
+        uniform: bool = False,
     ) -> Tensor:
         """States `[rows, k, width]` that guess the next k tokens of every row.
 
@@ -175,26 +176,52 @@ class CachedDrafter(nn.Module):
             features: `[rows, new, hidden layers * width]`, the verifier's states that chose them.
             fed, fresh: `[rows]`, how many tokens the cache has, and how many of `new` are a row's own.
             horizon: the largest of `fed`, plus `new` + k - 1.
+            uniform: all rows have the same `fed`, and `new` tokens each; saves most of the masks.
 
         The slots come behind the widest row's tokens; what lies between is hidden from them, and the next call
         overwrites all of it.
         """
         rows, new = tokens.shape
-        steps = torch.arange(new + k - 1, device=tokens.device)
-        keys = torch.arange(horizon, device=tokens.device) - fed[:, None]  # from each row's first new token
+        length, most = new + k - 1, self.architecture.max_positions
+        if uniform and most is not None and horizon <= most:
+            start = horizon - length
+            mask, own, ahead = (
+                self._uniform_mask(new, length, horizon),
+                slice(start, start + new),
+                slice(start + new, horizon),
+            )
+            store = cache.writer(rows, None, length, horizon)
+        else:
+            mask, own, ahead = self._ragged_mask(fed, fresh, new, length, horizon)
+            store = cache.writer(rows, fed, length, horizon)
+        x = self._inputs(verifier, tokens, features, own)
+        if k > 1:
+            x = torch.cat([x, self._slots(verifier, ahead, self.slots[: k - 1]).expand(rows, -1, -1)], 1)
+        x = self._run(x, mask, verifier.cross_attention(cache, rows, source_horizon=source_horizon), store)
+        if isinstance(own, slice):
+            return x[:, new - 1 :]
+        last = (fresh - 1)[:, None, None].expand(-1, 1, x.shape[2])
+        return torch.cat([x.gather(1, last), x[:, new:]], 1)
+
+    def _uniform_mask(self, new: int, length: int, horizon: int) -> Tensor | None:
+        """Everything is seen, but a committed token does not see what comes behind it."""
+        if length == 1:
+            return None
+        mask = torch.zeros(length, horizon, dtype=self.dtype, device=self.device)
+        mask[:new, horizon - length :].fill_(-torch.inf).triu_(1)
+        return mask
+
+    def _ragged_mask(self, fed: Tensor, fresh: Tensor, new: int, length: int, horizon: int):
+        """The mask, and the places of the tokens `[rows, new]` and of the slots `[rows, length - new]`."""
+        steps = torch.arange(length, device=fed.device)
+        keys = torch.arange(horizon, device=fed.device) - fed[:, None]  # from each row's first new token
         query_slot, key_slot = steps >= new, keys >= new
         query_place = fed[:, None] + torch.where(query_slot, fresh[:, None] + steps - new, steps)
         key_place = fed[:, None] + torch.where(key_slot, fresh[:, None] + keys - new, keys)
         own = (keys < fresh[:, None])[:, None] & (query_slot[:, None] | (keys[:, None] <= steps[:, None]))
-        among = query_slot[:, None] & (key_slot & (keys < len(steps)))[:, None]
-        mask = self._mask(own | among, query_place, key_place, verifier.dtype)
-        x = self._inputs(verifier, tokens, features, query_place[:, :new])
-        x = torch.cat([x, self._slots(verifier, query_place[:, new:], self.slots[: k - 1])], 1)
-        store = cache.writer(rows, fed, len(steps), horizon)
-        cross = verifier.cross_attention(cache, rows, source_horizon=source_horizon)
-        x = self._run(x, mask, cross, store)
-        last = (fresh - 1)[:, None, None].expand(-1, 1, x.shape[2])
-        return torch.cat([x.gather(1, last), x[:, new:]], 1)
+        among = query_slot[:, None] & (key_slot & (keys < length))[:, None]
+        mask = self._mask(own | among, query_place, key_place, self.dtype)
+        return mask, query_place[:, :new], query_place[:, new:]
 
     def block_states(
         self, verifier: EncoderDecoder, encoded: Encoded, tokens: Tensor, features: Tensor, anchors: Tensor
@@ -223,23 +250,23 @@ class CachedDrafter(nn.Module):
         visible = torch.cat([prefix, same.expand(rows, -1, -1)], 2)
         mask = self._mask(visible, places, places, self.mix.weight.dtype)
         x = self._inputs(verifier, tokens, features, places[:, :length])
-        slots = self._slots(verifier, slot_places, self.slots.repeat(blocks, 1))
+        slots = self._slots(verifier, slot_places, self.slots.repeat(blocks, 1)).expand(rows, -1, -1)
         x = self._run(torch.cat([x, slots], 1), mask, self._cross(encoded), None)
         return x[:, :length], x[:, length:].view(rows, blocks, size, -1)
 
-    def _inputs(self, verifier: EncoderDecoder, tokens: Tensor, features: Tensor, places: Tensor) -> Tensor:
+    def _inputs(self, verifier: EncoderDecoder, tokens: Tensor, features: Tensor, places: Tensor | slice) -> Tensor:
         embedded = verifier.decoder.embed(verifier.target_embedding, tokens, self._within(places))
         return self.mix(torch.cat([embedded.view(*tokens.shape, -1), features], 2))
 
-    def _slots(self, verifier: EncoderDecoder, places: Tensor, slots: Tensor) -> Tensor:
+    def _slots(self, verifier: EncoderDecoder, places: Tensor | slice, slots: Tensor) -> Tensor:
         if self.architecture.position_rows is None:
-            return slots.expand(places.shape[0], -1, -1)
-        return slots + verifier.decoder.positions[self._within(places) + self.architecture.position_offset]
+            return slots
+        return slots + verifier.decoder.positions[self.architecture.position_offset :][self._within(places)]
 
-    def _within(self, places: Tensor) -> Tensor:
+    def _within(self, places: Tensor | slice) -> Tensor | slice:
         """Slots may stand behind the last position; what they guess there is cut off."""
         most = self.architecture.max_positions
-        return places if most is None else places.clamp(max=most - 1)
+        return places if most is None or isinstance(places, slice) else places.clamp(max=most - 1)
 
     def _mask(self, visible: Tensor, query_place: Tensor, key_place: Tensor, dtype: torch.dtype) -> Tensor:
         """Additive `[rows, heads or 1, queries, keys]` from visible `[rows, queries, keys]` and places."""
@@ -278,15 +305,12 @@ class CachedDrafter(nn.Module):
             return logits.argmax(-1)
         score, candidates = logits.topk(self.shape.candidates, dim=-1)  # [rows, k, candidates]
         tokens = self.tokens(candidates)
-        after = self.after[tokens]
-        first = torch.einsum("rcd,rd->rc", after[:, 0], self.before[previous])
-        place = (score[:, 0] + first).argmax(-1, keepdim=True)
+        before = torch.cat([previous[:, None, None].expand_as(tokens[:, :1]), tokens[:, :-1]], 1)
+        follows = self.before[before] @ self.after[tokens].transpose(2, 3)  # [rows, k, one before, candidate]
+        best = (score[:, :, None] + follows).argmax(-1)  # for every candidate of the slot before
+        place = best[:, 0, :1]
         chosen = [place]
-        if logits.shape[1] > 1:
-            follows = self.before[tokens[:, :-1]] @ after[:, 1:].transpose(2, 3)  # [rows, k - 1, before, after]
-            score = score[:, 1:, None] + follows
-            best = score.argmax(-1)  # of each slot's candidates, for every candidate before
-            for step in range(best.shape[1]):
-                place = best[:, step].gather(1, place)
-                chosen.append(place)
+        for step in range(1, best.shape[1]):
+            place = best[:, step].gather(1, place)
+            chosen.append(place)
         return candidates.gather(2, torch.stack(chosen, 1))[:, :, 0]
