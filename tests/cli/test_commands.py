@@ -29,7 +29,7 @@ def test_train_passes_everything_on(run, monkeypatch, tmp_path):
 def test_demo_passes_everything_on(run, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(demo, "run_demo", lambda *arguments: seen.append(arguments))
-    monkeypatch.setattr("spec2seq.cli.bundled_model", lambda: "models/ende")
+    monkeypatch.setattr("spec2seq.cli.decode.bundled_model", lambda: "models/ende")
     assert run("demo", "--out", tmp_path, "--threads", 2).exit_code == 0
     assert seen == [(Path("models/ende"), None, tmp_path, 2)]
 
@@ -40,7 +40,7 @@ def test_a_failure_at_run_time_is_one_line(run, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(demo, "run_demo", fail)
-    monkeypatch.setattr("spec2seq.cli.bundled_model", lambda: "models/ende")
+    monkeypatch.setattr("spec2seq.cli.decode.bundled_model", lambda: "models/ende")
     result = run("demo")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1

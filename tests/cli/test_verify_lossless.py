@@ -47,6 +47,6 @@ def test_a_bug_is_found_and_named_with_its_line(run, folder, lines, monkeypatch)
 def test_the_default_tie_is_the_librarys():
     import inspect
 
-    from spec2seq.cli import verify_lossless
+    from spec2seq.cli.decode import verify_lossless
 
     assert inspect.signature(verify_lossless).parameters["tie"].default is None and min(lossless.TIES.values()) == 1e-4

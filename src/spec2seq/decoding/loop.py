@@ -160,59 +160,44 @@ class Engine:
 
     def _commit(self, draft: Draft, verdict: Verdict, decoded: Decoded) -> list[Completion]:
         rows, n = self.rows, self.rows.count
-        if not draft.width:
-            return self._commit_one(draft, verdict.replacement, decoded)
-        emitted = torch.nn.functional.pad(draft.tokens, (0, 1))
-        emitted.scatter_(1, verdict.accepted[:, None], verdict.replacement[:, None])
-        step = torch.arange(draft.width + 1, device=emitted.device)
-        ended = (emitted == rows.eos_token_id) & (step <= verdict.accepted[:, None])
-        first_end = torch.where(ended, step, draft.width + 1).amin(1)
-        count = torch.minimum(verdict.accepted, first_end) + 1
-        rows.tokens[:n].scatter_(1, rows.lengths[:n, None] + step, emitted)
-        rows.lengths[:n] += count
-        finished = (first_end <= draft.width) | (rows.lengths[:n] >= rows.limits[:n])
-        unsure = torch.zeros_like(finished) if draft.unsure is None else draft.unsure
-        packed = torch.stack([count, verdict.accepted, draft.lengths, finished.long(), unsure.long()])
-        host = torch.cat([packed, emitted.T]).tolist()  # the one host read of the iteration
-        return self._book(draft, decoded, host[5:], *host[:5])
+        unsure = torch.zeros_like(draft.lengths) if draft.unsure is None else draft.unsure.long()
+        packed = torch.stack([verdict.accepted, verdict.replacement, draft.lengths, unsure])
+        host = torch.cat([packed, draft.tokens.T]).tolist()  # the one host read of the iteration
+        accepted, replacement, drafted, unsure, tokens = *host[:4], host[4:]
+        emitted, finished = [], []
+        for slot in range(n):
+            new = [*(tokens[place][slot] for place in range(accepted[slot])), replacement[slot]]
+            if rows.eos_token_id in new:
+                new = new[: new.index(rows.eos_token_id) + 1]
+            emitted.append(new)
+            full = rows.host_lengths[slot] + len(new) >= rows.host_limits[slot]
+            finished.append(full or new[-1] == rows.eos_token_id)
+        rows.append(emitted)
+        self._book(draft, emitted, accepted, drafted, finished, unsure)
+        if self.session is not None:
+            self.session.commit([len(new) for new in emitted], decoded)
+        return self._release(finished)
 
-    def _commit_one(self, draft: Draft, token: Tensor, decoded: Decoded) -> list[Completion]:
-        """The same for passes without a draft: `token[rows]` is all there is."""
-        rows, n = self.rows, self.rows.count
-        rows.tokens[:n].scatter_(1, rows.lengths[:n, None], token[:, None])
-        rows.lengths[:n] += 1
-        unsure = [0] * n if draft.unsure is None else draft.unsure.tolist()
-        host = token.tolist()  # the one host read of the iteration
-        finished = [
-            one == rows.eos_token_id or length + 1 >= limit
-            for one, length, limit in zip(host, rows.host_lengths[:n], rows.host_limits[:n], strict=True)
-        ]
-        return self._book(draft, decoded, [host], [1] * n, [0] * n, [0] * n, finished, unsure)
-
-    def _book(self, draft, decoded, emitted, counts, accepted, drafted, finished, unsure) -> list[Completion]:
-        """Bring the host's picture up to date and let finished rows leave. `emitted` is `[width + 1][rows]`."""
-        rows = self.rows
+    def _book(self, draft, emitted, accepted, drafted, finished, unsure) -> None:
+        """Count what every row in flight got, `emitted[slot]`, and let the length rule learn from it."""
         for slot, request in enumerate(self.scheduler.running):
-            rows.host_lengths[slot] += counts[slot]
+            new = emitted[slot]
             # An end token that was drafted leaves no room for the verifier's own token.
-            written = min(accepted[slot], counts[slot])
+            written = min(accepted[slot], len(new))
             booked = request.counts
-            booked.new_tokens += counts[slot]
+            booked.new_tokens += len(new)
             booked.verifier_calls += 1
             booked.verifier_tokens += 1 + drafted[slot]
             booked.drafter_calls += draft.calls
             booked.drafter_tokens += draft.fed
-            request.tokens += [emitted[step][slot] for step in range(counts[slot])]
+            request.tokens += new
             if draft.calls:
                 booked.judged(drafted[slot], written, accepted[slot] < drafted[slot], bool(unsure[slot]))
                 # A draft that the row's end cut short says nothing of the places behind it.
                 cut = finished[slot] and accepted[slot] == drafted[slot]
                 self.chooser.observe(drafted[slot] if cut else draft.asked, accepted[slot])
             if self.trace:
-                request.trace += "d" * written + "v" * (counts[slot] - written)
-        if self.session is not None:
-            self.session.commit(counts, decoded)
-        return self._release(finished)
+                request.trace += "d" * written + "v" * (len(new) - written)
 
     def _release(self, finished: list[int]) -> list[Completion]:
         rows, done = self.rows, []

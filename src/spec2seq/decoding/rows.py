@@ -69,6 +69,21 @@ class Rows:
         """Make room for `length` tokens in every row."""
         self.tokens = _at_least(self.tokens, length, self.pad_token_id)
 
+    def append(self, new: list[list[int]]) -> None:
+        """Commit the tokens `new[slot]`, at least one for every row in flight; room for them is reserved."""
+        n, counts = self.count, [len(tokens) for tokens in new]
+        width, device = max(counts), self.tokens.device
+        block = torch.tensor([[*tokens, *[self.pad_token_id] * (width - len(tokens))] for tokens in new], device=device)
+        if n == 1:
+            self.tokens[:1, self.host_lengths[0] : self.host_lengths[0] + width] = block
+            self.lengths[:1] += width
+        else:
+            places = self.lengths[:n, None] + torch.arange(width, device=device)
+            self.tokens[:n].scatter_(1, places, block)
+            self.lengths[:n] += torch.tensor(counts, device=device)
+        for slot, count in enumerate(counts):
+            self.host_lengths[slot] += count
+
     def leave(self, slot: int) -> int:
         """Take the row at `slot` out; returns the slot of the row that now lives there (`slot`: none did)."""
         last = self.count - 1

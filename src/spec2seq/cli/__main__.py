@@ -1,0 +1,3 @@
+from spec2seq.cli import main
+
+main()

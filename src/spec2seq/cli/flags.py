@@ -1,0 +1,83 @@
+"""What subcommands share: a flag for every line of the table of options, loading, and a quiet stderr."""
+
+import functools
+import inspect
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spec2seq.options import OPTIONS, MethodOptions, Option, RunOptions, load, resolve
+
+if TYPE_CHECKING:
+    from spec2seq.api import Method, Seq2Seq
+
+Command = Callable[..., None]
+
+
+def with_options(command: Command) -> Command:
+    """Give a command a flag for every line of the table, and `--config`; it gets `run` and `method`."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name not in ("run", "method")]
+    flags = [_parameter(option) for option in OPTIONS.values()]
+    about = typer.Option("--config", metavar="FILE", help="YAML or JSON with the options below as keys; flags win")
+    config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None,
+                               annotation=Annotated[Path | None, about])  # fmt: skip
+
+    @functools.wraps(command)
+    def wrapper(config: Path | None, **values: Any) -> None:
+        flags = {name: values.pop(name) for name in OPTIONS}
+        run, method = resolve(flags, config)
+        command(**values, run=run, method=method)
+
+    wrapper.__signature__ = inspect.Signature([*own, config, *flags])
+    wrapper.__annotations__ = {}
+    return wrapper
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    default = "none" if option.default is None else option.default
+    takers = f"{', '.join(option.methods)}: " if option.of_method else ""
+    what = typer.Option(
+        f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool else option.flag,
+        help=f"{takers}{option.help} (default: {default})", show_default=False,
+        metavar=None if option.type is bool else _metavar(option),
+    )  # fmt: skip
+    # Everything else comes as text: the table reads flags and config files alike, with the same errors.
+    kind = bool if option.type is bool else str
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, what]
+    )
+
+
+def _metavar(option: Option) -> str:
+    if option.choices:
+        return "|".join(option.choices)
+    name = {int: "INTEGER", float: "NUMBER", str: "TEXT"}[option.type]
+    return f"{name}|{option.word}" if option.word else name
+
+
+def load_all(run: RunOptions, method: MethodOptions) -> "tuple[Seq2Seq, Method]":
+    quiet()
+    return load(run, method)
+
+
+def quiet() -> None:
+    """Stderr is for this command's own errors: the advice, bars and retries of others stay out of it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+
+
+def report(line: str) -> None:
+    """A line of progress."""
+    print(line, file=sys.stderr, flush=True)

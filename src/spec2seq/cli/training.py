@@ -1,0 +1,104 @@
+"""The subcommands that make models: train, distill, make-drafter, import fairseq."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spec2seq.cli.flags import load_all, quiet, report, with_options
+from spec2seq.options import MethodOptions, RunOptions
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML; see recipes/")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the run; an unfinished one is continued (default: runs/NAME)")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="folder of the data files (default: $SPEC2SEQ_DATA)")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="stop cleanly after so long; the same call goes on")] = None,
+) -> None:
+    """Train a model from a recipe.
+
+    A run that was stopped goes on by the same command.
+    """
+    quiet()
+    from spec2seq import training
+
+    loaded = training.load_recipe(recipe)
+    result = training.train(loaded, out or Path("runs", loaded.name), data, max_minutes, report)
+    state = "finished" if result.finished else "to be continued by the same command"
+    if os.environ.get("RANK", "0") == "0":  # of the processes of `accelerate launch`, one speaks
+        print(f"{result.folder}: step {result.step}, {result.minutes:.0f} minutes, {state}")
+
+
+@with_options
+def distill(
+    run: RunOptions, method: MethodOptions,
+    corpus: Annotated[Path, typer.Argument(help=".tsv, .jsonl or .txt (a source a line), also .gz")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL: source, target, tokens, reference")],
+    recipe: Annotated[Path | None, typer.Option(help="take columns and filters from its data section")] = None,
+    lines: Annotated[int | None, typer.Option(min=1, help="so many, spread over the usable lines")] = None,
+) -> None:  # fmt: skip
+    """Write a model's output for a corpus.
+
+    What a drafter learns from. A call that was stopped goes on; `accelerate launch` shares the lines out.
+    """
+    from spec2seq.training.distill import distill as run_distill
+    from spec2seq.training.recipe import DataConfig, load_recipe
+
+    data = load_recipe(recipe).data if recipe else DataConfig(train=str(corpus), dev="")
+    model, decoding = load_all(run, method)
+
+    settings = run.given("batch_size", "max_new_tokens")
+    done = run_distill(model, corpus, out, data, decoding, lines=lines, report=report, **settings)
+    print(
+        f"{done.file}: {done.lines} lines, {done.tokens} tokens, {done.tokens / max(done.seconds, 1e-9):.0f} a second"
+    )
+
+
+def make_drafter(
+    model: Annotated[str, typer.Argument(help="folder or hub id of the model to speed up")],
+    sources: Annotated[Path, typer.Option(help=".tsv, .jsonl or .txt (a source a line), also .gz")],
+    out: Annotated[Path, typer.Option("--out", help="folder to write; must not exist")],
+    field: Annotated[str | None, typer.Option(help="of the source (default: 0 in .tsv, source in .jsonl)")] = None,
+    lines: Annotated[int | None, typer.Option(help="so many, spread over the usable lines (default: all)")] = None,
+    minutes: Annotated[float, typer.Option(help="of training")] = 30.0,
+    layers: Annotated[int, typer.Option(help="of the drafter")] = 1,
+    block_size: Annotated[int, typer.Option(help="the most tokens of a draft")] = 6,
+    dev_lines: Annotated[int, typer.Option(help="held out to choose the weights, and as many to test")] = 200,
+) -> None:
+    """Make a block drafter for a model.
+
+    Distils, trains, checks that decoding with it is greedy's output, and measures the speed-up. The work lies in
+    OUT.work until all is done: the same command goes on.
+    """
+    quiet()
+    from spec2seq.training import make_drafter as making
+
+    made = making.make_drafter(
+        model, sources, out, field=field, lines=lines, minutes=minutes, layers=layers, block_size=block_size,
+        dev_lines=dev_lines, report=report,
+    )  # fmt: skip
+    print(making.describe_made(made))
+
+
+def import_fairseq(
+    checkpoint: Annotated[Path, typer.Argument(help="the verifier: architecture transformer or bart_base")],
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist")],
+    dictionary: Annotated[Path, typer.Option("--dict", help="dict.XX.txt, the same for source and target")],
+    drafter: Annotated[Path | None, typer.Option(help="a drafter's checkpoint: architecture block")] = None,
+    bpe: Annotated[Path | None, typer.Option(help="subword-nmt codes; without it lines come segmented")] = None,
+    moses: Annotated[
+        str | None, typer.Option(help="languages such as en-de, to (de)tokenize; without it lines come tokenized")
+    ] = None,
+) -> None:
+    """Make a model folder of a fairseq checkpoint.
+
+    The drafter goes to OUT/drafter. No code from the checkpoint is run.
+    """
+    quiet()
+    from spec2seq.models.fairseq import import_fairseq
+
+    import_fairseq(checkpoint, dictionary, out, drafter=drafter, codes=bpe, moses=moses)
+    print(out)
