@@ -139,7 +139,8 @@ class CachedDrafter(nn.Module):
             return verifier.logits
         weight, bias = verifier.head.weight[self.shortlist] * self.architecture.logit_scale, verifier.head.bias
         bias = None if bias is None else bias[self.shortlist]
-        return lambda states: F.linear(states, weight, bias)
+        # Two-dimensional: over a view of a three-dimensional tensor the product takes several times as long.
+        return lambda states: F.linear(states.reshape(-1, states.shape[-1]), weight, bias).view(*states.shape[:-1], -1)
 
     def tokens(self, places: Tensor) -> Tensor:
         """Places among the logits of `head` → token ids."""
@@ -306,7 +307,8 @@ class CachedDrafter(nn.Module):
         score, candidates = logits.topk(self.shape.candidates, dim=-1)  # [rows, k, candidates]
         tokens = self.tokens(candidates)
         before = torch.cat([previous[:, None, None].expand_as(tokens[:, :1]), tokens[:, :-1]], 1)
-        follows = self.before[before] @ self.after[tokens].transpose(2, 3)  # [rows, k, one before, candidate]
+        # [rows, k, one before, candidate]; at these sizes a batched product of matrices takes longer
+        follows = (self.before[before][:, :, :, None] * self.after[tokens][:, :, None]).sum(-1)
         best = (score[:, :, None] + follows).argmax(-1)  # for every candidate of the slot before
         place = best[:, 0, :1]
         chosen = [place]
