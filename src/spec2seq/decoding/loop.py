@@ -176,7 +176,7 @@ class Engine:
         return self._release(finished)
 
     def _read(self, draft: Draft, verdict: Verdict) -> tuple[list, list, list, list, list]:
-        """The one host read of the iteration: accepted, replacement, drafted, unsure `[rows]`, tokens `[width][rows]`."""
+        """The one host read: accepted, replacement, drafted, unsure `[rows]`, tokens `[width][rows]`."""
         if not draft.width and draft.unsure is None:
             none = [0] * self.rows.count
             return none, verdict.replacement.tolist(), none, none, []
