@@ -60,6 +60,13 @@ def test_a_call_that_was_stopped_goes_on_and_gives_the_same_file(model, corpus, 
     assert not list(tmp_path.glob("*.parts"))
 
 
+def test_a_call_out_of_time_ends_after_a_chunk(model, corpus, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    distill(model, corpus, whole, DATA, chunk_lines=4)
+    files = [distill(model, corpus, out, DATA, chunk_lines=4, max_seconds=0.0).file for _ in range(3)]
+    assert files == [None, None, out] and out.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize("change", [{"method": Beam(2)}, {"lines": 5}, {"max_new_tokens": 7}, {"data": "other"}])
 def test_chunks_of_another_run_are_refused(model, corpus, tmp_path, change):
     out = tmp_path / "out.jsonl"

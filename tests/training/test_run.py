@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
+from spec2seq import BlockDrafter
 from spec2seq.errors import UsageError
 from spec2seq.training import session as session_module
 from spec2seq.training import train
@@ -129,6 +130,34 @@ def test_t5_shape_trains_in_the_queue_and_its_tokenizer_round_trips(data, values
         and tokenizer.decode(ids, skip_special_tokens=True) == "the cache is full"
     )
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "runs" / "toy" / "final")
+
+
+def test_the_queue_trains_a_verifier_distils_it_and_trains_its_drafters(data, values, tmp_path) -> None:
+    values["training"] |= {"max_steps": 2}
+    shared = {"training": values["training"], "evaluation": values["evaluation"]}
+    columns = {"source": "source", "target": "target", "target_tokens": "tokens", "max_ratio": 1000.0}
+    drafter = shared | {
+        "name": "drafter", "cached_drafter": {"verifier": "toy/final", "block_size": 3, "transition_rank": 2},
+        "distillation": {"model": "toy/final", "train": "toy.train.tsv", "dev": "toy.dev.tsv", "lines": 20},
+        "data": columns | {"train": "out.jsonl", "dev": "out.dev.jsonl", "max_tokens": 24},
+    }  # fmt: skip
+    little = shared | {
+        "name": "little", "model": values["model"] | {"decoder_layers": 1, "start_from": "toy/final"},
+        "vocabulary": {"from": "toy/final"},
+        "data": columns | {f: f"drafter/distilled/out{e}.jsonl" for f, e in (("train", ""), ("dev", ".dev"))},
+    }  # fmt: skip
+    paths = []
+    for recipe in map(parse_recipe, (values, drafter, little)):
+        paths.append(tmp_path / f"{recipe.name}.yaml")
+        paths[-1].write_text(recipe_yaml(recipe), encoding="utf-8")
+    results = run_queue(paths, tmp_path / "runs", data, max_minutes=5)
+    assert {name: entry["state"] for name, entry in results.items()} == dict.fromkeys(
+        ("toy", "drafter", "little"), "finished"
+    ), results
+    distilled = (tmp_path / "runs" / "drafter" / "distilled" / "out.jsonl").read_text().splitlines()
+    assert 0 < len(distilled) <= 20
+    assert not (tmp_path / "runs" / "drafter" / "distilled" / "out.jsonl.parts").exists()
+    BlockDrafter.from_pretrained(tmp_path / "runs" / "drafter" / "final")
 
 
 def test_wrong_input_is_one_clear_error_and_writes_nothing(finished, data, values, recipe, tmp_path) -> None:

@@ -160,10 +160,7 @@ class Engine:
 
     def _commit(self, draft: Draft, verdict: Verdict, decoded: Decoded) -> list[Completion]:
         rows, n = self.rows, self.rows.count
-        unsure = torch.zeros_like(draft.lengths) if draft.unsure is None else draft.unsure.long()
-        packed = torch.stack([verdict.accepted, verdict.replacement, draft.lengths, unsure])
-        host = torch.cat([packed, draft.tokens.T]).tolist()  # the one host read of the iteration
-        accepted, replacement, drafted, unsure, tokens = *host[:4], host[4:]
+        accepted, replacement, drafted, unsure, tokens = self._read(draft, verdict)
         emitted, finished = [], []
         for slot in range(n):
             new = [*(tokens[place][slot] for place in range(accepted[slot])), replacement[slot]]
@@ -177,6 +174,16 @@ class Engine:
         if self.session is not None:
             self.session.commit([len(new) for new in emitted], decoded)
         return self._release(finished)
+
+    def _read(self, draft: Draft, verdict: Verdict) -> tuple[list, list, list, list, list]:
+        """The one host read: accepted, replacement, drafted, unsure `[rows]`, tokens `[width][rows]`."""
+        if not draft.width and draft.unsure is None:
+            none = [0] * self.rows.count
+            return none, verdict.replacement.tolist(), none, none, []
+        unsure = torch.zeros_like(draft.lengths) if draft.unsure is None else draft.unsure.long()
+        packed = torch.stack([verdict.accepted, verdict.replacement, draft.lengths, unsure])
+        host = torch.cat([packed, draft.tokens.T]).tolist()
+        return *host[:4], host[4:]
 
     def _book(self, draft, emitted, accepted, drafted, finished, unsure) -> None:
         """Count what every row in flight got, `emitted[slot]`, and let the length rule learn from it."""

@@ -160,7 +160,7 @@ def _padded(counts: list[int], like: list[int]) -> list[int]:
 
 
 def _name(method: Method) -> str:
-    return _label({"method": method[0], "parameters": method[1]})
+    return _label({"engine": "spec2seq", "method": method[0], "parameters": method[1]})
 
 
 def _label(row: dict[str, Any]) -> str:

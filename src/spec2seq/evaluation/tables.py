@@ -139,7 +139,7 @@ def _signatures(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _phase_table(results: dict[str, Any]) -> list[str]:
     rows = []
     for phases in results["phases_ms_per_token"]:
-        label = method_label(phases | {"again": False})
+        label = method_label(phases | {"engine": "spec2seq", "again": False})
         cells = [
             f"{phases[name]:.2f} ({phases[name] / phases['all']:.0%})" if name in phases else "–" for name in PHASES
         ]

@@ -28,7 +28,6 @@ DRAFTERS: dict[str, dict[str, Any]] = {
     "blocks, adaptive": {"method": "specdec"},
     "little, fixed": {"method": "assisted", "num_assistant_tokens": 5},
     "little, confidence": {"method": "assisted", "num_assistant_tokens": 10, "assistant_confidence_threshold": 0.4},
-    "little, adaptive": {"method": "assisted"},
     "lookup": {"method": "lookup", "num_lookup_tokens": 5},
 }
 

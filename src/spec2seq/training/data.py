@@ -38,6 +38,12 @@ def resolve(name: str, data_dir: str | Path | None = None) -> Path:
     raise UsageError(f"data file {name!r} not found; looked at {looked}; set --data DIR or SPEC2SEQ_DATA")
 
 
+def made_by(name: str, run: Path) -> str:
+    """What another run made, a model or a file, that a recipe means by `name`: as written, or beside this run."""
+    beside = run.parent / name
+    return str(beside) if not Path(name).exists() and beside.exists() else name
+
+
 def read_pairs(path: Path, data: DataConfig) -> Iterator[Pair]:
     """Yield every pair of a file, unfiltered. Raises UsageError with file and line for one that cannot be read."""
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]

@@ -13,23 +13,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spec2seq import Greedy, Seq2Seq
 from spec2seq.api import Method
 from spec2seq.errors import UsageError
-from spec2seq.training.data import Pair, read_pairs
+from spec2seq.training.data import Pair, made_by, read_pairs, resolve
 from spec2seq.training.processes import processes
-from spec2seq.training.recipe import DataConfig
+from spec2seq.training.recipe import DataConfig, Recipe
 from spec2seq.training.validation import sample
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What one call wrote to `file`: lines and tokens of this process, and its seconds."""
+    """What one call wrote: lines and tokens of this process, its seconds; and the file, None while it is not whole."""
 
     lines: int
     tokens: int
     seconds: float
-    file: Path
+    file: Path | None
 
 
 def distill(
@@ -43,6 +45,7 @@ def distill(
     lines: int | None = None,
     chunk_lines: int = 1024,
     max_new_tokens: int | None = None,
+    max_seconds: float | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Distilled:
     """Write the model's output for the sources of `corpus` to `out`: JSONL with source, target, tokens, reference.
@@ -58,6 +61,7 @@ def distill(
         batch_size: rows in flight; 64 is the fastest on 2 cores with the bundled model.
         lines: so many, evenly spread over the usable lines; None takes all.
         chunk_lines: lines of a chunk, which is sorted by length and decoded together.
+        max_seconds: ends the call after the chunk in which they are over; calling again goes on.
         report: takes a line of progress after each chunk.
 
     Raises UsageError for a corpus without usable lines, or chunks of another run at `out`.
@@ -87,11 +91,40 @@ def distill(
             seconds = time.monotonic() - started
             left = seconds / done * (len(mine) - done) / 60
             report(f"chunk {done} of {len(mine)}: {tokens / seconds:.0f} tokens/s, {left:.1f} minutes left")
+        if max_seconds is not None and time.monotonic() - started >= max_seconds:
+            break
     state.wait_for_everyone()
-    if state.is_main_process:
+    whole = all((parts / _name(i)).is_file() for i in range(len(chunks)))
+    state.wait_for_everyone()
+    if whole and state.is_main_process:
         _join(parts, len(chunks), out)
     state.wait_for_everyone()
-    return Distilled(written, tokens, time.monotonic() - started, out)
+    return Distilled(written, tokens, time.monotonic() - started, out if whole else None)
+
+
+def distilled_files(
+    recipe: Recipe, run: Path, data_dir: Any, max_seconds: float | None, report: Callable[[str], None] | None
+) -> Path | None:
+    """Make what `recipe.distillation` asks for in `run`/distilled; returns that folder, None while it is not whole."""
+    asked, folder, started = recipe.distillation, run / "distilled", time.monotonic()
+    kept = {name: getattr(recipe.data, name) for name in ("min_words", "max_words", "max_tokens", "exclude_origins")}
+    everything = {"max_words": 10_000, "max_tokens": recipe.data.max_tokens}
+    parts = [(recipe.data.train, asked.train, kept, asked.lines), (recipe.data.dev, asked.dev, everything, None)]
+    parts += [(recipe.data.test, asked.test, everything, None)] if asked.test is not None else []
+    missing = [part for part in parts if not (folder / Path(part[0]).name).is_file()]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = Seq2Seq.from_premade_by(made_by(asked.model, run), device=device)
+    for name, corpus, filters, lines in missing:
+        left = None if max_seconds is None else max_seconds - (time.monotonic() - started)
+        done = distill(
+            model, resolve(corpus, data_dir), folder / Path(name).name, DataConfig(corpus, "", **filters), lines=lines,
+            batch_size=asked.batch_size, max_seconds=left, report=report,
+        )  # fmt: skip
+        if done.file is None:
+            return None
+    return folder
 
 
 def _description(model: Seq2Seq, corpus: Path, settings: tuple) -> str:

@@ -16,7 +16,7 @@ from spec2seq.models.cached_drafter import CachedDrafter, CachedDrafterConfig
 from spec2seq.training.batches import Collator
 from spec2seq.training.card import drafter_card
 from spec2seq.training.checkpoints import Checkpoint, require_fit, weights_of
-from spec2seq.training.data import Pair
+from spec2seq.training.data import Pair, made_by
 from spec2seq.training.draft_scores import DraftScores, Guess, score_drafter
 from spec2seq.training.drafting import DrafterLoss, block_guesses
 from spec2seq.training.session import Session, recipe_yaml
@@ -39,7 +39,7 @@ class DrafterSession(Session):
     def _vocabulary(self) -> Any:
         dtype = str(self._verifier_dtype()).removeprefix("torch.")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.verifier = Seq2Seq.from_pretrained(self.recipe.drafter.verifier, dtype, device)
+        self.verifier = Seq2Seq.from_premade_by(made_by(self.recipe.drafter.verifier, self.out), dtype, device)
         return self.verifier.tokenizer
 
     def _trainer(self, *arguments: Any) -> BudgetTrainer:
@@ -67,7 +67,7 @@ class DrafterSession(Session):
         shutil.rmtree(partial, ignore_errors=True)
         verifier = sum(weight.numel() for weight in self.verifier.model.parameters())
         facts["verifier"] = {"folder": Path(self.recipe.drafter.verifier).name, "parameters": verifier}
-        copy.deepcopy(self.model).half().save_pretrained(partial)
+        copy.deepcopy(self.model).half().save_premade_by(partial)
         (partial / "recipe.yaml").write_text(recipe_yaml(self.recipe), encoding="utf-8")
         text = json.dumps(facts, indent=2, ensure_ascii=False)
         (partial / "training_summary.json").write_text(text + "\n", encoding="utf-8")

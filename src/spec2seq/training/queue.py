@@ -17,8 +17,9 @@ from spec2seq.evaluation.files import write_json
 from spec2seq.training.recipe import load_recipe
 from spec2seq.training.run import TrainResult, train
 
-# Most valuable first: a better verifier of the bundled size, its little model, then the large verifier.
-RECIPES = ("ende-verifier-long", "ende-little-long", "ende-verifier-base")
+# Most valuable first: a better verifier of the bundled size; what it writes and its block drafter; its little model;
+# then the large verifier.
+RECIPES = ("ende-verifier-long", "ende-drafter-long", "ende-little-long", "ende-verifier-base")
 SESSION_MINUTES = 8.5  # of a 10-minute call: the rest is for starting, the last checkpoint and the copy
 
 

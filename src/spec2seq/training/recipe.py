@@ -222,6 +222,23 @@ class PaperDrafterRecipe:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """Make the files that `data` names, base name by base name, from the greedy output of `model` for other files:
+    `lines` sources of `train` that pass `data`'s filters of words, tokens and origins, and all of `dev` and `test`."""
+
+    model: str
+    train: str
+    dev: str
+    test: str | None = None
+    lines: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_range("lines", self.lines, 1, None)
+        check_range("batch_size", self.batch_size, 1, None)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run. `name` names its folder under runs/. With `cached_drafter` or `paper_drafter` it trains that,
     and `model` and `vocabulary` are the verifier's."""
@@ -231,6 +248,7 @@ class Recipe:
     training: TrainingConfig
     cached_drafter: CachedDrafterRecipe | None = None
     paper_drafter: PaperDrafterRecipe | None = None
+    distillation: DistillationConfig | None = None
     model: ModelShape = field(default_factory=ModelShape)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

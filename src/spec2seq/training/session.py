@@ -17,7 +17,7 @@ from spec2seq.training.batches import Collator, TokenBudgetSampler
 from spec2seq.training.cache import tokenized
 from spec2seq.training.checkpoints import Checkpoint, best_checkpoint, weights_of, whole_checkpoints
 from spec2seq.training.clock import Clock
-from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
+from spec2seq.training.data import Pair, filter_pairs, made_by, read_pairs, resolve
 from spec2seq.training.export import write_final
 from spec2seq.training.loss import narrow_residuals, sequence_loss
 from spec2seq.training.processes import processes
@@ -37,7 +37,7 @@ class Session:
         self.recipe, self.out, self.max_minutes, self.listener = recipe, out, max_minutes, report
         self.started, self.processes = time.monotonic(), processes()
         names = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
-        self.files = {key: resolve(name, data_dir) for key, name in names.items() if name is not None}
+        self.files = {key: resolve(made_by(name, out), data_dir) for key, name in names.items() if name is not None}
         self.checkpoints = out / "checkpoints"
 
     def run(self) -> TrainResult:
@@ -117,7 +117,7 @@ class Session:
         shape = self.recipe.model
         model = new_model(shape, self.tokenizer, self.recipe.evaluation.max_new_tokens)
         if shape.start_from is not None and not whole_checkpoints(self.checkpoints):
-            start_from(model, Path(shape.start_from))
+            start_from(model, Path(made_by(shape.start_from, self.out)))
         return model
 
     def _vocabulary(self) -> Any:
@@ -125,7 +125,7 @@ class Session:
         if not (folder / "tokenizer_config.json").is_file():
             recipe = self.recipe
             if recipe.vocabulary.from_ is not None:
-                copy_vocabulary(Path(recipe.vocabulary.from_), folder)
+                copy_vocabulary(Path(made_by(recipe.vocabulary.from_, self.out)), folder)
             else:
                 pairs = list(filter_pairs(read_pairs(self.files["train"], recipe.data), recipe.data))
                 if not pairs:
