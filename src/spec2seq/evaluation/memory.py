@@ -11,8 +11,9 @@ from spec2seq.evaluation.peers.ours import Ours
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 SOURCE, NEW_TOKENS = 32, 32
+# VmHWM, not getrusage: what that reports begins with the peak of the process that started this one.
 CHILD = """
-import json, resource, sys
+import json, re, sys
 import torch
 from spec2seq import BlockDrafter, Greedy, Seq2Seq, SpecDec
 models, threads, batch_size, method, source, new = json.loads(sys.argv[1])
@@ -22,7 +23,7 @@ how = Greedy() if method == "greedy" else SpecDec(BlockDrafter.from_pretrained(m
 a = model.model.architecture
 ids = [[5 + i % (a.vocabulary - 10)] * (source - 1) + [a.eos_token_id] for i in range(batch_size)]
 model.generate(ids, how, batch_size=batch_size, max_new_tokens=new)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
@@ -43,7 +44,7 @@ def tensor_bytes(ours: Ours) -> dict[str, Any]:
 
 
 def fresh_memory(models: Path, threads: int) -> list[dict[str, Any]]:
-    """Peak resident megabytes of a process that loads the model and generates one batch, by batch size."""
+    """Peak resident MiB of a process that loads the model and generates one batch, by batch size. Linux only."""
     rows = []
     for batch_size in BATCH_SIZES:
         row: dict[str, Any] = {"batch_size": batch_size}
