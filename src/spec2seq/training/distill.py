@@ -115,7 +115,7 @@ def distilled_files(
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = Seq2Seq.from_premade_by(made_by(asked.model, run), device=device)
+        model = Seq2Seq.from_pretrained(made_by(asked.model, run), device=device)
     for name, corpus, filters, lines in missing:
         left = None if max_seconds is None else max_seconds - (time.monotonic() - started)
         done = distill(

@@ -39,7 +39,7 @@ class DrafterSession(Session):
     def _vocabulary(self) -> Any:
         dtype = str(self._verifier_dtype()).removeprefix("torch.")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.verifier = Seq2Seq.from_premade_by(made_by(self.recipe.drafter.verifier, self.out), dtype, device)
+        self.verifier = Seq2Seq.from_pretrained(made_by(self.recipe.drafter.verifier, self.out), dtype, device)
         return self.verifier.tokenizer
 
     def _trainer(self, *arguments: Any) -> BudgetTrainer:
@@ -67,7 +67,7 @@ class DrafterSession(Session):
         shutil.rmtree(partial, ignore_errors=True)
         verifier = sum(weight.numel() for weight in self.verifier.model.parameters())
         facts["verifier"] = {"folder": Path(self.recipe.drafter.verifier).name, "parameters": verifier}
-        copy.deepcopy(self.model).half().save_premade_by(partial)
+        copy.deepcopy(self.model).half().save_pretrained(partial)
         (partial / "recipe.yaml").write_text(recipe_yaml(self.recipe), encoding="utf-8")
         text = json.dumps(facts, indent=2, ensure_ascii=False)
         (partial / "training_summary.json").write_text(text + "\n", encoding="utf-8")
