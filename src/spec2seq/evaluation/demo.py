@@ -21,7 +21,7 @@ from spec2seq.evaluation.timing import Timings, interleave, set_threads
 Method = tuple[str, dict[str, Any]]
 METHODS: tuple[Method, ...] = (("greedy", {}), ("assisted", {}), ("bild", {}), ("lookup", {}))
 BLOCKS: Method = ("specdec", {})  # where a block drafter lies beside the verifier; comes after greedy
-TIMED_LINES = 24
+TIMED_LINES = 16
 TIMED_SECONDS = 60.0  # for all rounds together, so that the demo ends within minutes on a slow machine too
 ROUNDS = (3, 7)
 SENTENCES = 10
