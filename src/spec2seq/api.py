@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import families
+from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.pairing import check_pair
@@ -137,26 +137,15 @@ class Seq2Seq:
         """
         import transformers
 
-        folder = Path(folder)
-        if folder.exists():
-            raise Spec2SeqError(f"{folder}: exists already")
-        with torch.device("meta"):  # only its configuration and its list of tied weights are wanted
-            config = copy.deepcopy(self.config)
-            theirs = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=self.model.dtype)
-        model = self.model if self.model.device.type == "cpu" else copy.deepcopy(self.model).cpu()
-        state = families.export(model, self.config)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.parent / f".{folder.name}.{os.getpid()}"
-        temporary.mkdir()  # not tempfile's: its folders can be read by their owner alone
-        try:
-            theirs.save_pretrained(temporary, state_dict=state)
+        with whole_folder(folder) as temporary:
+            with torch.device("meta"):  # only its configuration and its list of tied weights are wanted
+                config = copy.deepcopy(self.config)
+                theirs = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=self.model.dtype)
+            model = self.model if self.model.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+            theirs.save_pretrained(temporary, state_dict=families.export(model, self.config))
             for part in (self.tokenizer, self.generation_config):
                 if part is not None:
                     part.save_pretrained(temporary)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     def generate(
         self,

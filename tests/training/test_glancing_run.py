@@ -1,5 +1,6 @@
 """Whole runs that train the paper's drafter: accumulation, stopping, resuming, the folder, wrong recipes."""
 
+import copy
 import json
 
 import pytest
@@ -23,7 +24,7 @@ SIZE = 4
 def corpus(tmp_path_factory):
     """A tiny verifier's folder and what it wrote, as `distill` writes it."""
     folder = tmp_path_factory.mktemp("glancing")
-    model = tiny.transformers_model("marian").float()
+    model = copy.deepcopy(tiny.transformers_model("marian")).float()  # it is cached
     words = tiny.tokenizer(model)
     model.save_pretrained(folder / "verifier")
     words.save_pretrained(folder / "verifier")

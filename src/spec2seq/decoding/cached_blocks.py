@@ -3,6 +3,8 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from spec2seq.errors import UsageError
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
+
+_checked: WeakKeyDictionary[Any, WeakSet] = WeakKeyDictionary()  # fingerprinting a verifier takes milliseconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,14 @@ class CachedBlockDrafter:
     longest = block_size
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "CachedSession":
-        """Raises UsageError for a verifier of another shape; warns if it has other weights."""
+        """Raises UsageError for a verifier of another shape; warns once if it has other weights."""
+        known = _checked.setdefault(self, WeakSet())
+        if verifier not in known:
+            self._check(verifier)
+            known.add(verifier)
+        return CachedSession(self.model, rows, verifier)
+
+    def _check(self, verifier: EncoderDecoder) -> None:
         mine, theirs = self.model.architecture, verifier.architecture
         for name in ("vocabulary", "width", "eos_token_id", "decoder_start_token_id"):
             if getattr(mine, name) != getattr(theirs, name):
@@ -52,12 +63,11 @@ class CachedBlockDrafter:
             raise UsageError(f"the drafter is made for the decoder {mine.decoder}; this one is {theirs.decoder}")
         trained_for = self.model.verifier
         if trained_for is not None and trained_for != fingerprint(verifier):
-            warnings.warn("the drafter was trained for a verifier with other weights: slower, not wrong", stacklevel=2)
+            warnings.warn("the drafter was trained for a verifier with other weights: slower, not wrong", stacklevel=3)
         for name in ("dtype", "device"):
             if getattr(verifier, name) != getattr(self.model, name):
                 values = f"{getattr(verifier, name)} and {getattr(self.model, name)}"
                 raise UsageError(f"verifier and drafter differ: {name} is {values}; load both alike")
-        return CachedSession(self.model, rows, verifier)
 
 
 class CachedSession:

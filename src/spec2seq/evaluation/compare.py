@@ -7,7 +7,6 @@ python -m spec2seq.evaluation.compare --readme README.md     writes the table of
 import argparse
 import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
+from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.files import read_json, write_json, write_text
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.metrics import first_difference, quality, share_identical
@@ -260,10 +260,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Spec2SeqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_main(main)

@@ -5,13 +5,13 @@ python -m spec2seq.evaluation.report out/demo/results.json     writes report.htm
 
 import argparse
 import html
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
+from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.files import read_json, write_text
 from spec2seq.evaluation.plots import Line, line_plot
 from spec2seq.evaluation.tables import is_lossless, method_label
@@ -186,8 +186,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Spec2SeqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_main(main)

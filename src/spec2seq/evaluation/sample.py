@@ -3,13 +3,13 @@
 import argparse
 import importlib.resources
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spec2seq.config import check_range
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.files import write_text
 
 LINES = 200
@@ -94,8 +94,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Spec2SeqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_main(main)

@@ -6,14 +6,14 @@ python -m spec2seq.evaluation.specdec --out docs/results    with ende.dev.tsv an
 import argparse
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spec2seq import Beam
-from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.errors import UsageError
+from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.costs import pass_seconds
 from spec2seq.evaluation.files import write_json, write_text
 from spec2seq.evaluation.manifest import manifest
@@ -214,10 +214,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Spec2SeqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_main(main)

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spec2seq.config import build, check_range
+from spec2seq.config import check_range
 from spec2seq.errors import Spec2SeqError
 from spec2seq.models import drafter_folder
 from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder, additive_mask, padding_mask
-from spec2seq.models.layers import CrossAttention, Layer, SelfAttention, make_norm, relative_bucket
+from spec2seq.models.layers import CrossAttention, Layer, SelfAttention, cross_keys_values, make_norm, relative_bucket
 
 KIND = "cached"
 
@@ -90,15 +90,7 @@ class CachedDrafter(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "CachedDrafter":
         """Load what `save_pretrained` wrote, float32. Raises Spec2SeqError for anything else."""
-        values = drafter_folder.read_config(folder)
-        kind = values.pop("drafter_type")
-        if kind != KIND:
-            raise Spec2SeqError(f"{folder}: drafter_type is {kind!r}; allowed: {KIND}")
-        config = build(CachedDrafterConfig, values, str(Path(folder, drafter_folder.CONFIG)))
-        with torch.device("meta"):
-            model = cls(config)
-        drafter_folder.load_weights(folder, model)
-        return model.float().eval().requires_grad_(False)
+        return drafter_folder.load(folder, KIND, CachedDrafterConfig, cls).float().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration and weights, float16. Raises Spec2SeqError if `folder` exists."""
@@ -151,11 +143,7 @@ class CachedDrafter(nn.Module):
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values of the sources once."""
-        rows, length, width = encoded.states.shape
-        states = encoded.states.reshape(-1, width)
-        per_layer = torch.stack([layer.cross_key_value(states) for layer in self.layers])
-        shape = self.stack.layers, rows, length, 2, self.stack.heads, self.stack.head_width
-        cache.put_source(first_slot, per_layer.view(shape).permute(0, 3, 1, 4, 2, 5), encoded.lengths)
+        cache.put_source(first_slot, cross_keys_values(self.layers, encoded.states), encoded.lengths)
 
     def guess(
         self,
@@ -280,12 +268,9 @@ class CachedDrafter(nn.Module):
         return bias.masked_fill(~visible[:, None], -torch.inf)
 
     def _cross(self, encoded: Encoded) -> CrossAttention:
-        rows, length, width = encoded.states.shape
-        states = encoded.states.reshape(-1, width)
-        shape = rows, length, 2, self.stack.heads, self.stack.head_width
-        pairs = [layer.cross_key_value(states).view(shape).permute(2, 0, 3, 1, 4) for layer in self.layers]
-        keys, values = zip(*(pair.unbind(0) for pair in pairs), strict=True)
-        return CrossAttention(keys, values, padding_mask(encoded.lengths, length, encoded.states.dtype))
+        keys, values = cross_keys_values(self.layers, encoded.states).unbind(1)
+        mask = padding_mask(encoded.lengths, encoded.states.shape[1], encoded.states.dtype)
+        return CrossAttention(keys.unbind(0), values.unbind(0), mask)
 
     def _run(self, x: Tensor, mask: Tensor, cross: CrossAttention, store: Callable | None) -> Tensor:
         rows, length, width = x.shape

@@ -4,15 +4,18 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
 from torch import nn
 
-from spec2seq.config import load_mapping
+from spec2seq.config import build, load_mapping
 from spec2seq.errors import Spec2SeqError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -28,7 +31,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         raise Spec2SeqError(f"{folder}: exists already")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.{os.getpid()}"
-    temporary.mkdir()
+    temporary.mkdir()  # not tempfile's: its folders can be read by their owner alone
     try:
         yield temporary
         temporary.rename(folder)
@@ -57,8 +60,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return values
 
 
-def load_weights(folder: str | Path, model: nn.Module) -> None:
-    """Give `model` (on the meta device) the tensors of the folder. Raises Spec2SeqError unless they fit exactly."""
+def load(folder: str | Path, kind: str, config: type[Any], build_model: Callable[[Any], Model]) -> Model:
+    """The drafter of `kind` in `folder`, built from its configuration of class `config`, in evaluation mode.
+
+    Raises Spec2SeqError for another kind, a broken configuration, or tensors that do not fit it exactly.
+    """
+    values = read_config(folder)
+    found = values.pop("drafter_type")
+    if found != kind:
+        raise Spec2SeqError(f"{folder}: drafter_type is {found!r}; allowed: {kind}")
+    with torch.device("meta"):
+        model = build_model(build(config, values, str(Path(folder, CONFIG))))
     path = Path(folder, WEIGHTS)
     if not path.is_file():
         raise Spec2SeqError(f"{folder}: no drafter here: {WEIGHTS} is missing")
@@ -66,3 +78,4 @@ def load_weights(folder: str | Path, model: nn.Module) -> None:
         model.load_state_dict(safetensors.torch.load_file(path), assign=True)
     except Exception as error:  # a broken file, missing or further tensors, or other shapes
         raise Spec2SeqError(f"{path}: does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+    return model.eval()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache
-from spec2seq.models.layers import CrossAttention, SelfAttention, Stack
+from spec2seq.models.layers import CrossAttention, SelfAttention, Stack, cross_keys_values
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,7 @@ class EncoderDecoder(nn.Module):
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values once, into the slots from `first_slot` on."""
-        shape = self.architecture.decoder
-        rows, length, width = encoded.states.shape
-        states = encoded.states.reshape(-1, width)
-        per_layer = [layer.cross_key_value(states) for layer in self.decoder.layers]
-        key_value = torch.stack(per_layer).view(shape.layers, rows, length, 2, shape.heads, shape.head_width)
-        cache.put_source(first_slot, key_value.permute(0, 3, 1, 4, 2, 5), encoded.lengths)
+        cache.put_source(first_slot, cross_keys_values(self.decoder.layers, encoded.states), encoded.lengths)
 
     def decode_block(
         self,

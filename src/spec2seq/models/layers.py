@@ -4,7 +4,7 @@ Hidden states travel as `[rows * length, width]`: at one token a row an extra vi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +109,15 @@ class Layer(nn.Module):
             gate, inner = inner.chunk(2, dim=-1)
             return self.ffn_out(self.activation(gate) * inner)
         return self.ffn_out(self.activation(inner))
+
+
+def cross_keys_values(layers: Iterable[Layer], states: Tensor) -> Tensor:
+    """What cross-attention sees of sources `[rows, length, width]`: `[layers, 2, rows, heads, length, head_width]`."""
+    rows, length, width = states.shape
+    states, layers = states.reshape(-1, width), list(layers)
+    key_value = torch.stack([layer.cross_key_value(states) for layer in layers])
+    key_value = key_value.view(len(layers), rows, length, 2, layers[0].heads, layers[0].head_width)
+    return key_value.permute(0, 3, 1, 4, 2, 5)
 
 
 class DropoutLayer(Layer):

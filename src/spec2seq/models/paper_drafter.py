@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spec2seq.config import build, check_range
-from spec2seq.errors import Spec2SeqError
+from spec2seq.config import check_range
 from spec2seq.models import drafter_folder
 from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.encoder_decoder import padding_mask
-from spec2seq.models.layers import CrossAttention, DropoutLayer, SelfAttention
+from spec2seq.models.layers import CrossAttention, DropoutLayer, SelfAttention, cross_keys_values
 
 KIND = "paper"
 INITIAL_STD = 0.02
@@ -101,15 +100,7 @@ class PaperDrafter(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "PaperDrafter":
         """Load what `save_pretrained` wrote, in evaluation mode. Raises Spec2SeqError for anything else."""
-        values = drafter_folder.read_config(folder)
-        kind = values.pop("drafter_type")
-        if kind != KIND:
-            raise Spec2SeqError(f"{folder}: drafter_type is {kind!r}; allowed: {KIND}")
-        config = build(PaperConfig, values, str(Path(folder, drafter_folder.CONFIG)))
-        with torch.device("meta"):
-            model = cls(config)
-        drafter_folder.load_weights(folder, model)
-        return model.eval()
+        return drafter_folder.load(folder, KIND, PaperConfig, cls)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration and weights. Raises Spec2SeqError if `folder` exists."""
@@ -131,10 +122,7 @@ class PaperDrafter(nn.Module):
         x = x.view(-1, self.config.width)
         for index, layer in enumerate(self.encoder):
             x = layer(x, index, SelfAttention(rows, length, mask), None)
-        shape = self.config.architecture.decoder
-        pairs = torch.stack([layer.cross_key_value(x) for layer in self.decoder])
-        pairs = pairs.view(shape.layers, rows, length, 2, shape.heads, shape.head_width)
-        return EncodedSource(tokens, lengths, pairs.permute(0, 3, 1, 4, 2, 5))
+        return EncodedSource(tokens, lengths, cross_keys_values(self.decoder, x.view(rows, length, -1)))
 
     def block_states(self, source: EncodedSource, tokens: Tensor, is_mask: Tensor, lengths: Tensor | None) -> Tensor:
         """Run the decoder over prefix and mask slots.

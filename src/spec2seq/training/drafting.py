@@ -85,10 +85,7 @@ class DrafterLoss:
         found = guesses(drafter, self.verifier, batch, anchors)
         states, weight = head(drafter, self.verifier, found.states, found.previous)
         bias, width = self.verifier.head.bias, drafter.architecture.width
-        chunk = 512 if states.device.type == "cpu" else 8192
-        smooth, plain = SmoothedCrossEntropy.apply(
-            states, weight, bias, found.labels, smoothing, dtype, chunk, width
-        )  # fmt: skip
+        smooth, plain = SmoothedCrossEntropy.apply(states, weight, bias, found.labels, smoothing, dtype, None, width)
         return smooth, plain, len(found.labels)
 
 

@@ -88,8 +88,7 @@ class GlancingLoss:
         revealed = reveal(blocks.supervised, count, draws[:, 1:])
         learned = blocks.supervised & ~revealed
         states, wanted = blocks.states(drafter, source, revealed)[learned], blocks.labels[learned]
-        chunk = 512 if states.device.type == "cpu" else 8192
-        smooth, plain = SmoothedCrossEntropy.apply(states, drafter.embedding, None, wanted, smoothing, dtype, chunk)
+        smooth, plain = SmoothedCrossEntropy.apply(states, drafter.embedding, None, wanted, smoothing, dtype)
         return smooth, plain, len(wanted)
 
 

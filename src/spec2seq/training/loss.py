@@ -15,8 +15,9 @@ class SmoothedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, labels, smoothing: float, dtype: torch.dtype, chunk: int,
-                frozen: int = 0):  # fmt: skip
+    def forward(ctx: Any, hidden, weight, bias, labels, smoothing: float, dtype: torch.dtype,
+                chunk: int | None = None, frozen: int = 0):  # fmt: skip
+        chunk = chunk or (512 if hidden.device.type == "cpu" else 8192)  # a CPU's chunk stays in its cache
         smooth = torch.zeros((), dtype=torch.float32, device=hidden.device)
         plain = torch.zeros_like(smooth)
         states, matrix = hidden.to(dtype), weight.to(dtype)
@@ -74,7 +75,6 @@ def sequence_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """(smoothed loss, plain NLL, number of labels) of a batch; both losses are sums in nats over real tokens."""
     states = decoder_states(model, batch)
-    chunk = chunk or (512 if states.device.type == "cpu" else 8192)  # a CPU's chunk stays in its cache
     kept = batch["labels"] != -100
     labels = batch["labels"][kept]
     bias = getattr(model, "final_logits_bias", None)

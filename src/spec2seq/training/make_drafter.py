@@ -165,8 +165,9 @@ def _recipe(
             save_minutes=min(3.0, minutes / 8), average=3,
         ),
         CachedDrafterRecipe(
-            model, block_size, layers, decoder.ffn_width,  # its width, so that layers start as the verifier's last
-            tuple(sorted({(decoder.layers + 1) // 2, decoder.layers})),
+            verifier=model, block_size=block_size, layers=layers,
+            feed_forward=decoder.ffn_width,  # so that layers start as the verifier's last
+            hidden_layers=tuple(sorted({(decoder.layers + 1) // 2, decoder.layers})),
         ),
         evaluation=EvaluationConfig(
             every_minutes=min(6.0, minutes / 4), dev_lines=dev_lines,

@@ -158,24 +158,17 @@ class CardConfig:
     data_licences: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CachedDrafterRecipe:
-    """A block drafter on top of `verifier`, a trained folder; see `CachedDrafterShape`. A block of slots stands behind
-    every `stride`-th token of a training sentence."""
+@dataclass(frozen=True, kw_only=True)
+class CachedDrafterRecipe(CachedDrafterShape):
+    """A block drafter on top of `verifier`, a trained folder. A block of slots stands behind every `stride`-th token
+    of a training sentence."""
 
     verifier: str
-    block_size: int = 6
-    layers: int = 1
-    feed_forward: int = 1024
-    hidden_layers: tuple[int, ...] = ()
-    transition_rank: int = 32
-    candidates: int = 8
-    shortlist: int = 0
     stride: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("stride", self.stride, 1, 64)
-        _ = self.shape  # checks the rest
 
     @property
     def shape(self) -> CachedDrafterShape:
