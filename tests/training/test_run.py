@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
-from spec2seq import BlockDrafter
+from spec2seq import Beam, BlockDrafter, Seq2Seq
 from spec2seq.errors import UsageError
 from spec2seq.training import session as session_module
 from spec2seq.training import train
@@ -132,12 +132,12 @@ def test_t5_shape_trains_in_the_queue_and_its_tokenizer_round_trips(data, values
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "runs" / "toy" / "final")
 
 
-def test_the_queue_trains_a_verifier_distils_it_and_trains_its_drafters(data, values, tmp_path) -> None:
+def test_the_queue_trains_a_verifier_and_what_learns_from_its_output(data, values, tmp_path) -> None:
     values["training"] |= {"max_steps": 2}
     shared = {"training": values["training"], "evaluation": values["evaluation"]}
     columns = {"source": "source", "target": "target", "target_tokens": "tokens", "max_ratio": 1000.0}
     drafter = shared | {
-        "name": "drafter", "cached_drafter": {"verifier": "toy/final", "block_size": 3, "transition_rank": 2},
+        "name": "drafter", "cached_drafter": {"verifier": "toy/final", "block_size": 3, "follow_width": 8},
         "distillation": {"model": "toy/final", "train": "toy.train.tsv", "dev": "toy.dev.tsv", "lines": 20},
         "data": columns | {"train": "out.jsonl", "dev": "out.dev.jsonl", "max_tokens": 24},
     }  # fmt: skip
@@ -146,14 +146,25 @@ def test_the_queue_trains_a_verifier_distils_it_and_trains_its_drafters(data, va
         "vocabulary": {"from": "toy/final"},
         "data": columns | {f: f"drafter/distilled/out{e}.jsonl" for f, e in (("train", ""), ("dev", ".dev"))},
     }  # fmt: skip
+    tuned = shared | {
+        "name": "tuned", "model": values["model"] | {"start_from": "toy/final"}, "vocabulary": {"from": "toy/final"},
+        "distillation": {"model": "toy/final", "train": "toy.train.tsv", "lines": 10, "num_beams": 2},
+        "data": {"source": "source", "target": "target", "train": "beam.jsonl", "dev": "toy.dev.tsv",
+                 "max_ratio": 1000.0},
+    }  # fmt: skip
     paths = []
-    for recipe in map(parse_recipe, (values, drafter, little)):
+    for recipe in map(parse_recipe, (values, drafter, little, tuned)):
         paths.append(tmp_path / f"{recipe.name}.yaml")
         paths[-1].write_text(recipe_yaml(recipe), encoding="utf-8")
     results = run_queue(paths, tmp_path / "runs", data, max_minutes=5)
     assert {name: entry["state"] for name, entry in results.items()} == dict.fromkeys(
-        ("toy", "drafter", "little"), "finished"
+        ("toy", "drafter", "little", "tuned"), "finished"
     ), results
+    [record, *_] = map(json.loads, (tmp_path / "runs" / "tuned" / "distilled" / "beam.jsonl").read_text().splitlines())
+    beams = Seq2Seq.from_pretrained(tmp_path / "runs" / "toy" / "final").generate(
+        [record["source"]], Beam(num_beams=2), max_new_tokens=200
+    )
+    assert record["tokens"] == beams.sequences[0]
     distilled = (tmp_path / "runs" / "drafter" / "distilled" / "out.jsonl").read_text().splitlines()
     assert 0 < len(distilled) <= 20
     assert not (tmp_path / "runs" / "drafter" / "distilled" / "out.jsonl.parts").exists()

@@ -11,6 +11,8 @@ from typing import IO
 from spec2seq.errors import UsageError
 from spec2seq.training.recipe import DataConfig
 
+TSV_NAMES = {"source": "0", "target": "1"}  # one recipe may read what `distill` wrote and a TSV
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -23,13 +25,15 @@ class Pair:
     tokens: tuple[int, ...] | None = None
 
 
-def resolve(name: str, data_dir: str | Path | None = None) -> Path:
-    """The file a recipe means by `name`: as written, or its base name under `data_dir` or $SPEC2SEQ_DATA.
+def resolve(name: str, data_dir: str | Path | None = None, first: Path | None = None) -> Path:
+    """The file a recipe means by `name`: as written, or its base name in the folder `first`, under `data_dir` or
+    $SPEC2SEQ_DATA.
 
     Raises UsageError with every place that was looked at.
     """
     folder = data_dir or os.environ.get("SPEC2SEQ_DATA")
-    places = [Path(folder) / Path(name).name, Path(folder) / name] if folder else []
+    places = [first / Path(name).name] if first else []
+    places += [Path(folder) / Path(name).name, Path(folder) / name] if folder else []
     places.append(Path(name))
     for place in places:
         if place.is_file():
@@ -69,10 +73,11 @@ def _open(path: Path) -> IO[str]:
 def _parse_tsv(line: str, data: DataConfig, where: str) -> Pair:
     columns = line.split("\t")
     try:
-        source, target = columns[int(data.source)], columns[int(data.target)]
+        source, target = (columns[int(TSV_NAMES.get(name, name))] for name in (data.source, data.target))
     except ValueError:
         raise UsageError(
-            f"data.source is {data.source!r}, data.target {data.target!r}; allowed for TSV: column numbers from 0"
+            f"data.source is {data.source!r}, data.target {data.target!r}; allowed for TSV: column numbers from 0, "
+            "or source and target for the first two"
         ) from None
     except IndexError:
         raise UsageError(f"{where}: {len(columns)} columns; needed: {data.source} and {data.target}") from None

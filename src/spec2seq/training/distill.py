@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from spec2seq import Greedy, Seq2Seq
+from spec2seq import Beam, Greedy, Seq2Seq
 from spec2seq.api import Method
 from spec2seq.errors import UsageError
 from spec2seq.training.data import Pair, made_by, read_pairs, resolve
@@ -109,18 +109,19 @@ def distilled_files(
     asked, folder, started = recipe.distillation, run / "distilled", time.monotonic()
     kept = {name: getattr(recipe.data, name) for name in ("min_words", "max_words", "max_tokens", "exclude_origins")}
     everything = {"max_words": 10_000, "max_tokens": recipe.data.max_tokens}
-    parts = [(recipe.data.train, asked.train, kept, asked.lines), (recipe.data.dev, asked.dev, everything, None)]
-    parts += [(recipe.data.test, asked.test, everything, None)] if asked.test is not None else []
-    missing = [part for part in parts if not (folder / Path(part[0]).name).is_file()]
+    parts = [(recipe.data.train, asked.train, kept, asked.lines)]
+    parts += [(recipe.data.dev, asked.dev, everything, None), (recipe.data.test, asked.test, everything, None)]
+    missing = [part for part in parts if part[1] is not None and not (folder / Path(part[0]).name).is_file()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = Seq2Seq.from_pretrained(made_by(asked.model, run), device=device)
+        model = Seq2Seq.from_pretrained(made_by(asked.model, run), asked.dtype, device)
+    method = Greedy() if asked.num_beams == 1 else Beam(num_beams=asked.num_beams)
     for name, corpus, filters, lines in missing:
         left = None if max_seconds is None else max_seconds - (time.monotonic() - started)
         done = distill(
-            model, resolve(corpus, data_dir), folder / Path(name).name, DataConfig(corpus, "", **filters), lines=lines,
-            batch_size=asked.batch_size, max_seconds=left, report=report,
+            model, resolve(corpus, data_dir), folder / Path(name).name, DataConfig(corpus, "", **filters), method,
+            lines=lines, batch_size=asked.batch_size, max_seconds=left, report=report,
         )  # fmt: skip
         if done.file is None:
             return None

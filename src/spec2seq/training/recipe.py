@@ -216,19 +216,24 @@ class PaperDrafterRecipe:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Make the files that `data` names, base name by base name, from the greedy output of `model` for other files:
-    `lines` sources of `train` that pass `data`'s filters of words, tokens and origins, and all of `dev` and `test`."""
+    """Make the files that `data` names, base name by base name, from the output of `model` for other files: `lines`
+    sources of `train` that pass `data`'s filters of words, tokens and origins, and all of `dev` and `test`, where they
+    are set; `num_beams` 1 is greedy."""
 
     model: str
     train: str
-    dev: str
+    dev: str | None = None
     test: str | None = None
     lines: int | None = None
+    num_beams: int = 1
     batch_size: int = 64
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_range("lines", self.lines, 1, None)
+        check_range("num_beams", self.num_beams, 1, 64)
         check_range("batch_size", self.batch_size, 1, None)
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)

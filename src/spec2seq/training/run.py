@@ -53,13 +53,13 @@ def train(
     from spec2seq.training.session import Session
 
     kind = CachedDrafterSession if recipe.cached_drafter else GlancingSession if recipe.paper_drafter else Session
-    out, started = Path(out), time.monotonic()
+    out, started, distilled = Path(out), time.monotonic(), None
     if recipe.distillation is not None:
         seconds = None if max_minutes is None else 60 * max_minutes
-        data_dir = distilled_files(recipe, out, data_dir, seconds, report)
+        distilled = distilled_files(recipe, out, data_dir, seconds, report)
         minutes = (time.monotonic() - started) / 60
         left = None if max_minutes is None else max_minutes - minutes
-        if data_dir is None or (left is not None and left <= 0):
+        if distilled is None or (left is not None and left <= 0):
             return TrainResult(out, False, 0, 0, minutes)
         max_minutes = left
-    return kind(recipe, out, data_dir, max_minutes, report).run()
+    return kind(recipe, out, data_dir, max_minutes, report, distilled).run()

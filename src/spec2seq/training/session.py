@@ -33,11 +33,14 @@ from spec2seq.training.warm_start import start_from
 class Session:
     """See `spec2seq.training.train`, which makes one of these and calls `run`."""
 
-    def __init__(self, recipe: Recipe, out: Path, data_dir: Any, max_minutes: float | None, report: Any):
+    def __init__(
+        self, recipe: Recipe, out: Path, data_dir: Any, max_minutes: float | None, report: Any,
+        distilled: Path | None = None,
+    ):  # fmt: skip
         self.recipe, self.out, self.max_minutes, self.listener = recipe, out, max_minutes, report
         self.started, self.processes = time.monotonic(), processes()
         names = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
-        self.files = {key: resolve(made_by(name, out), data_dir) for key, name in names.items() if name is not None}
+        self.files = {key: resolve(made_by(name, out), data_dir, distilled) for key, name in names.items() if name}
         self.checkpoints = out / "checkpoints"
 
     def run(self) -> TrainResult:
