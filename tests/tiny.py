@@ -234,11 +234,13 @@ def cached_drafter(model: Seq2Seq, seed: int = 0, **settings) -> CachedBlockDraf
     """An untrained drafter on top of a tiny model: it starts from the verifier's last layer, widely spread."""
     layers = model.model.architecture.decoder.layers
     shape = CachedDrafterShape(**({"block_size": 5, "feed_forward": 64, "hidden_layers": (1, layers),
-                                   "transition_rank": 3} | settings))  # fmt: skip
+                                   "follow_width": 32} | settings))  # fmt: skip
     torch.manual_seed(seed)
     drafter = CachedDrafter(CachedDrafterConfig(model.model.architecture, shape, model.fingerprint()))
     drafter = drafter.to(model.model.dtype).eval().requires_grad_(False)
     drafter.start_from(model.model)
-    for parameter in (drafter.slots, *([drafter.before, drafter.after] if shape.transition_rank else [])):
-        parameter *= 30
+    drafter.slots *= 30
+    if drafter.follow is not None:
+        for part in (drafter.follow.state, drafter.follow.token, drafter.follow.out):
+            torch.nn.init.normal_(part.weight, std=0.2)
     return CachedBlockDrafter(drafter)

@@ -105,7 +105,9 @@ def test_drafts_from_the_cache_are_drafts_from_scratch(family, batch_size, short
             states = drafter.guess(
                 model.model, cache, inputs, features, torch.tensor([0]), torch.tensor([n]), k, n + k - 1, len(source)
             )
-            chosen = drafter.tokens(drafter.choose(drafter.head(model.model)(states), inputs[:, -1]))
+            chosen, _ = drafter.choose(
+                model.model, drafter.head(model.model), states, inputs[:, -1], lambda logits, step: logits.argmax(-1)
+            )
             assert chosen[0].tolist() == tokens
 
 
@@ -120,20 +122,23 @@ def test_passes_without_a_draft_are_caught_up(family):
     assert any(len(samples) for samples in method.chooser(model.model, 1).samples.values())
 
 
-def test_candidates_are_weighed_by_what_came_before():
+def test_a_slot_hangs_on_the_token_chosen_before_it():
     model = tiny.seq2seq("bart")
-    drafter = tiny.cached_drafter(model, candidates=2, transition_rank=1).model
-    drafter.before.zero_()
-    drafter.after.zero_()
-    logits = torch.full((1, 2, 64), -9.0, dtype=torch.float64)
-    logits[0, 0, [5, 6]] = torch.tensor([1.0, 0.5], dtype=torch.float64)
-    logits[0, 1, [7, 8]] = torch.tensor([1.0, 0.5], dtype=torch.float64)
-    last = torch.tensor([9])
-    assert drafter.choose(logits, last).tolist() == [[5, 7]]
-    drafter.before[5], drafter.after[8] = 1.0, 1.0
-    assert drafter.choose(logits, last).tolist() == [[5, 8]]
-    drafter.before[9], drafter.after[6] = 1.0, 1.0
-    assert drafter.choose(logits, last).tolist() == [[6, 7]]
+    drafter, verifier = tiny.cached_drafter(model, follow_width=2).model, model.model
+    for weight in drafter.follow.parameters():
+        weight.zero_()
+    states = torch.randn(1, 2, verifier.architecture.width, dtype=torch.float64)
+    last, head, greedy = torch.tensor([9]), drafter.head(verifier), lambda logits, step: logits.argmax(-1)
+    plain, logits = drafter.choose(verifier, head, states, last, greedy)
+    assert torch.allclose(logits, verifier.logits(states)) and torch.equal(plain, logits.argmax(-1))
+    # The network answers only to the first choice: the slot behind it wants another token.
+    first, wanted = int(plain[0, 0]), (int(plain[0, 1]) + 1) % 64
+    embedded = verifier.target_embedding[first]
+    drafter.follow.token.weight[0] = 100 * embedded / embedded.norm() ** 2
+    drafter.follow.out.weight[:, 0] = 10 * verifier.head.weight[wanted]
+    drafter.follow.state.bias[0] = -60.0
+    assert drafter.choose(verifier, head, states, last, greedy)[0].tolist() == [[first, wanted]]
+    assert drafter.choose(verifier, head, states[:, 1:], last, greedy)[0].tolist() == plain[:, 1:].tolist()
 
 
 def test_only_the_shortlist_is_guessed(family):
@@ -141,7 +146,7 @@ def test_only_the_shortlist_is_guessed(family):
     block = tiny.cached_drafter(model, shortlist=12)
     block.model.shortlist.copy_(torch.arange(40, 52))
     states = torch.randn(2, 3, model.model.architecture.width, dtype=torch.float64)
-    logits = block.model.head(model.model)(states)
+    logits = torch.nn.functional.linear(states, *block.model.head(model.model))
     assert torch.allclose(logits, model.model.logits(states)[:, :, 40:52])
     sources = tiny.sources(model, 4)
     for method in (SpecDec(block, 5), Sample(drafter=block, length=FixedLength(5))):

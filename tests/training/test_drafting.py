@@ -17,7 +17,6 @@ from spec2seq.training.data import Pair
 from spec2seq.training.distill import distill
 from spec2seq.training.draft_scores import score_drafter
 from spec2seq.training.drafting import DrafterLoss, block_guesses, read
-from spec2seq.training.loss import SmoothedCrossEntropy
 from spec2seq.training.recipe import DataConfig, parse_recipe
 
 STRIDE, SMOOTHING = 3, 0.1
@@ -52,8 +51,10 @@ def plain_loss(model, drafter, batch, step):
             places += [(anchor + 1 + j, state) for j, state in enumerate(at_slots[row, block])]
         for place, state in places:
             if place < length:
-                follows = drafter.after @ drafter.before[inputs[row, place]]
-                logits = verifier.logits(state[None, None])[0, 0] + follows
+                embedded, follow = verifier.target_embedding[inputs[row, place]], drafter.follow
+                hidden = follow.state.weight @ state + follow.state.bias + follow.token.weight @ embedded
+                state = state + follow.out.weight @ F.silu(hidden) + follow.out.bias
+                logits = verifier.logits(state[None, None])[0, 0]
                 smooth = smooth + F.cross_entropy(logits, labels[row, place], label_smoothing=SMOOTHING)
                 nll = nll + F.cross_entropy(logits, labels[row, place])
                 count += 1
@@ -74,16 +75,19 @@ def test_the_loss_is_the_plain_one_with_its_gradients(family):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_frozen_columns_get_no_gradient_and_the_others_their_own():
-    torch.manual_seed(0)
-    states, weight = torch.randn(7, 6, dtype=torch.float64), torch.randn(11, 6, dtype=torch.float64)
-    weight.requires_grad_(True)
-    labels = torch.randint(11, (7,))
-    SmoothedCrossEntropy.apply(states, weight, None, labels, SMOOTHING, torch.float64, 3, 4)[0].backward()
-    found, weight.grad = weight.grad, None
-    F.cross_entropy(states @ weight.T, labels, label_smoothing=SMOOTHING, reduction="sum").backward()
-    assert not found[:, :4].any()
-    torch.testing.assert_close(found[:, 4:], weight.grad[:, 4:], rtol=1e-5, atol=1e-5)
+def test_a_shortlist_learns_what_it_can_guess():
+    model = tiny.seq2seq("marian")
+    drafter = copy.deepcopy(tiny.cached_drafter(model, shortlist=5).model).requires_grad_(True)
+    drafter.shortlist.copy_(torch.tensor([5, 6, 7, 8, 9]))
+    outputs = [[5, 6, 40, 8, 9, 41], [9, 8, 5, 9]]
+    batch = batch_of(model, tiny.sources(model, 2, 5), outputs)
+    smooth, nll, count = loss_of(model, drafter, batch)
+    assert 0 < count < loss_of(model, trainable(model), batch)[2] and 0 < nll < count * 20
+    smooth.backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in drafter.parameters())
+    ((logits, labels, _),) = block_guesses(drafter, model.model, batch)
+    assert logits.shape[1] == 5 and (labels == -100).sum() >= 2
+    assert drafter.tokens(labels[labels != -100]).unique().tolist() == [5, 6, 8, 9]
 
 
 def test_splitting_a_batch_changes_nothing():
@@ -102,7 +106,7 @@ def test_splitting_a_batch_changes_nothing():
 
 def test_accuracy_by_place_is_that_of_the_engines_drafts(monkeypatch):
     model = tiny.seq2seq("marian")
-    block = tiny.cached_drafter(model, transition_rank=0)  # the table would hang a place on what was guessed before
+    block = tiny.cached_drafter(model, follow_width=0)  # else a place hangs on what was guessed before
     size, sources = block.block_size, tiny.sources(model, 8, 3)
     outputs = model.generate(sources, max_new_tokens=12).sequences
     right, seen = [0] * size, [0] * size
@@ -145,7 +149,7 @@ def corpus(verifier, texts, tmp_path_factory):
 def test_a_run_stops_goes_on_and_writes_a_folder_that_drafts(corpus, verifier, tmp_path):
     recipe = parse_recipe({
         "name": "toy", "cached_drafter": {"verifier": str(verifier), "block_size": 4, "feed_forward": 64,
-                                          "hidden_layers": [1, 2], "transition_rank": 3},
+                                          "hidden_layers": [1, 2], "follow_width": 32},
         "data": {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl", "source": "source",
                  "target": "target", "target_tokens": "tokens", "max_tokens": 24, "max_ratio": 1000.0},
         "training": {"max_steps": 6, "tokens_per_batch": 128, "learning_rate": 1e-3, "warmup_steps": 2, "threads": 1,

@@ -106,29 +106,33 @@ class CachedSession:
             max(fed) + new + k - 1, rows.source_horizon, same,
         )  # fmt: skip
         self.fed[:n] = host
-        logits = self.head(states)
-        probabilities = None
-        if sampling is None:
-            last = rows.tokens[:n].gather(1, rows.lengths[:n, None] - 1)[:, 0]
-            chosen = self.model.choose(logits, last)
-        else:
-            q = sampling.probabilities(logits)
-            steps = torch.arange(k, device=room.device)
-            chosen = draw(q, uniform(rows.seeds[:n, None], rows.lengths[:n, None] + steps, DRAFT))
-            probabilities = q
-            if self.model.shape.shortlist:
-                everything = q.new_zeros(*q.shape[:2], self.model.architecture.vocabulary)
-                probabilities = everything.index_copy_(2, self.model.shortlist, q)
-        drafted = self.model.tokens(chosen)
+        last = rows.tokens[:n].gather(1, rows.lengths[:n, None] - 1)[:, 0]
+        drawn: list[Tensor] = []
+
+        def pick(logits: Tensor, step: int) -> Tensor:
+            if sampling is None:
+                return logits.argmax(-1)
+            drawn.append(sampling.probabilities(logits))
+            return draw(drawn[-1], uniform(rows.seeds[:n], rows.lengths[:n] + step, DRAFT))
+
+        drafted, logits = self.model.choose(self.verifier, self.head, states, last, pick)
         length = torch.minimum(room, _through(drafted == rows.eos_token_id))
         unsure = None
         if confidence is not None:
-            scores = logits.float()
-            top = (scores.gather(2, chosen[:, :, None])[:, :, 0] - scores.logsumexp(-1)).exp()
-            sure = (top >= confidence).long().cumprod(1).sum(1)
+            sure = (logits.float().softmax(-1).amax(-1) >= confidence).long().cumprod(1).sum(1)
             unsure = sure < length
             length = torch.minimum(length, sure)
-        return Draft(drafted, length, unsure, probabilities, 1, new + k - 1)
+        return Draft(drafted, length, unsure, self._probabilities(drawn), 1, new + k - 1)
+
+    def _probabilities(self, drawn: list[Tensor]) -> Tensor | None:
+        """What each slot was drawn from, over the whole vocabulary, `[rows, k, vocabulary]`."""
+        if not drawn:
+            return None
+        q = torch.stack(drawn, 1)
+        if not self.model.shape.shortlist:
+            return q
+        everything = q.new_zeros(*q.shape[:2], self.model.architecture.vocabulary)
+        return everything.index_copy_(2, self.model.shortlist, q)
 
     def commit(self, counts: list[int], decoded: Decoded) -> None:
         n, layers = len(counts), self.model.shape.hidden_layers

@@ -3,8 +3,8 @@
 It shares the verifier's encoder output, embedding and head. A committed token enters once, as its embedding and the
 verifier's hidden states that chose it, is read causally, and its keys and values stay cached. Its last place guesses
 the next token; k - 1 learned slots behind it guess the following ones, seeing the prefix, the source and one another.
-The slots are guessed at once, so a low-rank table of which token follows which (as in Sun et al. 2019, section 3.2)
-then chooses among the best candidates of each from left to right.
+The layers run once for all slots; then tokens are chosen from left to right, and a small network adds to each slot's
+state what the token chosen before it tells (as the heads of Ankner et al. 2024, Hydra).
 """
 
 import copy
@@ -30,22 +30,22 @@ KIND = "cached"
 
 @dataclass(frozen=True)
 class CachedDrafterShape:
-    """`hidden_layers` are the verifier's decoder layers whose states are read (0: the embedding); `transition_rank`
-    0 leaves the table of followers out; `candidates` of each slot are weighed by it. Only the `shortlist` most
-    frequent tokens are ever guessed, which makes the head cheaper (as in Zhao et al. 2025, FR-Spec); 0: all."""
+    """`hidden_layers` are the verifier's decoder layers whose states are read (0: the embedding). `follow_width` is the
+    inner width of the network that reads the token before a slot; 0: slots are guessed independently. Only the
+    `shortlist` most frequent tokens are ever guessed, which makes the head cheaper (as in Zhao et al. 2025, FR-Spec);
+    0: all."""
 
     block_size: int = 6
     layers: int = 1
     feed_forward: int = 1024
     hidden_layers: tuple[int, ...] = ()
-    transition_rank: int = 32
-    candidates: int = 8
+    follow_width: int = 256
     shortlist: int = 0
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("block_size", 1, 64), ("layers", 1, 12), ("feed_forward", 8, 32768), ("transition_rank", 0, 1024),
-            ("candidates", 1, 1024), ("shortlist", 0, None),
+            ("block_size", 1, 64), ("layers", 1, 12), ("feed_forward", 8, 32768), ("follow_width", 0, 32768),
+            ("shortlist", 0, None),
         ):  # fmt: skip
             check_range(name, getattr(self, name), low, high)
 
@@ -79,13 +79,11 @@ class CachedDrafter(nn.Module):
         if architecture.position_rows is None:
             self.relative_bias = nn.Parameter(torch.empty(architecture.relative_buckets, decoder.heads))
         if shape.shortlist:
-            if not shape.candidates <= shape.shortlist <= architecture.vocabulary:
-                allowed = f"{shape.candidates}, the candidates, to {architecture.vocabulary}, the vocabulary"
+            if shape.shortlist > architecture.vocabulary:
+                allowed = f"at most {architecture.vocabulary}, the vocabulary"
                 raise Spec2SeqError(f"shortlist is {shape.shortlist}; allowed: {allowed}")
             self.register_buffer("shortlist", torch.arange(shape.shortlist))
-        if shape.transition_rank:
-            self.before = nn.Parameter(torch.empty(architecture.vocabulary, shape.transition_rank))
-            self.after = nn.Parameter(torch.empty(architecture.vocabulary, shape.transition_rank))
+        self.follow = Follow(width, shape.follow_width) if shape.follow_width else None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "CachedDrafter":
@@ -108,6 +106,9 @@ class CachedDrafter(nn.Module):
         for block in range(blocks.shape[1]):  # the mean of what comes in
             blocks[:, block] += torch.eye(width) / blocks.shape[1]
         self.mix.bias.zero_()
+        if self.follow is not None:
+            self.follow.token.weight.mul_(self.architecture.embedding_scale)  # the embedding comes unscaled
+            self.follow.out.weight.zero_()  # nothing is added at first
         if self.stack == dataclasses.replace(self.architecture.decoder, layers=self.stack.layers):
             last = verifier.decoder.layers[-len(self.layers) :]
             for mine, theirs in zip(self.layers, last, strict=True):
@@ -125,18 +126,24 @@ class CachedDrafter(nn.Module):
     def device(self) -> torch.device:
         return self.slots.device
 
-    def head(self, verifier: EncoderDecoder) -> Callable[[Tensor], Tensor]:
-        """States `[..., width]` → logits of the tokens that are guessed at all, `[..., shortlist or vocabulary]`."""
-        if not self.shape.shortlist:
-            return verifier.logits
-        weight, bias = verifier.head.weight[self.shortlist] * self.architecture.logit_scale, verifier.head.bias
-        bias = None if bias is None else bias[self.shortlist]
-        # Two-dimensional: over a view of a three-dimensional tensor the product takes several times as long.
-        return lambda states: F.linear(states.reshape(-1, states.shape[-1]), weight, bias).view(*states.shape[:-1], -1)
+    def head(self, verifier: EncoderDecoder) -> tuple[Tensor, Tensor | None]:
+        """Weight `[guessable, width]` and bias of the verifier's head for the tokens that are guessed at all."""
+        weight, bias = verifier.head.weight, verifier.head.bias
+        if self.shape.shortlist:
+            weight, bias = weight[self.shortlist], None if bias is None else bias[self.shortlist]
+        return (weight if self.architecture.logit_scale == 1.0 else weight * self.architecture.logit_scale), bias
 
     def tokens(self, places: Tensor) -> Tensor:
         """Places among the logits of `head` → token ids."""
         return self.shortlist[places] if self.shape.shortlist else places
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """Token ids → places among the logits of `head`, -100 for those that are never guessed."""
+        if not self.shape.shortlist:
+            return tokens
+        table = torch.full((self.architecture.vocabulary,), -100, device=tokens.device)
+        table[self.shortlist] = torch.arange(len(self.shortlist), device=tokens.device)
+        return table[tokens]
 
     def new_cache(self, slots: int) -> Cache:
         return Cache(self.stack, slots, self.dtype, self.device)
@@ -281,23 +288,46 @@ class CachedDrafter(nn.Module):
             x = self.final_norm(x)
         return x.view(rows, length, width)
 
-    def choose(self, logits: Tensor, previous: Tensor) -> Tensor:
-        """Places among the logits `[rows, k]`, from the slots' logits `[rows, k, shortlist or vocabulary]` and the last
-        committed tokens `[rows]`.
+    def choose(
+        self,
+        verifier: EncoderDecoder,
+        head: tuple[Tensor, Tensor | None],
+        states: Tensor,
+        previous: Tensor,
+        pick: Callable[[Tensor, int], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Choose tokens from left to right.
 
-        Left to right, the candidate whose logit and table entry behind the token chosen before add up to most.
+        Args:
+            verifier: the model whose embedding it shares; `head` is what `head` returned for it.
+            states: `[rows, k, width]`, what `guess` returned.
+            previous: `[rows]`, the last committed tokens.
+            pick: places `[rows]` from the logits `[rows, guessable]` of slot i, and i.
+
+        Returns:
+            Tokens `[rows, k]` and logits `[rows, k, guessable]`.
         """
-        if not self.shape.transition_rank:
-            return logits.argmax(-1)
-        score, candidates = logits.topk(self.shape.candidates, dim=-1)  # [rows, k, candidates]
-        tokens = self.tokens(candidates)
-        before = torch.cat([previous[:, None, None].expand_as(tokens[:, :1]), tokens[:, :-1]], 1)
-        # [rows, k, one before, candidate]; at these sizes a batched product of matrices takes longer
-        follows = (self.before[before][:, :, :, None] * self.after[tokens][:, :, None]).sum(-1)
-        best = (score[:, :, None] + follows).argmax(-1)  # for every candidate of the slot before
-        place = best[:, 0, :1]
-        chosen = [place]
-        for step in range(1, best.shape[1]):
-            place = best[:, step].gather(1, place)
-            chosen.append(place)
-        return candidates.gather(2, torch.stack(chosen, 1))[:, :, 0]
+        weight, bias = head
+        chosen, scored, inner = [], [], None if self.follow is None else self.follow.state(states)
+        for step in range(states.shape[1]):
+            state = states[:, step]
+            if inner is not None:
+                state = state + self.follow(inner[:, step], F.embedding(previous, verifier.target_embedding))
+            logits = F.linear(state, weight, bias)
+            previous = self.tokens(pick(logits, step))
+            chosen.append(previous)
+            scored.append(logits)
+        return torch.stack(chosen, 1), torch.stack(scored, 1)
+
+
+class Follow(nn.Module):
+    """What the token before a slot adds to its state: two inputs, `inner` hidden units, `width` outputs."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.state, self.token = nn.Linear(width, inner), nn.Linear(width, inner, bias=False)
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
+        """`state[..., inner]`, which is what `self.state` makes of a slot, and the token's embedding `[..., width]`."""
+        return self.out(F.silu(state + self.token(embedded)))

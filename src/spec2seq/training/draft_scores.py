@@ -11,19 +11,19 @@ from spec2seq import FixedLength, Seq2Seq, Speculative
 from spec2seq.training.batches import Collator
 from spec2seq.training.data import Pair
 
-# A batch of `Collator` → logits `[places, vocabulary]`, labels and place in the block, both `[places]`, of the drafted
-# places that have a label, in any number of parts.
+# A batch of `Collator` → logits `[places, guessable]`, labels among them (-100: never guessed) and place in the block,
+# both `[places]`, of the drafted places that have a label, in any number of parts.
 Guess = Callable[[dict[str, Tensor]], Iterable[tuple[Tensor, Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
 class DraftScores:
-    """What a drafter is worth on `lines` sources: NLL in nats and accuracy on drafted places alone, and tokens per
-    verifier call of exact decoding with whole blocks."""
+    """What a drafter is worth on `lines` sources: on drafted places alone, NLL in nats of the tokens it can guess, and
+    accuracy; and tokens per verifier call of exact decoding with whole blocks."""
 
     lines: int
     nll: float
-    accuracy: tuple[float, ...]  # [place in the block], the places before it given
+    accuracy: tuple[float, ...]  # [place in the block], the true tokens before it given
     tokens_per_verifier_call: float
 
     @property
@@ -46,14 +46,15 @@ def score_drafter(
     a, device, size = verifier.model.architecture, verifier.model.device, drafter.block_size
     collate = Collator(a.pad_token_id, a.decoder_start_token_id)
     right, seen = torch.zeros(2, size, dtype=torch.long)
-    nll = 0.0
+    nll, guessable = 0.0, 0
     for start in range(0, len(rows), batch_size):
         batch = {name: t.to(device) for name, t in collate(rows[start : start + batch_size]).items()}
         for logits, labels, place in guess(batch):
             nll += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            guessable += int((labels != -100).sum())
             right += place[logits.argmax(-1) == labels].bincount(minlength=size).cpu()
             seen += place.bincount(minlength=size).cpu()
     blocks = Speculative(drafter, FixedLength(size))
     stats = verifier.generate(sources, blocks, batch_size=batch_size, max_new_tokens=max_new_tokens).stats
     accuracy = tuple((right / seen.clamp(min=1)).tolist())
-    return DraftScores(len(rows), nll / max(1, int(seen.sum())), accuracy, stats.tokens_per_verifier_call)
+    return DraftScores(len(rows), nll / max(1, guessable), accuracy, stats.tokens_per_verifier_call)

@@ -60,17 +60,17 @@ def read(verifier: EncoderDecoder, batch: dict[str, Tensor], layers: tuple[int, 
     return encoded, torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
 
 
-def head(drafter: CachedDrafter, verifier: EncoderDecoder, states: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs and weight of one projection that is the verifier's head plus the table of followers."""
-    states, weight = states * verifier.architecture.logit_scale, verifier.head.weight
-    if drafter.shape.transition_rank:
-        states = torch.cat([states, drafter.before[previous].to(states.dtype)], 1)
-        weight = torch.cat([weight.to(drafter.after.dtype), drafter.after], 1)
-    return states, weight
+def conditioned(drafter: CachedDrafter, verifier: EncoderDecoder, found: Guesses) -> Tensor:
+    """The states with what the true token before each place tells, `[places, width]`."""
+    if drafter.follow is None:
+        return found.states
+    embedded = torch.nn.functional.embedding(found.previous, verifier.target_embedding)
+    return found.states + drafter.follow(drafter.follow.state(found.states), embedded.to(found.states.dtype))
 
 
 class DrafterLoss:
-    """Smoothed cross entropy of a batch's guesses, a block behind every `stride`-th token of each row.
+    """Smoothed cross entropy of a batch's guesses, a block behind every `stride`-th token of each row, among the tokens
+    that are guessed at all; places with another token teach nothing.
 
     Where the blocks stand depends on the row's tokens and `step()`, not on the batch that a row is in.
     """
@@ -83,10 +83,12 @@ class DrafterLoss:
         offset = (inputs.sum(1) + self.step()) % self.stride
         anchors = offset[:, None] + torch.arange(0, inputs.shape[1], self.stride, device=inputs.device)
         found = guesses(drafter, self.verifier, batch, anchors)
-        states, weight = head(drafter, self.verifier, found.states, found.previous)
-        bias, width = self.verifier.head.bias, drafter.architecture.width
-        smooth, plain = SmoothedCrossEntropy.apply(states, weight, bias, found.labels, smoothing, dtype, None, width)
-        return smooth, plain, len(found.labels)
+        weight, bias = drafter.head(self.verifier)
+        places = drafter.places(found.labels)
+        kept = places != -100
+        states = conditioned(drafter, self.verifier, found)[kept]
+        smooth, plain = SmoothedCrossEntropy.apply(states, weight, bias, places[kept], smoothing, dtype)
+        return smooth, plain, len(states)
 
 
 def block_guesses(
@@ -96,7 +98,6 @@ def block_guesses(
     labels = batch["labels"]
     anchors = torch.arange(0, labels.shape[1], drafter.shape.block_size, device=labels.device)
     found = guesses(drafter, verifier, batch, anchors.expand(len(labels), -1))
-    states, weight = head(drafter, verifier, found.states, found.previous)
-    logits = states @ weight.to(states.dtype).T
-    logits = logits if verifier.head.bias is None else logits + verifier.head.bias
-    yield logits.float(), found.labels, found.place
+    states = conditioned(drafter, verifier, found)
+    weight, bias = (None if part is None else part.to(states.dtype) for part in drafter.head(verifier))
+    yield torch.nn.functional.linear(states, weight, bias).float(), drafter.places(found.labels), found.place

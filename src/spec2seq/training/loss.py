@@ -10,13 +10,12 @@ class SmoothedCrossEntropy(torch.autograd.Function):
 
     The gradient is computed in the forward pass chunk by chunk: no [N, V] tensor is kept. The smoothing needs no pass
     over the logits, because their mean is the state times the mean row of the weight, and the gradient of that is of
-    rank one. Returns (smoothed loss, plain NLL) in nats, sums over the N labels. `bias` [V] or None gets no gradient,
-    nor do the first `frozen` columns of the weight.
+    rank one. Returns (smoothed loss, plain NLL) in nats, sums over the N labels. `bias` [V] or None gets no gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, labels, smoothing: float, dtype: torch.dtype,
-                chunk: int | None = None, frozen: int = 0):  # fmt: skip
+                chunk: int | None = None):  # fmt: skip
         chunk = chunk or (512 if hidden.device.type == "cpu" else 8192)  # a CPU's chunk stays in its cache
         smooth = torch.zeros((), dtype=torch.float32, device=hidden.device)
         plain = torch.zeros_like(smooth)
@@ -24,7 +23,7 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         mean_row = weight.float().mean(0)
         mean_bias = 0.0 if bias is None else bias.float().mean()
         hidden_grad = torch.empty(states.shape, dtype=torch.float32, device=hidden.device)
-        weight_grad = torch.zeros(len(weight), weight.shape[1] - frozen, dtype=torch.float32, device=weight.device)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(labels), chunk):
             rows, wanted = states[start : start + chunk], labels[start : start + chunk, None]
             logits = rows @ matrix.T
@@ -38,12 +37,13 @@ class SmoothedCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=torch.float32))
             grad = grad.to(dtype)
             hidden_grad[start : start + chunk] = grad @ matrix
-            if weight_grad.shape[1]:
-                weight_grad += grad.T @ rows[:, frozen:]
+            if weight_grad is not None:
+                weight_grad += grad.T @ rows
         hidden_grad -= smoothing * mean_row
-        weight_grad -= smoothing / weight.shape[0] * states[:, frozen:].float().sum(0)
+        if weight_grad is not None:
+            weight_grad -= smoothing / weight.shape[0] * states.float().sum(0)
         ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.dtypes, ctx.frozen = (hidden.dtype, weight.dtype), frozen
+        ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(plain)
         return smooth, plain
 
@@ -51,9 +51,9 @@ class SmoothedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output, _plain):
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_type, weight_type = ctx.dtypes
-        hidden_grad, weight_grad = hidden_grad * grad_output, weight_grad * grad_output
-        weight_grad = torch.nn.functional.pad(weight_grad, (ctx.frozen, 0))
-        return hidden_grad.to(hidden_type), weight_grad.to(weight_type), None, None, None, None, None, None
+        if weight_grad is not None:
+            weight_grad = (weight_grad * grad_output).to(weight_type)
+        return (hidden_grad * grad_output).to(hidden_type), weight_grad, None, None, None, None, None
 
 
 def decoder_states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

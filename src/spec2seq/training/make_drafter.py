@@ -90,7 +90,7 @@ def make_drafter(
             distill(verifier, sources, distilled, data, lines=lines, max_new_tokens=cap, report=report)
         _split(distilled, sources, dev_lines)
     _claim(work / "split.json", {"dev_lines": dev_lines})
-    shortlist = max(recipe.cached_drafter.candidates, frequent(work / "train.jsonl"))
+    shortlist = frequent(work / "train.jsonl")
     drafter = dataclasses.replace(recipe.cached_drafter, shortlist=shortlist)
     recipe = dataclasses.replace(recipe, cached_drafter=drafter)
     trained = train(recipe, work / "run", work, report=report)
