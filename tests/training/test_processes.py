@@ -1,4 +1,4 @@
-"""Two processes train as one with twice the accumulation does."""
+"""Two processes train as one with twice the accumulation does, and share the lines that are to be distilled."""
 
 import dataclasses
 import json
@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.losses import losses
+from training.losses import distil, losses
 
-from spec2seq import Seq2Seq
 from spec2seq.training.checkpoints import weights_of
-from spec2seq.training.distill import distill
-from spec2seq.training.recipe import DataConfig, Recipe, parse_recipe
+from spec2seq.training.recipe import Recipe, parse_recipe
 from spec2seq.training.session import recipe_yaml
 
 STEPS = 20
@@ -44,14 +42,13 @@ def recipes(values, verifier) -> dict[str, Recipe]:
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo, which joins CPUs")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the processes would share one GPU")
-def test_losses_of_two_processes_are_those_of_one(recipes, data, verifier, texts, tmp_path):
+def test_two_processes_do_what_one_does(recipes, data, verifier, texts, tmp_path):
     folder, here = tmp_path / "recipes", Path(__file__).resolve()
     folder.mkdir()
     for file in data.glob("*.tsv"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "toy.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    limits = DataConfig("", "", max_tokens=16)
-    distill(Seq2Seq.from_pretrained(verifier), tmp_path / "toy.txt", tmp_path / "toy.jsonl", limits)
+    lines = distil(verifier, tmp_path, tmp_path / "toy.jsonl").lines
     alone = {}
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
@@ -62,10 +59,13 @@ def test_losses_of_two_processes_are_those_of_one(recipes, data, verifier, texts
         assert len(alone[name]) == STEPS and alone[name][0] > 0
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-              str(here.with_name("losses.py")), str(folder), str(tmp_path)]  # fmt: skip
+              str(here.with_name("losses.py")), str(folder), str(tmp_path), str(verifier)]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert (folder / "shared.jsonl").read_bytes() == (tmp_path / "toy.jsonl").read_bytes()
+    shares = [json.loads((folder / f"lines.{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(shares) == lines and min(shares) > 0
     for name, wanted in alone.items():
         for rank in (0, 1):
             found = json.loads((folder / f"{name}.{rank}.json").read_text())
