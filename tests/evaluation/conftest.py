@@ -5,7 +5,8 @@ import torch
 from evaluation.local import Local
 from evaluation.tiny_folder import models, pairs
 
-from spec2seq.evaluation.bench import engines, run, study
+from spec2seq.evaluation import costs
+from spec2seq.evaluation.bench import engines, rows, run, study
 from spec2seq.evaluation.bench.recipe import Grid, Recipe, Variant
 from spec2seq.evaluation.peers import ct2, worker
 
@@ -21,6 +22,10 @@ def local_workers():
         patch.setattr(worker, "Worker", Local)
         for module in (engines, run, study):
             patch.setattr(module, "SETTLE", 0.0)
+        patch.setattr(rows, "SAMPLES", 20)
+        patch.setattr(engines, "fresh_peaks", lambda *given: {size: 100.0 * size for size in given[3]})
+        patch.setattr(costs, "REPEATS", 2)
+        patch.setattr(costs, "ARRAY", 1 << 20)
         patch.setattr(ct2, "_convert_apart", ct2.convert)
         yield
     torch.set_num_threads(before)
@@ -31,7 +36,7 @@ def recipe():
     return Recipe(
         variants=(ASSISTED,), batch_sizes=(1, 2), dtype=("float32", "int8"), lines=TIMED, rounds=2, side_rounds=1,
         batch_rounds=1, quality_lines=LINES, threads=1, metrics=("bleu", "chrf"),
-        study=Grid((5, 12), (1, 2), 2, 1, (ASSISTED, Variant("lookup", {"num_lookup_tokens": 2}))),
+        study=Grid((8, 16), (1, 2), 2, 1, (ASSISTED, Variant("lookup", {"num_lookup_tokens": 2}))),
     )  # fmt: skip
 
 

@@ -1,11 +1,9 @@
-import copy
 import json
 import re
 
 import pytest
-import torch
 from evaluation.conftest import ASSISTED, LINES, TIMED
-from evaluation.tiny_folder import MAX_NEW_TOKENS, models, pairs
+from evaluation.tiny_folder import MAX_NEW_TOKENS, models
 
 from spec2seq.errors import UsageError
 from spec2seq.evaluation.bench.recipe import PEERS, Contender, Recipe, contenders, load_recipe
@@ -19,8 +17,8 @@ FIELDS = {
 
 def find(results, engine, method, size=1, **more):
     wanted = {"parameters": {}, "again": False, "dtype": "float32"} | more
-    rows = [row for row in results["rows"] if (row["engine"], row["method"], row["batch_size"]) == (engine, method, size)
-            and all(row[key] == value for key, value in wanted.items())]  # fmt: skip
+    wanted |= {"engine": engine, "method": method, "batch_size": size}
+    rows = [row for row in results["rows"] if all(row[key] == value for key, value in wanted.items())]
     assert len(rows) == 1
     return rows[0]
 
@@ -35,7 +33,7 @@ def test_every_contender_has_a_row_at_every_batch_size_with_every_field(results,
         assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
         assert all(row[f"speedup_vs_{name}"]["median"] > 0 for name in ("greedy", "hf", "ctranslate2"))
         assert (row["latency_p50_ms"] is None) == (row["batch_size"] > 1)
-        assert row["peak_memory_mb"] is None if row["again"] else row["peak_memory_mb"] > 50
+        assert row["peak_memory_mb"] == (None if row["again"] else 100.0 * row["batch_size"])
     assert (
         find(results, "spec2seq", "assisted")["extra_parameters"]
         > find(results, "spec2seq", "lookup")["extra_parameters"]
@@ -138,12 +136,10 @@ def test_an_engine_runs_the_dtypes_that_it_has():
 
 
 def test_the_study_has_every_length_and_batch_size(studied):
-    assert [cell["words"] for cell in studied["lengths"]] == [5, 12]
+    assert [cell["words"] for cell in studied["lengths"]] == [8, 16]
     assert [cell["batch_size"] for cell in studied["batches"]] == [1, 2]
     for cell in (*studied["lengths"], *studied["batches"]):
         assert [row["method"] for row in cell["rows"]] == ["greedy", "assisted", "assisted", "lookup", "lookup"]
         assert cell["rows"][0]["drafted_per_call"] == 0 and cell["rows"][1]["drafted_per_call"] > 0
         assert all(row["ms_per_token"] > 0 for row in cell["rows"])
     assert [row["method"] for row in studied["break_even"]] == ["assisted", "lookup"]
-    assert torch.get_num_threads() == 1 and copy.deepcopy(studied) == studied
-    assert len(pairs(20)) == 20

@@ -27,8 +27,8 @@ def readme_table(results: dict[str, Any]) -> str:
         f"Batch size 1, {data['timed_lines']} lines of `{data['file']}` stratified by length, the same weights, "
         f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, {peers}; medians of {recipe['rounds']} "
         f"interleaved rounds ({recipe['side_rounds']} of beam search and of peers' speculation), for ratios with the "
-        f"interquartile range; baselines in {recipe['dtype'][0]}. Quality of {data['lines']} lines. Revision {manifest['revision']}, "
-        f"`{manifest['command']}`."
+        f"interquartile range; baselines in {recipe['dtype'][0]}. Quality of {data['lines']} lines. Revision "
+        f"{manifest['revision']}, `{manifest['command']}`."
     )
     parts = [
         speed_table(rows, short=True), caption, "Tokens per second by batch size:", throughput_table(throughput),
