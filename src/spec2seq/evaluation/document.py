@@ -139,7 +139,10 @@ def _html(block: Block) -> str:
 
 def _html_table(table: Table) -> str:
     """The first column names the row. Scrolls by itself where it is narrow, by keyboard too."""
-    cells = "".join(f'<th scope="col">{_e(name)}</th>' for name in table.head)
+    cells = "".join(
+        f'<th scope="col"{" class=w" if place < table.left else ""}>{_e(name)}</th>'
+        for place, name in enumerate(table.head)
+    )
     body = []
     for row in table.rows:
         others = "".join(
