@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint verify compare train-queue clean
+.PHONY: demo test lint verify bench train-queue clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,9 +26,9 @@ lint: $(INSTALLED)
 verify: $(INSTALLED)
 	$(BIN)/python -m spec2seq.evaluation.verify
 
-compare: $(INSTALLED)
-	$(BIN)/python -m spec2seq.evaluation.compare --out docs/results
-	$(BIN)/python -m spec2seq.evaluation.compare --out docs/results --readme README.md
+bench: $(INSTALLED)
+	$(BIN)/spec2seq bench --config recipes/bench/ende.yaml --out docs/results/bench
+	$(BIN)/spec2seq report docs/results/bench --readme README.md
 
 # For a machine with a GPU and without a package index: nothing is installed, its own Python runs.
 train-queue:

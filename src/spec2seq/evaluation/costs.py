@@ -1,4 +1,4 @@
-"""What a pass of a model costs on this machine, by how many tokens it is fed."""
+"""What a pass of a model costs on this machine, by how many tokens it is fed, and what its memory allows at least."""
 
 import time
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ import torch
 
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
-LENGTHS = (1, 2, 3, 5, 9, 17)
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SOURCE, PREFIX = 32, 16  # tokens; a pass's cost hardly depends on them at usual lengths
 REPEATS = 12
+ARRAY = 256 << 20  # bytes
 
 
 @torch.inference_mode()
@@ -32,6 +33,27 @@ def pass_seconds(model: EncoderDecoder, rows: int, lengths: Sequence[int] = LENG
             _wait(device)
             least[length] = min(least[length], time.perf_counter() - started)
     return least
+
+
+@torch.inference_mode()
+def bandwidth(device: str = "cpu") -> float:
+    """Bytes per second that the machine reads from memory with PyTorch's threads: the sum of an array that no cache
+    holds, the best of a few repeats."""
+    array = torch.ones(ARRAY // 4, device=device)
+    least = float("inf")
+    for _ in range(REPEATS):
+        _wait(array.device)
+        started = time.perf_counter()
+        array.sum()
+        _wait(array.device)
+        least = min(least, time.perf_counter() - started)
+    return array.nbytes / least
+
+
+def pass_bytes(model: EncoderDecoder) -> int:
+    """Bytes of weights that a decoder pass reads: its layers and the head, not the rows of the embedding."""
+    weights = {id(weight): weight for part in (model.decoder.layers, model.head) for weight in part.parameters()}
+    return sum(weight.nbytes for weight in weights.values())
 
 
 def _wait(device: torch.device) -> None:

@@ -1,36 +1,31 @@
-"""Memory of the verifier alone and with the block drafter: bytes of tensors, and the peak of fresh processes."""
+"""Memory: bytes of tensors, and the peak of fresh processes that do nothing but one method of one engine."""
 
-import json
-import subprocess
-import sys
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spec2seq.errors import Spec2SeqError
-from spec2seq.evaluation.peers.ours import Ours
 
-BATCH_SIZES = (1, 4, 8, 16, 32)
+if TYPE_CHECKING:
+    from spec2seq.evaluation.peers import Job, Workload
+    from spec2seq.evaluation.peers.ours import Ours
+
 SOURCE, NEW_TOKENS = 32, 32
-# VmHWM, not getrusage: what that reports begins with the peak of the process that started this one.
-CHILD = """
-import json, re, sys
-import torch
-from spec2seq import BlockDrafter, Greedy, Seq2Seq, SpecDec
-models, threads, batch_size, method, source, new = json.loads(sys.argv[1])
-torch.set_num_threads(threads)
-model = Seq2Seq.from_pretrained(models)
-how = Greedy() if method == "greedy" else SpecDec(BlockDrafter.from_pretrained(models + "/drafter"), 4)
-a = model.model.architecture
-ids = [[5 + i % (a.vocabulary - 10)] * (source - 1) + [a.eos_token_id] for i in range(batch_size)]
-model.generate(ids, how, batch_size=batch_size, max_new_tokens=new)
-print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-"""
 
 
-def tensor_bytes(ours: Ours) -> dict[str, Any]:
-    """Parameters and bytes of the weights of verifier and drafter, and of their caches for one row of 32 tokens."""
+def tensor_bytes(ours: "Ours") -> dict[str, Any]:
+    """Parameters and bytes of the weights of the verifier and the drafters that lie beside it, and bytes of their
+    caches for one row of 32 source and 32 new tokens."""
+    models = {"verifier": ours.verifier.model}
+    beside = ours.workload.folders()
+    if "little" in beside:
+        models["little"] = ours.drafter.model
+    if "drafter" in beside:
+        models["drafter"] = ours.blocks.model
     found = {}
-    for name, model in (("verifier", ours.verifier.model), ("drafter", ours.blocks.model)):
+    for name, model in models.items():
         cache = model.new_cache(1)
         cache.reserve(NEW_TOKENS)
         cache.reserve_source(SOURCE)
@@ -43,17 +38,42 @@ def tensor_bytes(ours: Ours) -> dict[str, Any]:
     return found
 
 
-def fresh_memory(models: Path, threads: int) -> list[dict[str, Any]]:
-    """Peak resident MiB of a process that loads the model and generates one batch, by batch size. Linux only."""
-    rows = []
-    for batch_size in BATCH_SIZES:
-        row: dict[str, Any] = {"batch_size": batch_size}
-        for method in ("greedy", "specdec"):
-            given = json.dumps([str(models), threads, batch_size, method, SOURCE, NEW_TOKENS])
-            done = subprocess.run([sys.executable, "-c", CHILD, given], capture_output=True, text=True)
-            if done.returncode:
-                last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-                raise Spec2SeqError(f"the process for batch size {batch_size}, {method}, failed: {last[0]}")
-            row[method] = int(done.stdout.split()[-1]) / 1024
-        rows.append(row)
-    return rows
+def fresh_peaks(
+    engine: str, workload: "Workload", job: "Job", batch_sizes: Sequence[int], environment: dict[str, str] | None = None
+) -> dict[int, float | None]:
+    """Peak MiB of a fresh process that loads the engine and runs the job's method on one batch, by batch size.
+
+    The first lines of the workload, at most 32 new tokens. One process does all batch sizes, the smallest first: a peak
+    only grows. Resident memory (Linux only), or the device's own on a GPU; None where that is not known.
+    """
+    from spec2seq.evaluation.peers import worker
+
+    peaks = {}
+    with worker.Worker(engine, workload, environment) as process:
+        for size in sorted(batch_sizes):
+            lines = [place % len(workload.sources) for place in range(size)]
+            asked = replace(job, lines=lines, batch_size=size, max_new_tokens=min(NEW_TOKENS, workload.max_new_tokens))
+            try:
+                process.ask("time", job=vars(asked))
+                peaks[size] = process.ask("peak")
+            except Spec2SeqError:  # a batch that the engine refuses
+                peaks[size] = None
+    return peaks
+
+
+def peak_mb(device: str) -> float | None:
+    """The peak of this process so far in MiB: of PyTorch on the device if that is a GPU, else resident.
+
+    VmHWM, not getrusage: what that reports begins with the peak of the process that started this one.
+    """
+    if device != "cpu":
+        import sys
+
+        torch = sys.modules.get("torch")  # CTranslate2 does without, and its device memory is not known
+        return torch.cuda.max_memory_allocated(device) / 2**20 if torch else None
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else None

@@ -1,189 +1,224 @@
-"""report.html from results.json alone: one file without scripts, readable in print, in the dark and without colour.
+"""The report of a bench or a demo, from its JSON alone: report.html and report.md, and README's table."""
 
-python -m spec2seq.evaluation.report out/demo/results.json     writes report.html beside it
-"""
-
-import argparse
-import html
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
-from spec2seq.evaluation.command import run_main
+from spec2seq.evaluation import figures
+from spec2seq.evaluation.document import Block, Heading, Sentence, Table, Text, as_html, as_markdown
 from spec2seq.evaluation.files import read_json, write_text
-from spec2seq.evaluation.plots import Line, line_plot
-from spec2seq.evaluation.tables import is_lossless, method_label
+from spec2seq.evaluation.tables import (
+    ENGINES,
+    flat,
+    head_cells,
+    is_lossless,
+    manifest_rows,
+    measured,
+    method_label,
+    number,
+    readme_table,
+    replace_between_markers,
+    share,
+    speed_table,
+)
+
+LISTED = 10  # differences between two engines, of each pair
 
 
-def write_report(results: Path, report: Path) -> Path:
-    """Read results.json and write the page. Raises Spec2SeqError if it is not the result of a demo."""
-    text = render(read_json(results))
-    write_text(report, text)
-    return report
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Write report.html and report.md beside results.json and, if it is there, study.json; returns their paths.
+    Raises Spec2SeqError if they are not what a bench writes."""
+    blocks = report_blocks(*read_results(folder))
+    page, text = folder / "report.html", folder / "report.md"
+    write_text(page, as_html("spec2seq bench", blocks))
+    write_text(text, as_markdown(blocks))
+    return page, text
 
 
-def render(results: dict[str, Any]) -> str:
-    """The page as text. Every string of the results is escaped."""
+def write_readme(folder: Path, readme: Path) -> None:
+    """Put README's table between its markers. Raises Spec2SeqError if they are not there."""
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Spec2SeqError(f"{readme}: cannot be read: {error.strerror}") from None
+    write_text(readme, replace_between_markers(text, readme_table(read_results(folder)[0])))
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """results.json, and study.json if there is one."""
+    study = folder / "study.json"
+    return read_json(folder / "results.json"), read_json(study) if study.is_file() else None
+
+
+def report_blocks(results: dict[str, Any], study: dict[str, Any] | None = None) -> list[Block]:
+    """The page. Raises Spec2SeqError if these are not the results of a bench."""
     try:
         parts = [
-            _summary(results), _methods(results["rows"], results["data"]), _latency(results["latency"]),
-            _acceptance(results["acceptance"], list(results["latency"]["milliseconds"])),
-            _sentences(results["sentences"]), _made(results),
+            *_summary(results), *_speed(results), *_quality(results["rows"], results["data"]),
+            figures.frontier(results), figures.latency(results), *_latencies(results["rows"]),
+            *figures.acceptance(results), *figures.phases(results), *figures.throughput(results),
+            figures.costs(results["pass_costs"]), *_floor(results["pass_costs"]), *_memory(results),
+            *_agreement(results["agreement"]), *(figures.study(study) if study else []),
+            *_sentences(results["sentences"]), Heading("How this was made"), manifest_rows(results["manifest"]),
+            Text(f"Environment of every engine: {flat(results['environment'])}."),
         ]  # fmt: skip
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise Spec2SeqError(f"not the results of a demo: {type(error).__name__} {error}") from None
-    style = resources.files("spec2seq").joinpath("data", "report.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>spec2seq demo</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise Spec2SeqError(f"not the results of a bench: {type(error).__name__} {error}") from None
+    return parts
 
 
-def _e(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _summary(results: dict[str, Any]) -> str:
-    greedy, best = results["rows"][0], max(_lossless(results["rows"]), key=lambda row: row["speedup"]["median"])
-    calls, speed = best["tokens_per_verifier_call"], best["speedup"]
+def _summary(results: dict[str, Any]) -> list[Block]:
+    data, recipe, rows = results["data"], results["recipe"], results["rows"]
     text = (
-        f"{_e(results['data']['lines'])} lines of English were translated to German in "
-        f"{len(results['rows'])} ways, one line at a time. The fastest way "
-        f"that loses nothing, {_e(_label(best))}, wrote {calls:.2f} tokens with each pass "
-        f"of the large model and took {1 / speed['median']:.0%} of the time of {_e(_label(greedy))} "
-        f"({speed['median']:.2f} times as fast); {best['identical_to_greedy']:.1%} of its translations are "
-        f"identical, token for token."
+        f"{data['lines']} lines of `{data['file']}` for quality, {data['timed_lines']} of them, stratified by length, "
+        f"for time. The same weights and token ids in and ids out for every engine (no tokenizer is timed), at most "
+        f"{data['max_new_tokens']} new tokens, {recipe['rounds']} interleaved rounds at batch size 1 "
+        f"({recipe['side_rounds']} of beam search, variants and peers' speculation), {recipe['batch_rounds']} above, "
+        "each engine and dtype in a process of its own. Ratios are medians of the rounds' own ratios with the "
+        "interquartile range; above 1 is faster than the baseline, greedy of the engine named in "
+        f"{recipe['dtype'][0]} at the same batch size."
     )
-    return f"<h1>spec2seq demo</h1>\n<p>{text}</p>"
+    lossless = [row for row in measured(rows) if row["engine"] == "spec2seq" and row["batch_size"] == 1
+                and row["method"] != "greedy" and is_lossless(row)]  # fmt: skip
+    parts: list[Block] = [Heading("Bench", 1), Text(text)]
+    if lossless:
+        best = max(lossless, key=lambda row: row["speedup_vs_greedy"]["median"])
+        speed = best["speedup_vs_greedy"]
+        parts.append(Text(
+            f"The fastest of our lossless methods at batch size 1, {method_label(best)}, writes "
+            f"{best['tokens_per_verifier_call']:.2f} tokens with each pass of the verifier and is "
+            f"{speed['median']:.2f} ({speed['low']:.2f}–{speed['high']:.2f}) times as fast as our greedy; "
+            f"{best['identical_to_greedy']:.1%} of its outputs are greedy's, token for token."
+        ))  # fmt: skip
+    again = [row for row in measured(rows) if row["again"] and row["batch_size"] == 1]
+    if again:
+        spread = again[0]["speedup_vs_greedy"]
+        parts.append(Text(
+            "Our greedy measured again under another name: "
+            f"{spread['median']:.2f} ({spread['low']:.2f}–{spread['high']:.2f}). So far do two measurements of one "
+            "thing lie apart here; a ratio closer to 1 than this says nothing."
+        ))  # fmt: skip
+    return parts
 
 
-def _lossless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows[1:] if is_lossless(row)]
+def _speed(results: dict[str, Any]) -> list[Block]:
+    parts: list[Block] = []
+    for size in results["recipe"]["batch_sizes"]:
+        rows = [row for row in results["rows"] if row["batch_size"] == size]
+        parts += [Heading(f"Speed, batch size {size}"), speed_table(rows)]
+    return parts
 
 
-def _label(row: dict[str, Any]) -> str:
-    return method_label(row | {"again": False})
-
-
-def _methods(rows: Sequence[dict[str, Any]], data: dict[str, Any]) -> str:
-    head = ["method", "seconds", "ms per token", "tokens per verifier call", "BLEU", "chrF", "identical to greedy",
-            "speed-up against greedy", "middle half of the rounds", "middle half of the lines"]  # fmt: skip
+def _quality(rows: Sequence[dict[str, Any]], data: dict[str, Any]) -> list[Block]:
+    names = [
+        name for name in ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum") if any(name in r for r in rows)
+    ]
+    head = ["engine", "method", "dtype", "lines", *names, *(f"{name} against our beam 5" for name in names),
+            "same tokens as the engine's greedy"]  # fmt: skip
     made = []
-    for row in rows:
-        speed, lines = row["speedup"], row["speedup_by_line"]
-        made.append([
-            _label(row), f"{row['seconds']['median']:.2f}", f"{row['ms_per_token']:.2f}",
-            f"{row['tokens_per_verifier_call']:.2f}", f"{row['bleu']:.1f}", f"{row['chrf']:.1f}",
-            f"{row['identical_to_greedy']:.1%}", f"{speed['median']:.2f}×", f"{speed['low']:.2f}–{speed['high']:.2f}×",
-            f"{lines['low']:.2f}–{lines['high']:.2f}×",
-        ])  # fmt: skip
+    for row in measured(rows):
+        if row["batch_size"] == 1 and not row["again"]:
+            against = row["against_beam"] or {}
+            made.append([
+                *head_cells(row), row["quality_lines"], *(number(row.get(name), 1) for name in names),
+                *(_difference(against.get(name)) for name in names), share(row["identical_to_greedy"]),
+            ])  # fmt: skip
     note = (
-        f"Quality, counts and identity are of all {data['lines']} lines of {data['file']}; seconds of "
-        f"{data['timed_lines']} of them, stratified by length: medians over rounds (here {data['rounds']}) in which "
-        f"the methods took turns. {rows[0]['bleu_signature']}; {rows[0]['chrf_signature']}."
+        "Decoded once, in batches; an engine that refuses batches has decoded the timed lines only and has no scores. "
+        "Differences are with their 95% interval and two-sided p-value by paired bootstrap. "
+        + ", ".join(f"`{signature}`" for signature in data["signatures"])
     )
-    return f"<h2>The methods</h2>\n{_table(head, made)}\n<p class=note>{_e(note)}</p>"
+    return [Heading("Quality"), Table(head, made, left=3), Text(note)]
 
 
-def _latency(latency: dict[str, Any]) -> str:
-    tokens, methods = latency["mean_tokens"], latency["milliseconds"]
-    lines = [Line(name, tokens, values, style) for style, (name, values) in enumerate(methods.items())]
-    description = "Median milliseconds for a line against the length of its output, one curve a method"
-    plot = line_plot(lines, "tokens of the greedy output", "ms for a line", description, "latency")
-    head = ["tokens", "lines", *(f"{name}, ms" for name in methods)]
-    rows = [
-        [f"{low}–{high}", lines_in, *(f"{values[place]:.1f}" for values in methods.values())]
-        for place, (low, high, lines_in) in enumerate(latency["bins"])
-    ]
-    return _figure("Time for a line against its length", plot, _table(head, rows))
-
-
-def _acceptance(acceptance: dict[str, Any], methods: Sequence[str]) -> str:
-    lines, longest = [], 0
-    for name, counts in acceptance.items():
-        shown = [place for place, drafted in enumerate(counts["drafted_at"]) if drafted >= 20]
-        share = [counts["accepted_at"][place] / counts["drafted_at"][place] for place in shown]
-        lines.append(Line(name, [place + 1 for place in shown], share, methods.index(name)))
-        longest = max(longest, len(counts["drafted_at"]))
-    description = "Share of the tokens drafted at each position of a draft that were accepted, one curve a method"
-    plot = line_plot(lines, "position in the draft", "share accepted", description, "acceptance", top=1.0)
-    head = ["position", *(f"{name}: accepted of drafted" for name in acceptance)]
-    rows = [[place + 1, *(_accepted(counts, place) for counts in acceptance.values())] for place in range(longest)]
-    note = "<p class=note>Positions that were drafted fewer than 20 times are in the table only.</p>"
-    return _figure("How many drafted tokens stand", plot, _table(head, rows)) + note
-
-
-def _accepted(counts: dict[str, list[int]], place: int) -> str:
-    if place >= len(counts["drafted_at"]):
+def _difference(found: dict[str, float] | None) -> str:
+    if found is None:
         return "–"
-    drafted, accepted = counts["drafted_at"][place], counts["accepted_at"][place]
-    return f"{accepted} of {drafted} ({accepted / drafted:.0%})"
+    return f"{found['difference']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f}), p {found['p_value']:.3f}"
 
 
-def _sentences(sentences: Sequence[dict[str, Any]]) -> str:
-    parts = [
-        "<h2>Who wrote what</h2>",
-        "<p>The first lossless method of the table: its drafter proposes, the verifier keeps what it would have "
-        "written itself and puts its own token where it would not. "
-        '<span class="d">Underlined on a tint: the draft stands.</span> '
-        '<span class="v">Bold: the verifier wrote it.</span></p>',
+def _latencies(rows: Sequence[dict[str, Any]]) -> list[Block]:
+    made = [
+        [
+            *head_cells(row),
+            *(number(row[f"latency_p{p}_ms"], 1) for p in (50, 95, 99)),
+            number(row["first_token_ms"], 1),
+        ]
+        for row in measured(rows)
+        if row["batch_size"] == 1
     ]
-    for sentence in sentences:
-        tokens = "".join(f'<span class="{_writer(t["by"])}">{_e(t["text"])}</span>' for t in sentence["tokens"])
-        count = f"{sentence['new_tokens']} tokens in {sentence['verifier_calls']} passes of the verifier"
-        parts.append(
-            f'<section class="sentence"><dl><dt>English</dt><dd lang="en">{_e(sentence["source"])}</dd>'
-            f'<dt>written</dt><dd lang="de" class="output">{tokens}<br><small lang="en">{_e(count)}</small></dd>'
-            f'<dt>reference</dt><dd lang="de">{_e(sentence["reference"])}</dd></dl></section>'
+    head = ["engine", "method", "dtype", "p50, ms", "p95, ms", "p99, ms", "first token, ms"]
+    note = "Of a sentence at batch size 1; the first token is the median of calls that may write only one."
+    return [Heading("Latency"), Table(head, made, left=3), Text(note)]
+
+
+def _floor(costs: dict[str, Any]) -> list[Block]:
+    one, floor = costs["verifier_ms"]["1"]["1"], costs["floor_ms"]
+    text = (
+        f"This machine reads {costs['bytes_per_second'] / 1e9:.1f} GB a second from memory (the sum of an array that "
+        f"no cache holds). A verifier pass reads {costs['weight_bytes'] / 1e6:.1f} MB of weights, which takes "
+        f"{floor:.2f} ms; a pass over one token is measured at {one:.2f} ms, {one / floor:.1f} times that. Weights "
+        "that stay in a cache can beat the floor."
+    )
+    little = costs["little_ms"]
+    return [Text(text + (f" A pass of the little model takes {little:.2f} ms." if little else ""))]
+
+
+def _memory(results: dict[str, Any]) -> list[Block]:
+    sizes = [
+        [name, f"{one['parameters']:,}", *(number(one[key] / 2**20) for key in ("weight_bytes", "cache_bytes"))]
+        for name, one in results["tensor_bytes"].items()
+    ]
+    parts: list[Block] = [
+        Heading("Memory"), Table(["part", "parameters", "weights, MiB", "cache of a row of 32 + 32 tokens, MiB"], sizes)
+    ]  # fmt: skip
+    batch_sizes = results["recipe"]["batch_sizes"]
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in measured(results["rows"]):
+        if row["peak_memory_mb"] is not None:
+            cells = found.setdefault(tuple(head_cells(row)), ["–"] * len(batch_sizes))
+            cells[batch_sizes.index(row["batch_size"])] = number(row["peak_memory_mb"], 0)
+    if found:
+        head = ["engine", "method", "dtype", *(f"batch {size}, MiB" for size in batch_sizes)]
+        note = (
+            "Peak of fresh processes that decode one batch, 32 new tokens at most: resident, or the device's on a GPU."
         )
-    return "\n".join(parts)
+        parts += [Text(note), Table(head, [[*names, *cells] for names, cells in found.items()], left=3)]
+    return parts
 
 
-def _writer(by: str) -> str:
-    return "d" if by == "d" else "v"
+def _agreement(found: Sequence[dict[str, Any]]) -> list[Block]:
+    parts: list[Block] = [Heading("Do the engines agree?")]
+    for peer in found:
+        name = f"{ENGINES[peer['engine']]} {peer['dtype']}"
+        text = f"{name} greedy: {peer['identical']} of {peer['lines']} lines have the tokens of our greedy."
+        differences = peer["differences"]
+        if differences:
+            ties = sum(difference["logit_gap"] < 1e-3 for difference in differences)
+            gaps = ", ".join(
+                f"line {d['line']} at token {d['token']} ({d['logit_gap']:.1e})" for d in differences[:LISTED]
+            )
+            more = f" and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
+            text += (
+                f" {len(differences)} differ, {ties} of them where our two best logits lie within 0.001 of each other. "
+                f"First difference (gap between our two best logits there): {gaps}{more}."
+            )
+        parts.append(Text(text))
+    return parts if found else [*parts, Text("No other engine was measured.")]
 
 
-def _made(results: dict[str, Any]) -> str:
-    rows = []
-    for name, value in results["manifest"].items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {item}" for key, item in value.items())
-        rows.append([name, "–" if value in (None, "") else value])
-    return f"<h2>How this was made</h2>\n{_table(['what', 'value'], rows, words=True)}"
-
-
-def _figure(title: str, plot: str, table: str) -> str:
-    shown = f'<div class="plot" tabindex="0">{plot}</div>\n<figcaption>The same in numbers</figcaption>'
-    return f"<h2>{_e(title)}</h2>\n<figure>\n{shown}\n{table}\n</figure>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], words: bool = False) -> str:
-    """The first column names the row; the others are numbers unless `words`. Scrolls by itself where it is narrow."""
-    cells = "".join(f'<th scope="col">{_e(name)}</th>' for name in head)
-    body = "\n".join(
-        f'<tr><th scope="row">{_e(row[0])}</th>' + "".join(f"<td>{_e(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
+def _sentences(sentences: Sequence[dict[str, Any]]) -> list[Block]:
+    if not sentences:
+        return []
+    note = (
+        "The first lossless method that drafts: its drafter proposes, the verifier keeps what it would have written "
+        "itself and puts its own token where it would not. Underlined on a tint (plain in Markdown): the draft stands. "
+        "Bold: the verifier wrote it."
     )
-    kind = ' class="words"' if words else ""
-    return (
-        f'<div class="scroll" tabindex="0"><table{kind}>\n<thead><tr>{cells}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write report.html beside a results.json."""
-    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.report", description=main.__doc__)
-    parser.add_argument("results", type=Path)
-    asked = parser.parse_args(arguments)
-    print(write_report(asked.results, asked.results.with_name("report.html")))
-
-
-if __name__ == "__main__":
-    run_main(main)
+    parts: list[Block] = [Heading("Who wrote what"), Text(note)]
+    for sentence in sentences:
+        tokens = [(token["text"], token["by"]) for token in sentence["tokens"]]
+        count = f"{sentence['new_tokens']} tokens in {sentence['verifier_calls']} passes of the verifier"
+        parts.append(Sentence(sentence["source"], sentence["reference"], tokens, count))
+    return parts

@@ -1,4 +1,4 @@
-"""Pairs of sentences from a TSV file, and a sample of them that is stratified by length and always the same."""
+"""Pairs of texts from a TSV or JSONL file, and a sample of them that is stratified by length and always the same."""
 
 import argparse
 import importlib.resources
@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spec2seq import io
 from spec2seq.config import check_range
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.files import write_text
 
 LINES = 200
+FIELDS = ("source", "reference")  # of .jsonl
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,13 @@ class Pair:
     origin: str = ""
 
 
-def read_pairs(path: str | Path) -> list[Pair]:
-    """Read source TAB reference [TAB origin]. Raises UsageError for a file that is missing, empty or not that."""
+def read_pairs(path: str | Path, fields: tuple[str, str] = FIELDS) -> list[Pair]:
+    """Read source TAB reference [TAB origin], or the two `fields` of the objects of a .jsonl. Raises UsageError for a
+    file that is missing, empty or not that."""
     path = Path(path)
+    if path.suffix == ".jsonl":
+        sources, references = (io.read_fields(path, field) for field in fields)
+        return [Pair(a.text, b.text) for a, b in zip(sources, references, strict=True)]
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -56,10 +62,10 @@ def committed_sample() -> list[Pair]:
         return read_pairs(path)
 
 
-def pairs_to_measure(path: Path | None = None) -> tuple[list[Pair], str]:
+def pairs_to_measure(path: Path | None = None, fields: tuple[str, str] = FIELDS) -> tuple[list[Pair], str]:
     """Pairs to measure on and what to call them: `path`, else the test file in $SPEC2SEQ_DATA, else the sample."""
     if path is not None:
-        return read_pairs(path), Path(path).name
+        return read_pairs(path, fields), Path(path).name
     folder = os.environ.get("SPEC2SEQ_DATA")
     if folder:
         return read_pairs(Path(folder) / "ende.test.tsv"), "ende.test.tsv"

@@ -7,19 +7,18 @@ import argparse
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spec2seq import Beam
 from spec2seq.errors import UsageError
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.costs import pass_seconds
 from spec2seq.evaluation.files import write_json, write_text
 from spec2seq.evaluation.manifest import manifest
-from spec2seq.evaluation.memory import fresh_memory, tensor_bytes
+from spec2seq.evaluation.memory import fresh_peaks, tensor_bytes
 from spec2seq.evaluation.metrics import quality, share_identical
-from spec2seq.evaluation.peers import Run, Workload
+from spec2seq.evaluation.peers import Job, Run, Workload
 from spec2seq.evaluation.peers.ours import Ours
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.sample import Pair, read_pairs, stratified_indices
@@ -31,6 +30,7 @@ PAPER = (5, 3.0)  # the original scripts' values
 MARGIN = 0.3  # BLEU below beam 5 that a relaxed setting may cost on dev
 WORD_BINS = ((1, 9), (10, 19), (20, 29), (30, 1000))
 BATCH_SIZE = 16
+MEMORY_BATCHES = (1, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def study(asked: Study, command: str) -> dict[str, Any]:
         "by_words": {row["method"]: by_words(run, asked.test) for row, run in zip(rows, runs, strict=True)},
         "timing": timing,
         "pass_ms": {str(n): 1000 * s for n, s in pass_seconds(ours.verifier.model, 1, (1, 2, 3, 4, 5, 7)).items()},
-        "memory": {"tensor_bytes": tensor_bytes(ours), "peak_mb": fresh_memory(asked.models, asked.threads)},
+        "memory": {"tensor_bytes": tensor_bytes(ours), "peak_mb": peaks(ours)},
     }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def settings(ours: Ours, chosen: dict[str, Any] | None) -> dict[str, dict[str, A
 def on_test(ours: Ours, test: Sequence[Pair], chosen: Any, advance: Any) -> tuple[list[dict[str, Any]], list[Run]]:
     """Quality and counts of all lines: greedy, beam 5, and SpecDec's settings with whole blocks."""
     sources = encode(ours, test)
-    greedy = ours.translate("greedy", {}, sources, BATCH_SIZE)
+    greedy = decode(ours, "greedy", {}, sources)
     advance()
     beam = Run(beam_search(ours, sources), [])
     advance()
@@ -151,19 +151,19 @@ def time_on_test(ours: Ours, asked: Study, chosen: Any) -> list[dict[str, Any]]:
     seconds: dict[str, list[list[float]]] = {name: [] for name in methods}
     with progress("timing", len(methods) * (asked.rounds + 1)) as advance:
         calls = {
-            name: (lambda name=name, method=method: seconds[name].append(ours.run(*method).line_seconds))
+            name: (lambda name=name, method=method: seconds[name].append(ours.run(Job(*method)).line_seconds))
             for name, method in methods.items()
         }
         timings = interleave(calls, asked.rounds, warmup=1, after=advance)
     rows = []
     for name, method in methods.items():
         lines_ms = [1000 * statistics.median(line) for line in zip(*seconds[name][1:], strict=True)]
-        stats = ours.run(*method).extra["stats"]
+        stats = ours.run(Job(*method)).extra["stats"]
         rows.append({
             "method": name, "ms_per_sentence": statistics.mean(lines_ms),
             "speedup": timings.speedup(name, "greedy").as_dict(),
             "tokens_per_verifier_call": stats["tokens_per_verifier_call"],
-            "phases_ms_per_token": ours.profile(*method),
+            "phases_ms_per_token": ours.profile(Job(*method)),
         })  # fmt: skip
     return rows
 
@@ -173,11 +173,28 @@ def encode(ours: Ours, pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def beam_search(ours: Ours, sources: list[list[int]]) -> list[list[int]]:
-    return ours.verifier.generate(sources, Beam(5), batch_size=BATCH_SIZE).sequences
+    return decode(ours, "beam", {"num_beams": 5}, sources).sequences
 
 
 def run(ours: Ours, parameters: dict[str, Any], sources: list[list[int]]) -> Run:
-    return ours.translate("specdec", parameters, sources, BATCH_SIZE)
+    return decode(ours, "specdec", parameters, sources)
+
+
+def decode(ours: Ours, method: str, parameters: dict[str, Any], sources: list[list[int]]) -> Run:
+    """`sources` in batches, not timed, with counts."""
+    ours.workload = replace(ours.workload, sources=sources)
+    return ours.run(Job(method, parameters, batch_size=BATCH_SIZE), count=True)
+
+
+def peaks(ours: Ours) -> list[dict[str, Any]]:
+    """Peak MiB of fresh processes, greedy and with the block drafter, by batch size. The sources are one of 32 tokens,
+    over and over."""
+    end, vocabulary = ours.verifier.model.architecture.eos_token_id, ours.verifier.model.architecture.vocabulary
+    source = [5 + place % (vocabulary - 10) for place in range(31)] + [end]
+    given = replace(ours.workload, sources=[source])
+    jobs = {"greedy": Job("greedy"), "specdec": Job("specdec", {"block_size": 4})}
+    found = {name: fresh_peaks("spec2seq", given, job, MEMORY_BATCHES) for name, job in jobs.items()}
+    return [{"batch_size": size} | {name: by_size[size] for name, by_size in found.items()} for size in MEMORY_BATCHES]
 
 
 def score(ours: Ours, sequences: list[list[int]], pairs: Sequence[Pair]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from spec2seq.evaluation.tables import PHASES, manifest_table, number, ratio, share, table
+from spec2seq.evaluation.document import markdown_table as table
+from spec2seq.evaluation.tables import PHASES, manifest_table, number, ratio, share
 
 
 def specdec_page(results: dict[str, Any]) -> str:

@@ -32,7 +32,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds by name, one for each round; place r of every list was measured in the same round."""
+    """Seconds by name, one for each round; place r of every list was measured in the same round. A list that is
+    shorter has the first rounds."""
 
     seconds: dict[str, list[float]]
 
@@ -46,8 +47,9 @@ class Timings:
         return Spread.of(self.seconds[name])
 
     def speedup(self, name: str, baseline: str) -> Spread:
-        """How many times as fast as `baseline` (2: half the seconds): the median of the rounds' own ratios."""
-        pairs = zip(self.seconds[name], self.seconds[baseline], strict=True)
+        """How many times as fast as `baseline` (2: half the seconds): the median of the ratios of those rounds that
+        both took part in."""
+        pairs = zip(self.seconds[name], self.seconds[baseline], strict=False)
         return Spread.of([theirs / mine for mine, theirs in pairs])
 
 
@@ -56,6 +58,7 @@ def interleave(
     rounds: int,
     warmup: int = 1,
     *,
+    fewer: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     after: Callable[[], Any] | None = None,
 ) -> Timings:
@@ -65,6 +68,7 @@ def interleave(
         callables: what to time, by name.
         rounds: measured rounds.
         warmup: rounds before them that are not measured.
+        fewer: names that take part in only so many of the rounds, the first ones.
         clock: seconds; a test passes its own.
         after: called after each call, outside of its time (a progress bar).
     """
@@ -74,7 +78,8 @@ def interleave(
         raise UsageError("nothing to time: no callables")
     seconds: dict[str, list[float]] = {name: [] for name in callables}
     for number in range(-warmup, rounds):
-        for name in _order(list(callables), number):
+        taking_part = [name for name in callables if number < (fewer or {}).get(name, rounds)]
+        for name in _order(taking_part, number):
             started = clock()
             callables[name]()
             took = clock() - started
@@ -87,7 +92,7 @@ def interleave(
 
 def _order(names: list[str], number: int) -> list[str]:
     """Every round begins elsewhere and every second one runs backwards, so that none always follows the same one."""
-    start = number % len(names)
+    start = number % max(1, len(names))
     turned = names[start:] + names[:start]
     return turned if number % 2 == 0 else turned[::-1]
 

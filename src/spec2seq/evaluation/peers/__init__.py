@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from spec2seq.errors import Spec2SeqError, UsageError
 
+ENGINES = ("spec2seq", "hf", "ctranslate2")
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -16,13 +18,14 @@ class Workload:
     max_new_tokens: int
     threads: int | None = None
     dtype: str = "float32"
+    device: str = "cpu"
 
     @property
     def little(self) -> Path:
         """The folder of the little model. Raises Spec2SeqError if there is none."""
         folder = self.models / "little"
         if not (folder / "config.json").is_file():
-            raise Spec2SeqError(f"{folder}: no little model here: config.json is missing")
+            raise Spec2SeqError("little/config.json: no little model lies beside the verifier")
         return folder
 
     @property
@@ -33,14 +36,36 @@ class Workload:
 
     def folders(self) -> dict[str, Path]:
         """Every model by its part, for the manifest."""
-        found = {"verifier": self.models, "little": self.little}
+        found = {"verifier": self.models}
+        if (self.models / "little" / "config.json").is_file():
+            found["little"] = self.little
         return found if self.drafter is None else found | {"drafter": self.drafter}
 
 
 @dataclass(frozen=True)
+class Job:
+    """Lines of the workload (places in its sources, in this order; None: all) to translate with a method.
+
+    `num_beams` and the like are among `parameters`, by the names that the engine's own users write.
+    """
+
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    lines: list[int] | None = None
+    batch_size: int = 1
+    max_new_tokens: int | None = None  # None: the workload's
+
+    def sources(self, workload: Workload) -> list[list[int]]:
+        return workload.sources if self.lines is None else [workload.sources[line] for line in self.lines]
+
+    def cap(self, workload: Workload) -> int:
+        return self.max_new_tokens or workload.max_new_tokens
+
+
+@dataclass(frozen=True)
 class Run:
-    """Every line translated once: new tokens (end token included), seconds of each line where they were translated
-    one after the other, and the passes of the verifier, where they were counted."""
+    """Every line translated once: new tokens (end token included), the seconds of each line at batch size 1 (none in
+    batches), and the passes of the verifier that lines took part in, where the engine can say so."""
 
     sequences: list[list[int]]
     line_seconds: list[float]
@@ -55,8 +80,9 @@ class Run:
 class Peer(Protocol):
     """One engine with the models of a workload loaded."""
 
-    def run(self, method: str, parameters: dict[str, Any], count: bool = False) -> Run:
-        """Translate every line with a method, alone. `count` may cost time: it counts passes of the verifier."""
+    def run(self, job: Job, count: bool = False) -> Run:
+        """Translate the job's lines. `count` may cost time: it counts passes of the verifier. Raises UsageError for a
+        method that the engine does not have, and whatever the engine itself raises."""
         ...
 
 
@@ -69,5 +95,13 @@ def load_peer(engine: str, workload: Workload) -> Peer:
     elif engine == "ctranslate2":
         from spec2seq.evaluation.peers.ct2 import CTranslate2 as Chosen
     else:
-        raise UsageError(f"engine is {engine!r}; allowed: spec2seq, hf, ctranslate2")
+        raise UsageError(f"engine is {engine!r}; allowed: {', '.join(ENGINES)}")
     return Chosen(workload)
+
+
+def batches(sources: list[list[int]], batch_size: int) -> list[list[int]]:
+    """Places of the sources in batches, the longest first, as all engines here sort them; alone in their order."""
+    order = list(range(len(sources)))
+    if batch_size > 1:
+        order.sort(key=lambda place: -len(sources[place]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

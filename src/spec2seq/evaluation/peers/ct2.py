@@ -1,13 +1,17 @@
 """CTranslate2, from the same folder, converted on the fly."""
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from spec2seq.config import check_choice
-from spec2seq.errors import missing_extra
-from spec2seq.evaluation.peers import Run, Workload
+from spec2seq.errors import Spec2SeqError, missing_extra
+from spec2seq.evaluation.peers import Job, Run, Workload
+
+METHODS = ("greedy", "beam")
 
 
 class CTranslate2:
@@ -18,33 +22,47 @@ class CTranslate2:
             import ctranslate2
         except ImportError:
             raise missing_extra("ctranslate2", "bench") from None
-        from transformers import AutoTokenizer
-
         self.workload = workload
-        tokenizer = AutoTokenizer.from_pretrained(workload.models)
-        self.id_of = tokenizer.get_vocab()
-        self.sources = [tokenizer.convert_ids_to_tokens(source) for source in workload.sources]
         with TemporaryDirectory() as name:
-            folder = convert(workload.models, Path(name) / "model")
+            folder = _convert_apart(workload.models, Path(name) / "model")
+            vocabulary = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
             self.translator = ctranslate2.Translator(
-                str(folder), device="cpu", compute_type=workload.dtype, inter_threads=1,
+                str(folder), device=workload.device, compute_type=workload.dtype, inter_threads=1,
                 intra_threads=workload.threads or 0,
             )  # fmt: skip
+        self.id_of = {token: index for index, token in enumerate(vocabulary)}
+        self.sources = [[vocabulary[token] for token in source] for source in workload.sources]
 
-    def run(self, method: str, parameters: dict[str, Any], count: bool = False) -> Run:
-        """Greedy, line by line. Its tokens are strings; they become ids outside of the time."""
-        check_choice("method", method, ("greedy",))
+    def run(self, job: Job, count: bool = False) -> Run:
+        """Its tokens are strings; they become ids outside of the time. Greedy has a pass for each token."""
+        check_choice("method", job.method, METHODS)
+        options = {"beam_size": 1} if job.method == "greedy" else {"beam_size": 5, "length_penalty": 1.0}
+        places = range(len(self.sources)) if job.lines is None else job.lines
+        sources = [self.sources[place] for place in places]
+        # It sorts and cuts into batches by itself; alone, each line is a call.
+        calls = [[source] for source in sources] if job.batch_size == 1 else [sources]
         made, seconds = [], []
-        for source in self.sources:
+        for call in calls:
             started = time.perf_counter()
-            result = self.translator.translate_batch(
-                [source], beam_size=1, max_decoding_length=self.workload.max_new_tokens, min_decoding_length=0,
-                max_input_length=0, return_end_token=True, **parameters,
+            results = self.translator.translate_batch(
+                call, max_decoding_length=job.cap(self.workload), min_decoding_length=0, max_input_length=0,
+                return_end_token=True, max_batch_size=job.batch_size, **options | job.parameters,
             )  # fmt: skip
-            made.append(result[0].hypotheses[0])
+            made += [result.hypotheses[0] for result in results]
             seconds.append(time.perf_counter() - started)
         sequences = [[self.id_of[token] for token in tokens] for tokens in made]
-        return Run(sequences, seconds, sum(map(len, sequences)) if count else None)
+        passes = sum(map(len, sequences)) if count and job.method == "greedy" else None
+        return Run(sequences, seconds if job.batch_size == 1 else [], passes)
+
+
+def _convert_apart(models: Path, out: Path) -> Path:
+    """Convert in a process of its own, so that the memory it takes is not counted as this engine's."""
+    command = [sys.executable, "-m", "spec2seq.evaluation.peers.ct2", str(models), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise Spec2SeqError(f"the conversion to CTranslate2 failed: {last[0]}")
+    return out
 
 
 def convert(models: Path, out: Path) -> Path:
@@ -75,3 +93,7 @@ def convert(models: Path, out: Path) -> Path:
     finally:
         theirs._MODEL_LOADERS["MarianConfig"] = stock
     return out
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,59 +1,88 @@
-"""Transformers' own generate, greedy and with an assistant."""
+"""Transformers' own generate: greedy, beam search, with an assistant, with prompt lookup."""
 
 import contextlib
 import copy
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 
 from spec2seq.api import DTYPES
 from spec2seq.config import check_choice
-from spec2seq.evaluation.peers import Run, Workload
+from spec2seq.evaluation.peers import Job, Run, Workload, batches
 from spec2seq.evaluation.timing import set_threads
+
+METHODS = ("greedy", "beam", "assisted", "lookup")
+LOOKUP_TOKENS = 10  # what its documentation uses; without a number there is no prompt lookup
 
 
 class Transformers:
-    """AutoModelForSeq2SeqLM for verifier and little model, as a user of Transformers would call it at batch size 1."""
+    """AutoModelForSeq2SeqLM for verifier and little model, as a user of Transformers would call it."""
 
     def __init__(self, workload: Workload):
-        import transformers
-
+        transformers.logging.disable_progress_bar()
         set_threads(workload.threads)
         self.workload = workload
+        self.verifier = self._load(workload.models)
 
-        def load(folder):
-            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=DTYPES[workload.dtype]).eval()
-            model.generation_config.max_length = None  # or every call warns that max_new_tokens goes first
-            return model
+    def _load(self, folder) -> Any:
+        dtype = DTYPES[self.workload.dtype]
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval().to(self.workload.device)
+        model.generation_config.max_length = None  # or every call warns that max_new_tokens goes first
+        return model
 
-        self.verifier, self.little = load(workload.models), load(workload.little)
-        self.assistant_defaults = copy.deepcopy(self.little.generation_config)
+    @functools.cached_property
+    def little(self) -> tuple[Any, Any]:
+        """The assistant, loaded by the first job that wants it, and its generation config as it came."""
+        model = self._load(self.workload.little)
+        return model, copy.deepcopy(model.generation_config)
 
     @torch.inference_mode()
-    def run(self, method: str, parameters: dict[str, Any], count: bool = False) -> Run:
+    def run(self, job: Job, count: bool = False) -> Run:
         """`parameters` of "assisted" are set on the assistant's generation config, where Transformers reads them."""
-        check_choice("method", method, ("greedy", "assisted"))
-        options: dict[str, Any] = {}
-        if method == "assisted":
-            # Transformers adapts thresholds in place; every run starts from the same.
-            self.little.generation_config = copy.deepcopy(self.assistant_defaults)
-            for name, value in parameters.items():
-                setattr(self.little.generation_config, name, value)
-            options["assistant_model"] = self.little
-        sequences, seconds = [], []
-        with self._counted(count) as calls:
-            for source in self.workload.sources:
+        check_choice("method", job.method, METHODS)
+        sources, seconds = job.sources(self.workload), []
+        sequences: list[list[int]] = [[] for _ in sources]
+        options = self._options(job)
+        with self._counted(count and job.batch_size == 1 and job.method != "beam") as calls:
+            for places in batches(sources, job.batch_size):
                 started = time.perf_counter()
-                ids = torch.tensor([source])
-                made = self.verifier.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
-                    max_new_tokens=self.workload.max_new_tokens, **options,
-                )  # fmt: skip
-                sequences.append(made[0].tolist()[1:])  # without the start token
+                rows = self._generate([sources[place] for place in places], job.cap(self.workload), options)
+                for place, row in zip(places, rows, strict=True):
+                    sequences[place] = row
                 seconds.append(time.perf_counter() - started)
-        return Run(sequences, seconds, len(calls) if count else None)
+        passes = len(calls) if calls else sum(map(len, sequences)) if job.method == "greedy" else None
+        return Run(sequences, seconds if job.batch_size == 1 else [], passes if count else None)
+
+    def _options(self, job: Job) -> dict[str, Any]:
+        if job.method == "greedy":
+            return {"num_beams": 1} | job.parameters
+        if job.method == "beam":
+            return {"num_beams": 5, "length_penalty": 1.0, "early_stopping": False} | job.parameters
+        if job.method == "lookup":
+            return {"num_beams": 1, "prompt_lookup_num_tokens": LOOKUP_TOKENS} | job.parameters
+        model, defaults = self.little
+        # Transformers adapts thresholds in place; every run starts from the same.
+        model.generation_config = copy.deepcopy(defaults)
+        for name, value in job.parameters.items():
+            setattr(model.generation_config, name, value)
+        return {"num_beams": 1, "assistant_model": model}
+
+    def _generate(self, sources: list[list[int]], cap: int, options: dict[str, Any]) -> list[list[int]]:
+        """New tokens of a batch, right-padded on the way in, cut behind the end token on the way out."""
+        pad, end = self.verifier.config.pad_token_id, self.verifier.config.eos_token_id
+        longest = max(map(len, sources))
+        ids = torch.tensor([source + [pad] * (longest - len(source)) for source in sources])
+        mask = torch.tensor([[1] * len(source) + [0] * (longest - len(source)) for source in sources])
+        device = self.workload.device
+        made = self.verifier.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), do_sample=False, max_new_tokens=cap, **options
+        )
+        rows = [row[1:] for row in made.tolist()]  # without the start token
+        return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
     @contextlib.contextmanager
     def _counted(self, count: bool) -> Iterator[list[None]]:

@@ -1,107 +1,123 @@
 """This package's own engine."""
 
+import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
-from spec2seq import Assisted, BiLD, BlockDrafter, Greedy, Lookup, Seq2Seq, SpecDec, Speculative, UsageError
+import transformers
+
+from spec2seq import Assisted, Beam, BiLD, BlockDrafter, Greedy, Lookup, Seq2Seq, SpecDec, UsageError
+from spec2seq.api import Method
 from spec2seq.config import check_choice
 from spec2seq.decoding.stats import Stats
-from spec2seq.evaluation.costs import pass_seconds
+from spec2seq.evaluation.costs import bandwidth, pass_bytes, pass_seconds
 from spec2seq.evaluation.lossless import next_logits
-from spec2seq.evaluation.peers import Run, Workload
+from spec2seq.evaluation.memory import tensor_bytes
+from spec2seq.evaluation.peers import Job, Run, Workload
 from spec2seq.evaluation.timing import set_threads
 from spec2seq.pairing import check_pair
 
-METHODS = ("greedy", "specdec", "assisted", "bild", "lookup")
+METHODS = ("greedy", "beam", "specdec", "assisted", "bild", "lookup")
+PRESETS: dict[str, Any] = {
+    "greedy": Greedy, "beam": Beam, "specdec": SpecDec, "assisted": Assisted, "bild": BiLD, "lookup": Lookup
+}  # fmt: skip
 
 
 class Ours:
     """Verifier and drafters, fed with ids and returning ids: no engine is timed with its tokenizer.
 
-    A method keeps what its length rule has learned from run to run, as in a server.
+    A drafter is loaded by the first method that needs it. A method keeps what its length rule has learned from run to
+    run, as in a server.
     """
 
     def __init__(self, workload: Workload):
+        transformers.logging.disable_progress_bar()
         set_threads(workload.threads)
         self.workload = workload
-        loaded = Seq2Seq.from_pretrained(workload.models, workload.dtype)
-        little = Seq2Seq.from_pretrained(workload.little, workload.dtype)
-        self.tokenizer = loaded.tokenizer
-        self.verifier = Seq2Seq(loaded.model, loaded.config, None, loaded.generation_config)
-        self.drafter = little.drafter()
-        check_pair(loaded, self.drafter)
-        self.blocks = workload.drafter and BlockDrafter.from_pretrained(workload.drafter, workload.dtype)
-        self.made: dict[str, Speculative] = {}
+        self.loaded = self._load(workload.models)
+        self.tokenizer = self.loaded.tokenizer
+        self.verifier = Seq2Seq(self.loaded.model, self.loaded.config, None, self.loaded.generation_config)
+        self.made: dict[str, Method] = {}
 
-    def method(self, name: str, parameters: dict[str, Any]) -> Speculative:
+    def _load(self, folder) -> Seq2Seq:
+        return Seq2Seq.from_pretrained(folder, self.workload.dtype, self.workload.device)
+
+    @functools.cached_property
+    def drafter(self) -> Any:
+        """The little model. Raises Spec2SeqError if there is none or it does not fit."""
+        drafter = self._load(self.workload.little).drafter()
+        check_pair(self.loaded, drafter)
+        return drafter
+
+    @functools.cached_property
+    def blocks(self) -> Any:
+        """The block drafter. Raises UsageError if there is none."""
+        if self.workload.drafter is None:
+            raise UsageError("drafter/config.json: no block drafter lies beside the verifier")
+        return BlockDrafter.from_pretrained(self.workload.drafter, self.workload.dtype, self.workload.device)
+
+    def method(self, name: str, parameters: dict[str, Any]) -> Method:
         """The preset of a name with its parameters as the user writes them."""
         check_choice("method", name, METHODS)
         key = f"{name} {parameters}"
         if key not in self.made:
-            self.made[key] = self._make(name, parameters)
+            drafters = {"specdec": "blocks", "assisted": "drafter", "bild": "drafter"}
+            given = [getattr(self, drafters[name])] if name in drafters else []
+            self.made[key] = PRESETS[name](*given, **parameters)
         return self.made[key]
 
-    def _make(self, name: str, parameters: dict[str, Any]) -> Speculative:
-        if name == "specdec" and self.blocks is None:
-            raise UsageError(f"{self.workload.models / 'drafter'}: no block drafter here")
-        drafters = {"specdec": self.blocks, "assisted": self.drafter, "bild": self.drafter}
-        presets = {"specdec": SpecDec, "assisted": Assisted, "bild": BiLD, "greedy": Greedy, "lookup": Lookup}
-        return presets[name](*([drafters[name]] if name in drafters else []), **parameters)
-
-    def translate(self, method: str, parameters: dict[str, Any], sources: list[list[int]], batch_size: int = 16) -> Run:
-        """`sources` in batches, not timed, with the counts of the run and who wrote each token."""
-        done = self.verifier.generate(
-            sources, self.method(method, parameters), max_new_tokens=self.workload.max_new_tokens,
-            batch_size=batch_size, trace=True,
-        )  # fmt: skip
-        extra = {"stats": done.stats.as_dict(), "traces": [row.trace for row in done.rows],
-                 "calls": [row.counts.verifier_calls for row in done.rows]}  # fmt: skip
-        return Run(done.sequences, [], done.stats.verifier_calls, extra)
-
-    def run(
-        self,
-        method: str,
-        parameters: dict[str, Any],
-        count: bool = False,
-        *,
-        sources: list[list[int]] | None = None,
-        after: Callable[[], Any] | None = None,
-    ) -> Run:
-        """One pass over `sources` (the workload's by default) at batch size 1. `extra` holds the counts of the run."""
-        stats, seconds, sequences = Stats(), [], []
-        rows = self.verifier.stream(
-            self.workload.sources if sources is None else sources, self.method(method, parameters), stats=stats,
-            max_new_tokens=self.workload.max_new_tokens, batch_size=1,
-        )  # fmt: skip
+    def run(self, job: Job, count: bool = False) -> Run:
+        """With `count`, `extra` holds the counts of the run, who wrote each token and the passes of each line."""
+        stats, sequences, seconds, traces, calls = Stats(), [], [], [], []
+        sources, method = job.sources(self.workload), self.method(job.method, job.parameters)
+        how = {"max_new_tokens": job.cap(self.workload), "batch_size": job.batch_size, "trace": count}
+        if job.batch_size == 1:
+            rows = self.verifier.stream(sources, method, stats=stats, **how)
+        else:
+            done = self.verifier.generate(sources, method, **how)
+            rows, stats = iter(done.rows), done.stats
         started = time.perf_counter()
         for row in rows:
             ended = time.perf_counter()
             seconds.append(ended - started)
             sequences.append(row.tokens)
-            if after is not None:
-                after()
+            if count:
+                traces.append(row.trace)
+                calls.append(row.counts.verifier_calls)
             started = time.perf_counter()
-        return Run(sequences, seconds, stats.verifier_calls, {"stats": stats.as_dict()})
+        extra = {"stats": stats.as_dict()} | ({"traces": traces, "calls": calls} if count else {})
+        return Run(sequences, seconds if job.batch_size == 1 else [], stats.verifier_calls, extra)
 
-    def profile(self, method: str, parameters: dict[str, Any]) -> dict[str, float]:
+    def profile(self, job: Job) -> dict[str, float]:
         """Milliseconds per new token of each phase, "rest" for the loop around them, and in all."""
         stats = self.verifier.generate(
-            self.workload.sources, self.method(method, parameters), batch_size=1, profile=True,
-            max_new_tokens=self.workload.max_new_tokens,
+            job.sources(self.workload), self.method(job.method, job.parameters), batch_size=job.batch_size,
+            profile=True, max_new_tokens=job.cap(self.workload),
         ).stats  # fmt: skip
         phases = dict(stats.phases)
         phases["rest"] = stats.seconds - sum(phases.values())
         phases["all"] = stats.seconds
         return {name: 1000 * seconds / stats.new_tokens for name, seconds in phases.items()}
 
-    def costs(self) -> dict[str, Any]:
-        """Milliseconds of a verifier pass by its number of tokens, and of a pass of the little model, batch size 1."""
-        verifier, little = pass_seconds(self.verifier.model, 1), pass_seconds(self.drafter.model, 1, (1,))
-        return {
-            "verifier_ms": {str(length): 1000 * seconds for length, seconds in verifier.items()},
-            "little_ms": 1000 * little[1],
+    def costs(self, batch_sizes: list[int]) -> dict[str, Any]:
+        """Milliseconds of a verifier pass by batch size and number of tokens, and what the memory allows at least:
+        bytes of weights that a pass reads, bytes per second that this machine reads, and the quotient."""
+        rate, weights = bandwidth(self.workload.device), pass_bytes(self.verifier.model)
+        verifier = {
+            str(rows): {
+                str(length): 1000 * seconds for length, seconds in pass_seconds(self.verifier.model, rows).items()
+            }
+            for rows in batch_sizes
         }
+        little = None
+        if "little" in self.workload.folders():
+            little = 1000 * pass_seconds(self.drafter.model, 1, (1,))[1]
+        return {"verifier_ms": verifier, "little_ms": little, "bytes_per_second": rate, "weight_bytes": weights,
+                "floor_ms": 1000 * weights / rate}  # fmt: skip
+
+    def sizes(self) -> dict[str, Any]:
+        """`tensor_bytes` of the models."""
+        return tensor_bytes(self)
 
     def gap(self, line: int, prefix: list[int]) -> float:
         """By how much the likeliest next token leads the second after `prefix`, in logits: near 0 it is a tie."""

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.evaluation.peers import Workload, load_peer
+from spec2seq.evaluation.memory import peak_mb
+from spec2seq.evaluation.peers import Job, Workload, load_peer
 
 # Threads that wait must leave the cores to the engine whose turn it is; the same for all engines.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -76,6 +77,7 @@ class Server:
 
     def __init__(self):
         self.peer: Any = None
+        self.device = "cpu"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """{"value": …}, or {"error": message} whatever goes wrong."""
@@ -84,23 +86,28 @@ class Server:
         try:
             if do == "load":
                 given = arguments["workload"]
+                self.device = given["device"]
                 self.peer = load_peer(arguments["engine"], Workload(**given | {"models": Path(given["models"])}))
                 return {"value": None}
             return {"value": self._value(do, arguments)}
         except Spec2SeqError as error:
             return {"error": str(error)}
         except Exception as error:  # a peer may fail in any way; the asking side says so
-            return {"error": f"{type(error).__name__}: {error}"}
+            return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
     def _value(self, do: str, arguments: dict[str, Any]) -> Any:
+        if "job" in arguments:
+            arguments["job"] = Job(**arguments["job"])
         if do == "time":  # a small answer: writing it belongs to the measured call
-            return self.peer.run(**arguments).line_seconds
+            run = self.peer.run(**arguments)
+            return {"line_seconds": run.line_seconds, "new_tokens": run.new_tokens}
         if do == "run":
-            run = self.peer.run(**arguments, count=True)
-            return {"sequences": run.sequences, "verifier_calls": run.verifier_calls}
-        if do in ("profile", "costs", "gap"):
+            return asdict(self.peer.run(**arguments, count=True))
+        if do == "peak":
+            return peak_mb(self.device)
+        if do in ("profile", "costs", "gap", "sizes"):
             return getattr(self.peer, do)(**arguments)
-        raise UsageError(f"request is {do!r}; allowed: load, time, run, profile, costs, gap")
+        raise UsageError(f"request is {do!r}; allowed: load, time, run, peak, profile, costs, gap, sizes")
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
@@ -115,9 +122,6 @@ def main() -> None:
     """Serve on standard input and output; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     try:
         serve(sys.stdin, answers)
     except KeyboardInterrupt:

@@ -1,0 +1,69 @@
+"""The processes of a bench: one for each engine and dtype, asked one after the other."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spec2seq import Seq2Seq
+from spec2seq.errors import Spec2SeqError
+from spec2seq.evaluation.bench.recipe import Contender, Recipe
+from spec2seq.evaluation.memory import fresh_peaks
+from spec2seq.evaluation.peers import Job, Workload, worker
+
+SETTLE = 0.25  # seconds between two calls: OpenMP threads that are told nothing spin for up to 0.2 before they sleep
+
+
+class Engines:
+    """Asks the process of a contender; `missing` has the reasons of those that could not start."""
+
+    def __init__(self, workload: Workload, environment: dict[str, str] | None):
+        self.workload, self.environment = workload, environment
+        self.workers: dict[tuple[str, str], worker.Worker] = {}
+        self.missing: dict[tuple[str, str], str] = {}
+
+    def start(self, stack: contextlib.ExitStack, keys: Iterable[tuple[str, str]]) -> None:
+        """Start a process for each engine and dtype. Raises Spec2SeqError if ours cannot start."""
+        for engine, dtype in keys:
+            given = replace(self.workload, dtype=dtype)
+            try:
+                process = worker.Worker(engine, given, self.environment)
+                self.workers[engine, dtype] = stack.enter_context(process)
+            except Spec2SeqError as error:
+                if engine == "spec2seq":
+                    raise
+                self.missing[engine, dtype] = str(error)
+
+    def ask(self, contender: Contender, do: str, lines: list[int] | None = None, batch_size: int = 1,
+            max_new_tokens: int | None = None) -> Any:  # fmt: skip
+        """Raises the Spec2SeqError that the process answers."""
+        job = Job(contender.method, contender.parameters, lines, batch_size, max_new_tokens)
+        return self.workers[contender.engine, contender.dtype].ask(do, job=vars(job))
+
+    def peaks(self, contender: Contender, batch_sizes: Iterable[int]) -> dict[int, float | None]:
+        """Peak MiB of a fresh process by batch size; see `fresh_peaks`."""
+        given = replace(self.workload, dtype=contender.dtype)
+        job = Job(contender.method, contender.parameters)
+        return fresh_peaks(contender.engine, given, job, list(batch_sizes), self.environment)
+
+
+@contextlib.contextmanager
+def running(workload: Workload, recipe: Recipe, contenders: Iterable[Contender]) -> Iterator[Engines]:
+    """The engines of the contenders, ended on the way out."""
+    environment = {} if recipe.openmp == "default" else None
+    with contextlib.ExitStack() as stack:
+        engines = Engines(workload, environment)
+        engines.start(stack, dict.fromkeys((c.engine, c.dtype) for c in contenders))
+        yield engines
+
+
+def make_workload(models: Path, texts: list[str], recipe: Recipe, file: str) -> tuple[Workload, Any]:
+    """The workload and the tokenizer. Raises Spec2SeqError for a text that is too long for the model."""
+    model = Seq2Seq.from_pretrained(models)
+    sources = [model.source_ids(text, f"{file}: pair {number}") for number, text in enumerate(texts, 1)]
+    folder = Path(models).resolve()
+    return (
+        Workload(folder, sources, model.max_new_tokens(), recipe.threads, recipe.dtype[0], recipe.device),
+        model.tokenizer,
+    )

@@ -1,0 +1,145 @@
+import json
+import re
+
+import pytest
+from evaluation.conftest import ASSISTED, LINES, TIMED
+from evaluation.tiny_folder import MAX_NEW_TOKENS, models
+
+from spec2seq.errors import UsageError
+from spec2seq.evaluation.bench.recipe import PEERS, Contender, Recipe, contenders, load_recipe
+
+FIELDS = {
+    "engine", "method", "parameters", "batch_size", "dtype", "seconds", "ms_per_token", "latency_p50_ms",
+    "latency_p95_ms", "tokens_per_second", "tokens_per_verifier_call", "identical_to_greedy", "bleu", "chrf",
+    "extra_parameters", "peak_memory_mb", "speedup_vs_greedy", "speedup_vs_hf", "speedup_vs_ctranslate2",
+}  # fmt: skip
+
+
+def find(results, engine, method, size=1, **more):
+    wanted = {"parameters": {}, "again": False, "dtype": "float32"} | more
+    wanted |= {"engine": engine, "method": method, "batch_size": size}
+    rows = [row for row in results["rows"] if all(row[key] == value for key, value in wanted.items())]
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_every_contender_has_a_row_at_every_batch_size_with_every_field(results, recipe):
+    rows = results["rows"]
+    assert len(rows) == 2 * len(contenders(recipe))
+    for row in rows:
+        assert "unavailable" in row or row.keys() >= FIELDS, row
+    for row in (row for row in rows if "unavailable" not in row):
+        assert row["ms_per_token"] > 0 and row["tokens_per_second"] == pytest.approx(1000 / row["ms_per_token"])
+        assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
+        assert all(row[f"speedup_vs_{name}"]["median"] > 0 for name in ("greedy", "hf", "ctranslate2"))
+        assert (row["latency_p50_ms"] is None) == (row["batch_size"] > 1)
+        assert row["peak_memory_mb"] == (None if row["again"] else 100.0 * row["batch_size"])
+    assert (
+        find(results, "spec2seq", "assisted")["extra_parameters"]
+        > find(results, "spec2seq", "lookup")["extra_parameters"]
+    )
+    assert str(models()) not in json.dumps(results)
+    assert re.fullmatch(r"this takes about \d+ minutes", results["said"][0])
+
+
+def test_what_cannot_run_is_a_row_that_says_why(results):
+    for size in (1, 2):
+        assert "no block drafter" in find(results, "spec2seq", "specdec", size)["unavailable"]
+    for method in ("assisted", "lookup"):
+        assert find(results, "hf", method)["rounds"] == 1
+        assert "batch_size = 1" in find(results, "hf", method, 2)["unavailable"]
+        assert find(results, "hf", method)["bleu"] is None and find(results, "hf", method)["quality_lines"] == TIMED
+
+
+def test_the_same_thing_under_another_name_has_its_own_seconds_and_the_same_tokens(results):
+    again, greedy = find(results, "spec2seq", "greedy", again=True), find(results, "spec2seq", "greedy")
+    assert greedy["speedup_vs_greedy"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert again["seconds"] != greedy["seconds"] and again["identical_to_greedy"] == 1.0
+    assert again["speedup_vs_greedy"]["median"] != 1.0
+
+
+def test_lossless_methods_and_all_engines_write_our_greedy_tokens_up_to_ties(results):
+    for parameters in ({}, ASSISTED.parameters):
+        assert find(results, "spec2seq", "assisted", parameters=parameters)["identical_to_our_greedy"] == 1.0
+    assert find(results, "hf", "assisted")["identical_to_greedy"] == 1.0
+    float32 = [peer for peer in results["agreement"] if peer["dtype"] == "float32"]
+    assert [(peer["engine"], peer["lines"]) for peer in float32] == [("hf", LINES), ("ctranslate2", LINES)]
+    for peer in float32:
+        assert peer["identical"] + len(peer["differences"]) == LINES
+        assert all(difference["logit_gap"] < 1e-3 for difference in peer["differences"])
+
+
+def test_calls_of_the_verifier_are_counted_in_every_engine(results):
+    for engine in ("spec2seq", "hf", "ctranslate2"):
+        assert find(results, engine, "greedy")["tokens_per_verifier_call"] == 1.0
+    assert find(results, "spec2seq", "assisted")["tokens_per_verifier_call"] > 1.0
+    assert find(results, "hf", "assisted")["tokens_per_verifier_call"] > 1.0
+
+
+def test_quality_is_compared_with_beam_search(results):
+    beam, greedy = find(results, "spec2seq", "beam"), find(results, "spec2seq", "greedy")
+    assert beam["against_beam"]["bleu"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+    assert greedy["against_beam"]["chrf"]["difference"] == pytest.approx(greedy["chrf"] - beam["chrf"])
+    assert [signature[:6] for signature in results["data"]["signatures"]] == ["nrefs:", "nrefs:"]
+
+
+def test_where_the_time_goes_adds_up_and_passes_have_a_floor(results):
+    assert len(results["phases_ms_per_token"]) == 5  # all of ours that ran but beam search
+    for phases in results["phases_ms_per_token"]:
+        named = [phases[name] for name in ("encode", "draft", "verify", "judge", "rest")]
+        assert sum(named) == pytest.approx(phases["all"]) and phases["verify"] > 0
+    costs = results["pass_costs"]
+    assert set(costs["verifier_ms"]) == {"1", "2"} and {"1", "2", "16", "32"} <= set(costs["verifier_ms"]["1"])
+    assert costs["floor_ms"] == pytest.approx(1000 * costs["weight_bytes"] / costs["bytes_per_second"])
+    assert results["tensor_bytes"]["verifier"]["weight_bytes"] > costs["weight_bytes"] > 1000
+
+
+def test_sentences_are_an_output_and_say_who_wrote_each_token(results):
+    assert len(results["sentences"]) == LINES
+    written = {token["by"] for sentence in results["sentences"] for token in sentence["tokens"]}
+    assert written == {"d", "v"}
+
+
+def test_a_bench_says_what_it_was_asked(results, recipe):
+    assert results["recipe"]["rounds"] == recipe.rounds and results["recipe"]["variants"][0]["method"] == "assisted"
+    assert results["manifest"]["command"] == "the command"
+    assert set(results["manifest"]["weights"]) == {"verifier", "little"}
+    assert results["data"]["max_new_tokens"] == MAX_NEW_TOKENS
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"method": ["greedy"]}, "did you mean 'methods'"),
+    ({"methods": ["beam"]}, "must hold 'greedy'"),
+    ({"methods": ["greedy", "dance"]}, "methods is 'dance'"),
+    ({"peers": ["marian"]}, "peers is 'marian'"),
+    ({"dtype": ["int8"]}, "dtype begin with"),
+    ({"batch_sizes": [8]}, "begins with 1"),
+    ({"rounds": 0}, "rounds is 0"),
+    ({"study": {"word": [5]}}, "did you mean 'words'"),
+    ({"variants": [{"method": "greedy", "beta": 3}]}, "unknown key 'beta'"),
+])  # fmt: skip
+def test_wrong_recipes_are_named(given, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        load_recipe(None, given)
+
+
+def test_an_engine_runs_the_dtypes_that_it_has():
+    made = contenders(Recipe(methods=("greedy",), dtype=("float32", "bfloat16", "int8"), peers=PEERS))
+    assert (
+        {c.dtype for c in made if c.engine == "spec2seq"}
+        == {"float32", "bfloat16"}
+        == {c.dtype for c in made if c.engine == "hf"}
+    )
+    assert {c.dtype for c in made if c.engine == "ctranslate2"} == {"float32", "bfloat16", "int8"}
+    assert made[0] == Contender("spec2seq", "greedy") and made[1].again
+    assert len({c.name for c in made}) == len(made)
+
+
+def test_the_study_has_every_length_and_batch_size(studied):
+    assert [cell["words"] for cell in studied["lengths"]] == [8, 16]
+    assert [cell["batch_size"] for cell in studied["batches"]] == [1, 2]
+    for cell in (*studied["lengths"], *studied["batches"]):
+        assert [row["method"] for row in cell["rows"]] == ["greedy", "assisted", "assisted", "lookup", "lookup"]
+        assert cell["rows"][0]["drafted_per_call"] == 0 and cell["rows"][1]["drafted_per_call"] > 0
+        assert all(row["ms_per_token"] > 0 for row in cell["rows"])
+    assert [row["method"] for row in studied["break_even"]] == ["assisted", "lookup"]

@@ -1,0 +1,101 @@
+import shutil
+import sys
+
+import pytest
+from evaluation.local import Local
+from evaluation.tiny_folder import MAX_NEW_TOKENS, models, pairs
+
+from spec2seq import Seq2Seq
+from spec2seq.errors import Spec2SeqError
+from spec2seq.evaluation.memory import fresh_peaks
+from spec2seq.evaluation.peers import Job, Workload, batches, ct2, load_peer, worker
+from spec2seq.evaluation.peers.worker import Worker
+
+LINES = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here():
+    """Convert in this process: no start of one more Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ct2, "_convert_apart", ct2.convert)
+        yield
+
+
+def workload(dtype="float32", folder=None):
+    ours = Seq2Seq.from_pretrained(models())
+    sources = [ours.encode_text(pair.source) for pair in pairs(LINES)]
+    return Workload(folder or models(), sources, MAX_NEW_TOKENS, 1, dtype)
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return load_peer("spec2seq", workload())
+
+
+def test_ctranslate2_starts_from_the_learned_padding_embedding(tmp_path, ours):
+    # The converter that comes with CTranslate2 starts Marian models from zeros; ours has a trained row there.
+    folder = tmp_path / "ende"
+    shutil.copytree(models(), folder)
+    peer = load_peer("ctranslate2", workload(folder=folder))
+    assert peer.run(Job("greedy")).sequences == ours.run(Job("greedy")).sequences
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_batches_give_what_lines_alone_give_in_every_engine(method, ours):
+    for peer in (ours, load_peer("hf", workload()), load_peer("ctranslate2", workload())):
+        alone, batch = peer.run(Job(method)), peer.run(Job(method, batch_size=3, lines=[3, 0, 1, 2]))
+        assert [alone.sequences[line] for line in (3, 0, 1, 2)] == batch.sequences
+        assert len(alone.line_seconds) == LINES and batch.line_seconds == []
+        assert max(map(len, peer.run(Job(method, max_new_tokens=1)).sequences)) == 1
+
+
+def test_beam_search_is_that_of_transformers(ours):
+    assert load_peer("hf", workload()).run(Job("beam")).sequences == ours.run(Job("beam")).sequences
+
+
+def test_transformers_refuses_to_speculate_in_batches():
+    peer = load_peer("hf", workload())
+    for method in ("assisted", "lookup"):
+        assert peer.run(Job(method)).sequences == peer.run(Job("greedy")).sequences
+        with pytest.raises(ValueError, match="batch_size = 1"):
+            peer.run(Job(method, batch_size=2))
+
+
+def test_batches_are_of_like_lengths_and_lines_alone_keep_their_order():
+    sources = [[1], [1, 2, 3], [1, 2]]
+    assert batches(sources, 1) == [[0], [1], [2]] and batches(sources, 2) == [[1, 2], [0]]
+
+
+def test_gap_is_the_lead_of_the_next_token_over_the_second(ours):
+    tokens = ours.run(Job("greedy")).sequences[0]
+    gaps = [ours.gap(0, tokens[:place]) for place in range(len(tokens))]
+    assert min(gaps) >= 0 and max(gaps) > 1e-3
+
+
+def test_a_worker_is_a_process_that_answers_and_says_what_is_wrong(ours):
+    with Worker("spec2seq", workload()) as worker:
+        assert worker.ask("run", job=vars(Job("greedy")))["sequences"] == ours.run(Job("greedy")).sequences
+        assert len(worker.ask("time", job=vars(Job("lookup")))["line_seconds"]) == LINES
+        assert worker.ask("peak") > 50
+        with pytest.raises(Spec2SeqError, match="method is 'no'"):
+            worker.ask("time", job=vars(Job("no")))
+        with pytest.raises(Spec2SeqError, match="request is 'dance'"):
+            worker.ask("dance")
+        worker.process.kill()
+        with pytest.raises(Spec2SeqError, match="'spec2seq' ended with exit code"):
+            worker.ask("peak")
+    assert worker.process.poll() is not None
+
+
+def test_peaks_of_a_fresh_process_grow_with_the_batch_and_a_refused_one_has_none(monkeypatch):
+    monkeypatch.setattr(worker, "Worker", Local)
+    peaks = fresh_peaks("spec2seq", workload(), Job("greedy"), [2, 1])
+    assert 50 < peaks[1] <= peaks[2]
+    assert fresh_peaks("hf", workload(), Job("lookup"), [1, 2])[2] is None
+
+
+def test_missing_ctranslate2_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    with pytest.raises(Spec2SeqError, match=r"ctranslate2.*spec2seq\[bench\]"):
+        Local("ctranslate2", Workload(models(), [], 1))
