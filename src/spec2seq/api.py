@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.logits import Processor, processors_from
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
+from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
@@ -35,7 +37,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 WINDOW = 16  # batches that are sorted by length together
 
-Method = Speculative | Beam
+Method = Speculative | Beam | OfficialBiLD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Seq2Seq:
 
         Args:
             sources: texts, or token ids with the end token.
-            method: Greedy() by default; any preset or Speculative, or Beam.
+            method: Greedy() by default; any preset or Speculative, Beam, or OfficialBiLD.
             max_new_tokens: the most tokens of an output; by default what the model's generation config says.
             batch_size: rows in flight; a finished row's place is taken by the next source.
             truncate: cut sources that are longer than the model allows; otherwise they are an error.
@@ -311,8 +313,8 @@ class _Run:
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
-        if profile and isinstance(method, Beam):
-            raise UsageError("profile is of the phases of draft and verify; beam search has none")
+        if profile and not isinstance(method, Speculative):
+            raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
         if count:
             batch_size = min(batch_size, count)  # costs are measured at the rows there are
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
@@ -320,13 +322,15 @@ class _Run:
         self.processors = seq2seq.processors()
         self.engine = None
         self.stats = Stats()
+        if isinstance(getattr(method, "drafter", None), LittleModel):
+            check_pair(seq2seq, method.drafter)
         if isinstance(method, Speculative):
-            if isinstance(method.drafter, LittleModel):
-                check_pair(seq2seq, method.drafter)
             self.engine = Engine(seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile)
             self.stats = self.engine.stats
 
     def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
+        if isinstance(self.method, OfficialBiLD):
+            return [(index, self._alone(source)) for source, index in zip(sources, indices, strict=True)]
         if self.engine is None:
             done = []
             for start in range(0, len(sources), self.batch_size):
@@ -343,6 +347,18 @@ class _Run:
         while self.engine.busy:
             done += [(place[completion.id], completion) for completion in self.engine.step()]
         return done
+
+    def _alone(self, source: list[int]) -> Completion:
+        """A source in the official BiLD, whatever the batch size."""
+        started = time.perf_counter()
+        completion = self.method.decode(self.seq2seq.model, source, self.cap, self.processors)
+        counts, stats = completion.counts, self.stats
+        stats.add(counts)
+        stats.rows += 1
+        stats.verifier_passes += counts.verifier_calls
+        stats.drafter_passes += counts.drafter_calls
+        stats.seconds += time.perf_counter() - started
+        return completion
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:
