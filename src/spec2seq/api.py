@@ -75,13 +75,16 @@ class Seq2Seq:
         self.generation_config = generation_config
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, dtype: str = "float32", device: str = "cpu") -> "Seq2Seq":
+    def from_pretrained(
+        cls, name: str | Path, dtype: str = "float32", device: str = "cpu", tokenizer: str | Path | None = None
+    ) -> "Seq2Seq":
         """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
 
         Args:
             name: a folder with config.json, weights and tokenizer, or an id on the hub.
             dtype: one of float32, bfloat16, float16, float64.
             device: a PyTorch device, such as "cpu" or "cuda".
+            tokenizer: folder or id of the tokenizer where the model's has none.
         """
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -108,13 +111,14 @@ class Seq2Seq:
             raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
         _check_complete(name, loading)
         # Without its files Transformers makes an empty tokenizer up for some families.
-        if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
-            raise Spec2SeqError(f"{name}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
+        words = str(tokenizer or name)
+        if os.path.isdir(words) and not any(os.path.isfile(os.path.join(words, file)) for file in TOKENIZER_FILES):
+            raise Spec2SeqError(f"{words}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
         subwords.register()
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(words)
         except Exception as error:  # as above
-            raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {_first_line(error)}") from None
+            raise Spec2SeqError(f"{words}: its tokenizer could not be loaded: {_first_line(error)}") from None
         model = families.load(theirs.config, theirs.state_dict(), name)
         return cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
 

@@ -269,13 +269,13 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
     return Seq2Seq.from_pretrained(run.model, **place), method
 
 
-def load_drafter(name: str, **place: str) -> "Drafter":
+def load_drafter(name: str, tokenizer: str | None = None, **place: str) -> "Drafter":
     """The drafter in a folder, of whichever kind, or a little model of the hub; `place` is dtype and device."""
     from spec2seq import BlockDrafter, Seq2Seq
 
     if is_block_drafter(name):
         return BlockDrafter.from_pretrained(name, **place)
-    return Seq2Seq.from_pretrained(name, **place).drafter()
+    return Seq2Seq.from_pretrained(name, tokenizer=tokenizer, **place).drafter()
 
 
 def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Method":

@@ -16,19 +16,23 @@ DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 @dataclass(frozen=True)
 class Line:
-    """One series of a plot. `style` is a number: the same one looks the same in every plot."""
+    """One series of a plot. `style` is a number: the same one looks the same in every plot. `joined` draws the line
+    between its points."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: int
+    joined: bool = True
 
 
 def line_plot(
-    lines: Sequence[Line], x_label: str, y_label: str, description: str, key: str, top: float | None = None
-) -> str:
+    lines: Sequence[Line], x_label: str, y_label: str, description: str, key: str, top: float | None = None,
+    from_zero: bool = True,
+) -> str:  # fmt: skip
     """An `<svg>` element. Series differ by colour, marker and line style; `key` keeps the ids of a page's plots
-    apart, `top` is the end of the upright axis. Raises Spec2SeqError if matplotlib is not installed."""
+    apart, `top` is the end of the upright axis, which begins at 0 and has whole numbers below it unless `from_zero` is
+    False. Raises Spec2SeqError if matplotlib is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -41,13 +45,15 @@ def line_plot(
         for line in lines:
             kind = line.style % len(SERIES)
             axes.plot(
-                line.x, line.y, label=line.name, color=SERIES[kind], marker=MARKERS[kind], linestyle=DASHES[kind],
+                line.x, line.y, label=line.name, color=SERIES[kind], marker=MARKERS[kind],
+                linestyle=DASHES[kind] if line.joined else "none",
                 linewidth=1.8, markersize=6,
             )  # fmt: skip
         axes.set_xlabel(x_label, color=INK)
         axes.set_ylabel(y_label, color=INK)
-        axes.set_ylim(0, top)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if from_zero:
+            axes.set_ylim(0, top)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=INK, alpha=0.15)
         axes.tick_params(colors=INK)
         axes.spines[["top", "right"]].set_visible(False)

@@ -46,8 +46,9 @@ class ModelShape:
 class DataConfig:
     """Which files, and which of their lines train. Columns of a TSV are numbers, fields of a JSONL are names.
 
-    `target_tokens` is the field of a JSONL with the target's token ids (as `spec2seq distill` writes them), used
-    instead of segmenting its text.
+    A dot leads into an object (translation.de). `target_tokens` is the field of a JSONL with the target's token ids
+    (as `spec2seq distill` writes them), used instead of segmenting its text. `prefix` stands before every source.
+    Sources of more than `max_tokens` leave their line out, or with `truncate` are cut.
     """
 
     train: str
@@ -60,6 +61,8 @@ class DataConfig:
     min_words: int = 1
     max_words: int = 200
     max_tokens: int = 200
+    truncate: bool = False
+    prefix: str = ""
     max_ratio: float = 3.0
     exclude_origins: tuple[str, ...] = ()
     dedupe: bool = True
