@@ -136,6 +136,16 @@ class Seq2Seq:
         """This model as the little one of another: `Assisted(little.drafter())`."""
         return LittleModel(self.model, self.tokenizer)
 
+    def early_exit(self, layers: int | None = None) -> LittleModel:
+        """The first `layers` of this model's own decoder, with its encoder and its head, as its little model.
+
+        None: as many as it was trained for (`model.early_exit` of a recipe). Raises UsageError if it was not.
+        """
+        layers = getattr(self.config, "early_exit", None) if layers is None else layers
+        if layers is None:
+            raise UsageError("this model was not trained for an early exit; give the number of layers")
+        return LittleModel(self.model.first_layers(layers), self.tokenizer, shares_encoder=True)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what `AutoModelForSeq2SeqLM.from_pretrained` and `Seq2Seq.from_pretrained` load back.
 

@@ -25,6 +25,7 @@ POLICIES = {
     "sampling": (),
     "compat": (*_FILTERS, *_JUDGING, "starts"),
 }
+EARLY_EXIT = "early-exit"  # as a drafter's name
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
 
@@ -126,9 +127,10 @@ class MethodOptions(_Given):
     method: str = _option(
         str, "how to decode", "specdec or assisted where its drafter is found, else greedy", choices=METHODS
     )
-    drafter: str = _option(str, "folder of the block drafter, folder or hub id of the little model; makes sample "
-                           "speculative", "specdec: MODEL/drafter; assisted, bild: MODEL/little; sample: none",
-                           *BESIDE, "sample")  # fmt: skip
+    drafter: str = _option(
+        str, "folder of the block drafter, folder or hub id of the little model, or early-exit, the model's own first "
+        "layers; makes sample speculative", "specdec: MODEL/drafter; assisted, bild: MODEL/little; sample: none",
+        *BESIDE, "sample")  # fmt: skip
     num_beams: int = _option(int, "beams of a sentence", 5, "beam", low=1)
     length_penalty: float = _option(float, "scores are divided by length to this power", 1.0, "beam")
     early_stopping: bool = _option(bool, "stop a sentence when it has num_beams hypotheses", False, "beam")
@@ -262,20 +264,24 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
 
         torch.set_num_threads(run.threads)
     place = run.given("dtype", "device")
+    model = Seq2Seq.from_pretrained(run.model, **place)
     drafter = None
     if options.drafter is not UNSET:
-        drafter = load_drafter(options.drafter, **place)
-    method = make_method(options, drafter)
-    return Seq2Seq.from_pretrained(run.model, **place), method
+        drafter = load_drafter(options.drafter, model, **place)
+    return model, make_method(options, drafter)
 
 
-def load_drafter(name: str, tokenizer: str | None = None, **place: str) -> "Drafter":
-    """The drafter in a folder, of whichever kind, or a little model of the hub; `place` is dtype and device."""
+def load_drafter(name: str, verifier: "Seq2Seq", tokenizer: str | None = None, **place: str) -> "Drafter":
+    """The drafter in a folder, of whichever kind, a little model of the hub, or the verifier's early exit; `place` is
+    dtype and device."""
     from spec2seq import BlockDrafter, Seq2Seq
 
+    if name == EARLY_EXIT:
+        return verifier.early_exit()
     if is_block_drafter(name):
         return BlockDrafter.from_pretrained(name, **place)
-    return Seq2Seq.from_pretrained(name, tokenizer=tokenizer, **place).drafter()
+    words = {} if tokenizer is None else {"tokenizer": tokenizer}
+    return Seq2Seq.from_pretrained(name, **words, **place).drafter()
 
 
 def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Method":

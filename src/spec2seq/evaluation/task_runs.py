@@ -91,7 +91,7 @@ def _measured(
     large = Seq2Seq.from_pretrained(asked.model, tokenizer=asked.tokenizer(asked.model), **asked.place)
     drafter = None
     if asked.drafter is not None:
-        drafter = load_drafter(asked.drafter, tokenizer=asked.tokenizer(asked.drafter), **asked.place)
+        drafter = load_drafter(asked.drafter, large, asked.tokenizer(asked.drafter), **asked.place)
     methods: dict[str, Method] = {name: make_method(one, drafter) for name, one in options.items()}
     plan = _plan(large, asked, examples)
     about = {"task": task.name, "split": asked.split or task.split, "model": asked.model, "drafter": asked.drafter,
