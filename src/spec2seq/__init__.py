@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from spec2seq.decoding.drafters import LittleModel, NgramLookup
     from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength
     from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, SpecDec, Speculative
+    from spec2seq.decoding.official import OfficialBiLD
+    from spec2seq.decoding.sampling import Sampling
 
 __all__ = [
-    "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter", "ConfidenceLength",
-    "Exact", "FixedLength", "Generation", "Greedy", "LittleModel", "Lookup", "NgramLookup", "PaperBlockDrafter",
-    "RejectionSampling", "Rollback", "Row", "Sample", "Seq2Seq", "Spec2SeqError", "SpecDec", "Speculative",
-    "TopBeta", "UsageError",
+    "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter", "ConfidenceLength", "Exact",
+    "FixedLength", "Generation", "Greedy", "LittleModel", "Lookup", "NgramLookup", "OfficialBiLD",
+    "PaperBlockDrafter", "RejectionSampling", "Rollback", "Row", "Sample", "Sampling", "Seq2Seq", "Spec2SeqError",
+    "SpecDec", "Speculative", "TopBeta", "UsageError",
 ]  # fmt: skip
 
 # Importing torch takes seconds, so a name is imported when it is first used: `spec2seq --help` answers at once.
@@ -31,6 +33,8 @@ _ROOMS = {
     "spec2seq.decoding.drafters": ("LittleModel", "NgramLookup"),
     "spec2seq.decoding.lengths": ("AdaptiveLength", "ConfidenceLength", "FixedLength"),
     "spec2seq.decoding.methods": ("Assisted", "Beam", "BiLD", "Greedy", "Lookup", "Sample", "SpecDec", "Speculative"),
+    "spec2seq.decoding.official": ("OfficialBiLD",),
+    "spec2seq.decoding.sampling": ("Sampling",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.logits import Processor, processors_from
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
+from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
@@ -35,7 +37,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 WINDOW = 16  # batches that are sorted by length together
 
-Method = Speculative | Beam
+Method = Speculative | Beam | OfficialBiLD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +75,16 @@ class Seq2Seq:
         self.generation_config = generation_config
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, dtype: str = "float32", device: str = "cpu") -> "Seq2Seq":
+    def from_pretrained(
+        cls, name: str | Path, dtype: str = "float32", device: str = "cpu", tokenizer: str | Path | None = None
+    ) -> "Seq2Seq":
         """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
 
         Args:
             name: a folder with config.json, weights and tokenizer, or an id on the hub.
             dtype: one of float32, bfloat16, float16, float64.
             device: a PyTorch device, such as "cpu" or "cuda".
+            tokenizer: folder or id of the tokenizer where the model's has none.
         """
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -106,13 +111,14 @@ class Seq2Seq:
             raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
         _check_complete(name, loading)
         # Without its files Transformers makes an empty tokenizer up for some families.
-        if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
-            raise Spec2SeqError(f"{name}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
+        words = str(tokenizer or name)
+        if os.path.isdir(words) and not any(os.path.isfile(os.path.join(words, file)) for file in TOKENIZER_FILES):
+            raise Spec2SeqError(f"{words}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
         subwords.register()
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(words)
         except Exception as error:  # as above
-            raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {_first_line(error)}") from None
+            raise Spec2SeqError(f"{words}: its tokenizer could not be loaded: {_first_line(error)}") from None
         model = families.load(theirs.config, theirs.state_dict(), name)
         return cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
 
@@ -129,6 +135,16 @@ class Seq2Seq:
     def drafter(self) -> LittleModel:
         """This model as the little one of another: `Assisted(little.drafter())`."""
         return LittleModel(self.model, self.tokenizer)
+
+    def early_exit(self, layers: int | None = None) -> LittleModel:
+        """The first `layers` of this model's own decoder, with its encoder and its head, as its little model.
+
+        None: as many as it was trained for (`model.early_exit` of a recipe). Raises UsageError if it was not.
+        """
+        layers = getattr(self.config, "early_exit", None) if layers is None else layers
+        if layers is None:
+            raise UsageError("this model was not trained for an early exit; give the number of layers")
+        return LittleModel(self.model.first_layers(layers), self.tokenizer, shares_encoder=True)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what `AutoModelForSeq2SeqLM.from_pretrained` and `Seq2Seq.from_pretrained` load back.
@@ -162,7 +178,7 @@ class Seq2Seq:
 
         Args:
             sources: texts, or token ids with the end token.
-            method: Greedy() by default; any preset or Speculative, or Beam.
+            method: Greedy() by default; any preset or Speculative, Beam, or OfficialBiLD.
             max_new_tokens: the most tokens of an output; by default what the model's generation config says.
             batch_size: rows in flight; a finished row's place is taken by the next source.
             truncate: cut sources that are longer than the model allows; otherwise they are an error.
@@ -300,8 +316,8 @@ class _Run:
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
-        if profile and isinstance(method, Beam):
-            raise UsageError("profile is of the phases of draft and verify; beam search has none")
+        if profile and not isinstance(method, Speculative):
+            raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
         if count:
             batch_size = min(batch_size, count)  # costs are measured at the rows there are
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
@@ -309,13 +325,15 @@ class _Run:
         self.processors = seq2seq.processors()
         self.engine = None
         self.stats = Stats()
+        if isinstance(getattr(method, "drafter", None), LittleModel):
+            check_pair(seq2seq, method.drafter)
         if isinstance(method, Speculative):
-            if isinstance(method.drafter, LittleModel):
-                check_pair(seq2seq, method.drafter)
             self.engine = Engine(seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile)
             self.stats = self.engine.stats
 
     def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
+        if isinstance(self.method, OfficialBiLD):
+            return [(index, self._alone(source)) for source, index in zip(sources, indices, strict=True)]
         if self.engine is None:
             done = []
             for start in range(0, len(sources), self.batch_size):
@@ -332,6 +350,18 @@ class _Run:
         while self.engine.busy:
             done += [(place[completion.id], completion) for completion in self.engine.step()]
         return done
+
+    def _alone(self, source: list[int]) -> Completion:
+        """A source in the official BiLD, whatever the batch size."""
+        started = time.perf_counter()
+        completion = self.method.decode(self.seq2seq.model, source, self.cap, self.processors)
+        counts, stats = completion.counts, self.stats
+        stats.add(counts)
+        stats.rows += 1
+        stats.verifier_passes += counts.verifier_calls
+        stats.drafter_passes += counts.drafter_calls
+        stats.seconds += time.perf_counter() - started
+        return completion
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:

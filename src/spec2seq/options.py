@@ -17,6 +17,15 @@ if TYPE_CHECKING:  # both import torch, and the command line must answer --help 
 METHODS = ("greedy", "beam", "sample", "assisted", "bild", "lookup", "specdec")
 # Methods that need a drafter, and where it is looked for beside the model; sample may have one, too.
 BESIDE = {"specdec": "drafter", "assisted": "little", "bild": "little"}
+# The variants of BiLD (docs/bild.md), and the options that do nothing in each.
+_FILTERS, _JUDGING = ("temperature", "top_k", "top_p", "seed"), ("verify_tail", "distance")
+POLICIES = {
+    "paper": _FILTERS,
+    "lossless": (*_FILTERS, *_JUDGING, "rollback_threshold"),
+    "sampling": (),
+    "compat": (*_FILTERS, *_JUDGING, "starts"),
+}
+EARLY_EXIT = "early-exit"  # as a drafter's name
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
 
@@ -118,17 +127,18 @@ class MethodOptions(_Given):
     method: str = _option(
         str, "how to decode", "specdec or assisted where its drafter is found, else greedy", choices=METHODS
     )
-    drafter: str = _option(str, "folder of the block drafter, folder or hub id of the little model; makes sample "
-                           "speculative", "specdec: MODEL/drafter; assisted, bild: MODEL/little; sample: none",
-                           *BESIDE, "sample")  # fmt: skip
+    drafter: str = _option(
+        str, "folder of the block drafter, folder or hub id of the little model, or early-exit, the model's own first "
+        "layers; makes sample speculative", "specdec: MODEL/drafter; assisted, bild: MODEL/little; sample: none",
+        *BESIDE, "sample")  # fmt: skip
     num_beams: int = _option(int, "beams of a sentence", 5, "beam", low=1)
     length_penalty: float = _option(float, "scores are divided by length to this power", 1.0, "beam")
     early_stopping: bool = _option(bool, "stop a sentence when it has num_beams hypotheses", False, "beam")
-    temperature: float = _option(float, "divides the logits", 1.0, "sample", low=1e-6)
-    top_k: int | None = _option(int, "only the k likeliest tokens", None, "sample", low=1, word="none")
-    top_p: float | None = _option(float, "only the likeliest tokens that make up this mass", None, "sample",
+    temperature: float = _option(float, "divides the logits", 1.0, "sample", "bild", low=1e-6)
+    top_k: int | None = _option(int, "only the k likeliest tokens", None, "sample", "bild", low=1, word="none")
+    top_p: float | None = _option(float, "only the likeliest tokens that make up this mass", None, "sample", "bild",
                                   low=1e-6, high=1.0, word="none")  # fmt: skip
-    seed: int = _option(int, "same seed, same draws", 0, "sample", low=0, high=2**31 - 1)
+    seed: int = _option(int, "same seed, same draws", 0, "sample", "bild", low=0, high=2**31 - 1)
     num_assistant_tokens: int | None = _option(
         int, "tokens to draft; auto chooses by measurement", "auto; sample: 4", "assisted", "sample",
         low=0, word="auto", with_drafter=True)  # fmt: skip
@@ -152,6 +162,13 @@ class MethodOptions(_Given):
         float, "take back tokens whose negative log-probability under the verifier is above this", 2.0, "bild",
         low=0.0, word="none")  # fmt: skip
     max_draft_tokens: int = _option(int, "the longest draft", 10, "bild", low=1)
+    policy: str = _option(str, "paper; lossless is greedy's output; sampling draws from both models; compat is the "
+                          "authors' program with its defects", "paper", "bild", choices=tuple(POLICIES))  # fmt: skip
+    starts: str = _option(str, "who writes the first token", "drafter", "bild", choices=("drafter", "verifier"))
+    verify_tail: bool = _option(bool, "verify drafts that end an output, too", False, "bild")
+    distance: str = _option(str, "what is compared with the rollback threshold: -ln p of the token under the verifier, "
+                            "or the divergence of both distributions", "cross-entropy", "bild",
+                            choices=("cross-entropy", "kl"))  # fmt: skip
 
     def __post_init__(self):
         if self.method is UNSET:
@@ -176,6 +193,10 @@ def refuse_idle(values: Mapping[str, Any], method: str, where: Callable[[str], s
         if method not in option.methods:
             takers = ", ".join(option.methods)
             raise UsageError(f"{where(name)} does nothing with method {method}{note}; methods that take it: {takers}")
+        policy = values.get("policy", "paper")
+        if method == "bild" and name in POLICIES[policy]:
+            takers = ", ".join(other for other, idle in POLICIES.items() if name not in idle)
+            raise UsageError(f"{where(name)} does nothing with policy {policy}; policies that take it: {takers}")
         if option.with_drafter and method == "sample" and "drafter" not in values:
             raise UsageError(f"{where(name)} does nothing with method sample without a drafter; give one")
 
@@ -243,20 +264,24 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
 
         torch.set_num_threads(run.threads)
     place = run.given("dtype", "device")
+    model = Seq2Seq.from_pretrained(run.model, **place)
     drafter = None
     if options.drafter is not UNSET:
-        drafter = load_drafter(options.drafter, **place)
-    method = make_method(options, drafter)
-    return Seq2Seq.from_pretrained(run.model, **place), method
+        drafter = load_drafter(options.drafter, model, **place)
+    return model, make_method(options, drafter)
 
 
-def load_drafter(name: str, **place: str) -> "Drafter":
-    """The drafter in a folder, of whichever kind, or a little model of the hub; `place` is dtype and device."""
+def load_drafter(name: str, verifier: "Seq2Seq", tokenizer: str | None = None, **place: str) -> "Drafter":
+    """The drafter in a folder, of whichever kind, a little model of the hub, or the verifier's early exit; `place` is
+    dtype and device."""
     from spec2seq import BlockDrafter, Seq2Seq
 
+    if name == EARLY_EXIT:
+        return verifier.early_exit()
     if is_block_drafter(name):
         return BlockDrafter.from_pretrained(name, **place)
-    return Seq2Seq.from_pretrained(name, **place).drafter()
+    words = {} if tokenizer is None else {"tokenizer": tokenizer}
+    return Seq2Seq.from_pretrained(name, **words, **place).drafter()
 
 
 def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Method":
@@ -283,10 +308,26 @@ def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Me
         case "specdec":
             return methods.SpecDec(drafter, **given("block_size", "beta", "tau"))
         case "bild":
-            return methods.BiLD(drafter, **given("fallback_threshold", "rollback_threshold", "max_draft_tokens"))
+            return _bild(options, drafter)
         case _:
             lookup = given("num_lookup_tokens", "max_matching_ngram_size", "min_matching_ngram_size")
             return methods.Lookup(**lookup, acceptance=_acceptance(options))
+
+
+def _bild(options: MethodOptions, drafter: "Drafter") -> "Method":
+    from spec2seq.decoding import methods, official
+    from spec2seq.decoding.sampling import Sampling
+
+    values = options.given("fallback_threshold", "rollback_threshold", "max_draft_tokens")
+    policy = "paper" if options.policy is UNSET else options.policy
+    if policy == "compat":
+        return official.OfficialBiLD(drafter, **values)
+    values |= options.given("starts", "verify_tail", "distance")
+    if policy == "lossless":
+        values |= {"rollback_threshold": 0.0, "verify_tail": True}
+    if policy == "sampling":
+        values["sampling"] = Sampling(**options.given(*_FILTERS))
+    return methods.BiLD(drafter, **values)
 
 
 def _acceptance(options: MethodOptions) -> Any:

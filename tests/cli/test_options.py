@@ -5,16 +5,20 @@ import inspect
 import json
 
 import pytest
+import tiny
 import yaml
 
 from spec2seq import api
 from spec2seq.decoding import acceptance, methods
+from spec2seq.decoding.official import OfficialBiLD
+from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
 from spec2seq.options import (
     BESIDE,
     DTYPES,
     METHODS,
     OPTIONS,
+    POLICIES,
     MethodOptions,
     RunOptions,
     as_markdown,
@@ -27,7 +31,8 @@ OTHER = {
     "num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9,
     "seed": 7, "num_assistant_tokens": 9, "assistant_confidence_threshold": 0.3, "num_lookup_tokens": 6,
     "max_matching_ngram_size": 4, "min_matching_ngram_size": 2, "beta": 5, "tau": 2.5, "fallback_threshold": 0.0,
-    "rollback_threshold": None, "max_draft_tokens": 4, "block_size": 2,
+    "rollback_threshold": None, "max_draft_tokens": 4, "block_size": 2, "policy": "sampling",
+    "starts": "verifier", "verify_tail": True, "distance": "kl",
 }  # fmt: skip
 RUN = {
     "model": "m", "dtype": "float64", "device": "cpu", "threads": 1, "batch_size": 3, "max_new_tokens": 5,
@@ -45,6 +50,7 @@ class StubDrafter:
     hidden_layers = ()
     longest = None
     block_size = 6
+    distributions = True
 
 
 DRAFTER = StubDrafter()
@@ -72,8 +78,10 @@ def test_the_samples_cover_the_table():
 @pytest.mark.parametrize("name", [name for name in METHOD_OPTIONS if name != "drafter"])
 def test_each_option_changes_the_method_or_is_refused(name, method):
     if method in OPTIONS[name].methods:
-        plain = built(method, **({"drafter": "folder"} if needs_drafter({name: 0}) else {}))
-        assert built(method, **{name: OTHER[name]}) != plain
+        more = {"drafter": "folder"} if needs_drafter({name: 0}) else {}
+        if method == "bild" and name in POLICIES["paper"]:
+            more["policy"] = "sampling"
+        assert built(method, **more, **{name: OTHER[name]}) != built(method, **more)
         return
     with pytest.raises(UsageError) as error:
         resolve({name: as_flag(name, OTHER[name]), "method": method, "model": "m", "drafter": None})
@@ -81,6 +89,28 @@ def test_each_option_changes_the_method_or_is_refused(name, method):
     assert all(taker in str(error.value) for taker in OPTIONS[name].methods)
     with pytest.raises(UsageError, match=name):
         MethodOptions(method=method, **{name: OTHER[name]})
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_a_policy_does_not_take_is_refused(policy):
+    for name in POLICIES[policy]:
+        with pytest.raises(UsageError, match=f"{name} does nothing with policy {policy}; policies that take it: "):
+            MethodOptions(method="bild", policy=policy, **{name: OTHER[name]})
+
+
+def test_policies_of_bild():
+    little = tiny.seq2seq("t5").drafter()
+    made = {
+        name: make_method(MethodOptions(method="bild", drafter="d", policy=name, fallback_threshold=0.0), little)
+        for name in POLICIES
+    }
+    assert made["lossless"].lossless and not any(made[name].lossless for name in ("paper", "sampling", "compat"))
+    assert made["paper"] == methods.BiLD(little, 0.0) and made["paper"].length.confidence == 0.0
+    assert made["sampling"].acceptance.sampling == Sampling()
+    assert made["compat"] == OfficialBiLD(little, 0.0)
+    for value in ("2", "3"):  # people pass a number of nats
+        with pytest.raises(UsageError, match=f"--fallback-threshold is '{value}'; allowed: a number from 0.0 to 1.0"):
+            resolve({"fallback_threshold": value, "method": "bild", "model": "m", "drafter": "d"})
 
 
 def test_drafter_changes_sample_and_is_refused_where_idle():
@@ -171,9 +201,10 @@ def test_defaults_in_the_table_are_the_librarys():
             continue
         owner = acceptance.TopBeta if name in ("beta", "tau") else None
         for method in option.methods:
-            parameters = inspect.signature(owner or PRESETS[method]).parameters
-            if name not in parameters:  # sample passes these on to its length rule
-                assert option.with_drafter and method == "sample"
+            filters = Sampling if method == "bild" and name in POLICIES["paper"] else None
+            parameters = inspect.signature(owner or filters or PRESETS[method]).parameters
+            if name not in parameters:  # sample passes these on to its length rule; a policy is made of parameters
+                assert (option.with_drafter and method == "sample") or name == "policy"
                 continue
             default = parameters[name].default
             shown = str(option.default).split(";")[0]

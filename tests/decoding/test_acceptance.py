@@ -83,9 +83,9 @@ def test_top_beta_equal_logits():
 @pytest.mark.parametrize(
     ("threshold", "stand"),
     [
-        (0.0, set()),
-        (NATS[2] - 1e-6, set()),
-        (NATS[2] + 1e-6, {2}),
+        (0.0, {2}),  # the likeliest is never a violation
+        (NATS[2] - 1e-6, {2}),
+        (NATS[0] - 1e-6, {2}),
         (NATS[0] + 1e-6, {2, 0}),
         (NATS[3] + 1e-6, {2, 0, 3}),
         (NATS[1] - 1e-6, {2, 0, 3}),
@@ -98,9 +98,26 @@ def test_rollback_beyond_its_threshold(threshold, stand):
     assert found == stand
 
 
-def test_rollback_at_zero_keeps_what_is_certain():
-    logits = torch.tensor([[[0.0, -torch.inf, -torch.inf]] * 2])
-    assert judge(Rollback(0.0), [[0]], logits) == [(1, 0)]
+def test_a_second_violation_behind_a_guarded_one_still_rolls_back():
+    """The likeliest token may be improbable; the original's check ends there (spec 2.2, item 9)."""
+    flat = torch.tensor([0.2, 0.1, 0.0, 0.0])
+    peaked = torch.tensor([0.0, 0.0, 9.0, 0.0])
+    logits = torch.stack([flat, peaked, peaked])[None]
+    assert judge(Rollback(1.0), [[0, 1]], logits) == [(1, 2)]
+    assert judge(Rollback(1.0), [[0, 2]], logits) == [(2, 2)]
+
+
+def test_the_distance_of_distributions():
+    """KL(p_S ‖ p_L) looks at the whole distribution: the same token stands or falls with the drafter's certainty."""
+    p = LOGITS.softmax(-1)
+    q = torch.tensor([0.7, 0.1, 0.1, 0.1])
+    kl = float((q * (q / p).log()).sum())
+    for threshold, stands in ((kl - 1e-4, 0), (kl + 1e-4, 1)):
+        draft = Draft(torch.tensor([[0]]), torch.tensor([1]), probabilities=q.expand(1, 1, 4))
+        zeros = torch.zeros(1, dtype=torch.long)
+        verdict = Rollback(threshold, "kl").judge(LOGITS.expand(1, 2, 4), draft, zeros, zeros)
+        assert verdict.accepted.tolist() == [stands]
+    assert not Rollback(0.0, "kl").lossless and Rollback(0.0).lossless and not Rollback(0.1).lossless
 
 
 def test_rollback_does_not_depend_on_the_scale_of_logits():
@@ -132,6 +149,7 @@ def test_a_block_of_no_draft():
         (lambda: TopBeta(0, 1.0), "beta is 0; allowed: at least 1"),
         (lambda: TopBeta(2, -0.1), "tau is -0.1; allowed: at least 0.0"),
         (lambda: TopBeta(2, math.nan), "tau is nan"),
+        (lambda: Rollback(1.0, "euclid"), "distance is 'euclid'; allowed: cross-entropy, kl"),
         (lambda: Rollback(-1.0), "rollback_threshold is -1.0; allowed: at least 0.0"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from spec2seq.errors import UsageError
+from spec2seq.training.cache import cut
 from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
 from spec2seq.training.recipe import DataConfig
 
@@ -57,3 +58,13 @@ def test_data_files_are_found_by_argument_and_by_environment(tmp_path: Path, mon
         resolve("data/x.tsv")
     monkeypatch.setenv("SPEC2SEQ_DATA", str(tmp_path))
     assert resolve("data/x.tsv") == tmp_path / "x.tsv"
+
+
+def test_prefix_fields_within_fields_and_cut_sources(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"t": {"de": "a b c", "en": "d"}}\n{"t.de": "e", "t": {"en": "f"}}\n', encoding="utf-8")
+    data = DataConfig("", "", source="t.de", target="t.en", prefix="put: ")
+    assert [(pair.source, pair.target) for pair in read_pairs(path, data)] == [("put: a b c", "d"), ("put: e", "f")]
+    with pytest.raises(UsageError, match="no field 'fr'; data.source is 't.fr'"):
+        list(read_pairs(path, DataConfig("", "", source="t.fr", target="t.en")))
+    assert cut([1, 2, 3, 4, 9], 3) == [1, 2, 9] and cut([1, 9], 3) == [1, 9]

@@ -98,3 +98,13 @@ def test_sources_that_do_not_fit_are_left_out(model, texts, tmp_path):
     path.write_text("w5\n", encoding="utf-8")
     with pytest.raises(UsageError, match="none of its lines passes the filters"):
         distill(model, path, tmp_path / "other.jsonl", DataConfig("corpus", "", min_words=2))
+
+
+def test_sources_that_do_not_fit_are_cut_if_so_asked(model, texts, tmp_path):
+    path, out = tmp_path / "corpus.txt", tmp_path / "out.jsonl"
+    path.write_text(" ".join(texts[:6]) + "\n", encoding="utf-8")
+    distill(model, path, out, DataConfig("corpus", "", max_tokens=9, truncate=True), max_new_tokens=6)
+    (record,) = records(out)
+    ids = model.encode_text(record["source"])
+    assert len(ids) > 9
+    assert record["tokens"] == model.generate([[*ids[:8], ids[-1]]], max_new_tokens=6).sequences[0]

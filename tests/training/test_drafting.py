@@ -9,7 +9,8 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from spec2seq import BlockDrafter, FixedLength, Rollback, Seq2Seq, SpecDec, Speculative
+from spec2seq import BlockDrafter, Exact, FixedLength, Seq2Seq, SpecDec, Speculative
+from spec2seq.decoding.acceptance import Verdict
 from spec2seq.decoding.cached_blocks import CachedSession
 from spec2seq.training import train
 from spec2seq.training.batches import Collator
@@ -21,6 +22,13 @@ from spec2seq.training.recipe import DataConfig, parse_recipe
 
 STRIDE, SMOOTHING = 3, 0.1
 OUTPUTS = [[5, 6, 7, 8, 9, 3], [9, 8, 5, 9], [6, 6, 6, 7, 7, 5, 8, 4, 12]]
+
+
+class NothingStands(Exact):
+    """Greedy's tokens, one for each draft."""
+
+    def judge(self, logits, draft, seeds, lengths):
+        return Verdict(torch.zeros_like(draft.lengths), logits[:, 0].argmax(-1))
 
 
 def trainable(model):
@@ -122,7 +130,7 @@ def test_accuracy_by_place_is_that_of_the_engines_drafts(monkeypatch):
         return done
 
     monkeypatch.setattr(CachedSession, "draft", spy)
-    nothing_stands = Speculative(block, FixedLength(size), Rollback(0.0))
+    nothing_stands = Speculative(block, FixedLength(size), NothingStands())
     for current, source in enumerate(sources):
         found = model.generate([source], nothing_stands, max_new_tokens=24).sequences[0]
         assert found[: len(outputs[current])] == outputs[current]

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spec2seq.config import check_range
+from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.sampling import ACCEPT, REPLACE, Sampling, draw, uniform
 
 
@@ -18,7 +18,8 @@ class Draft:
     """What a drafter proposes: tokens `[rows, width]`, of which `lengths[rows]` count.
 
     `unsure[rows]` says whose draft ended because the drafter was unsure. `probabilities`
-    `[rows, width, vocabulary]` are what the tokens were drawn from; None where they were not drawn.
+    `[rows, width, vocabulary]` are what the tokens were drawn from; None where they were not drawn and no rule
+    needs them.
     `calls` and `fed` count the drafter's passes and the tokens that every row was fed in them; `asked` is the k
     that was asked for.
     """
@@ -114,31 +115,62 @@ class TopBeta:
         return _verdict((draft.tokens == best[:, :-1]) | stands, draft, best)
 
 
+DISTANCES = ("cross-entropy", "kl")
+
+
 @dataclass(frozen=True)
 class Rollback:
-    """A drafted token is rejected where its negative log-probability under the verifier, in nats, exceeds
-    `threshold` (BiLD, Kim et al. 2023, section 3.2); the verifier's likeliest token replaces it.
+    """A drafted token is rejected where its distance exceeds `threshold`, in nats, and it is not the verifier's
+    likeliest (BiLD, Kim et al. 2023, section 3.2). The likeliest replaces it, or with `sampling` a draw.
 
-    None never rolls back. 0 rejects every token that is not certain.
+    distance cross-entropy is −ln p_L(token), what the paper's experiments take; kl is KL(p_S ‖ p_L), of the
+    drafter's whole distribution. None never rolls back; 0 accepts the likeliest alone.
     """
 
     threshold: float | None = 2.0
-
-    sampling = None
-    lossless = False
+    distance: str = "cross-entropy"
+    sampling: Sampling | None = None
 
     def __post_init__(self):
         check_range("rollback_threshold", self.threshold, low=0.0)
+        check_choice("distance", self.distance, DISTANCES)
+
+    @property
+    def lossless(self) -> bool:
+        return self.threshold == 0 and self.sampling is None and not self.needs_distributions
+
+    @property
+    def needs_distributions(self) -> bool:
+        """Whether drafts must come with the distributions of their tokens."""
+        return self.distance == "kl"
 
     def judge(self, logits: Tensor, draft: Draft, seeds: Tensor, lengths: Tensor) -> Verdict:
         best = likeliest(logits)
+        verdict = _verdict(self._stands(logits[:, :-1], draft, best[:, :-1]), draft, best)
+        if self.sampling is None:
+            return verdict
+        place = verdict.accepted[:, None, None].expand(-1, 1, logits.shape[2])
+        p = self.sampling.probabilities(logits.gather(1, place)[:, 0])
+        return Verdict(verdict.accepted, draw(p, uniform(seeds, lengths + verdict.accepted, REPLACE)))
+
+    def _stands(self, logits: Tensor, draft: Draft, best: Tensor) -> Tensor:
+        """`[rows, width]`, from the logits of the drafted places and the likeliest token at each of them."""
         if not draft.width:
-            return _verdict(draft.tokens.bool(), draft, best)
-        scored = logits[:, :-1].float()
+            return draft.tokens.bool()
+        scored = logits.float()
         score = scored.gather(2, draft.tokens[:, :, None])[:, :, 0]
-        if self.threshold is None:  # what a processor forbids is rejected all the same
-            return _verdict(score > -torch.inf, draft, best)
-        return _verdict(scored.logsumexp(-1) - score <= self.threshold, draft, best)
+        possible = score > -torch.inf  # what a processor forbids is rejected all the same
+        if self.threshold is None:
+            return possible
+        if self.needs_distributions:
+            q = draft.probabilities.float()
+            # What a processor forbids has no finite distance; the rest of the vocabulary still has one.
+            log_p = scored.log_softmax(-1).clamp(min=-100.0)
+            distance = (q * (q.clamp(min=1e-30).log() - log_p)).sum(-1)
+        else:
+            distance = scored.logsumexp(-1) - score
+        # The likeliest is no violation even where it is improbable: to replace it by itself would only cost a pass.
+        return possible & ((distance <= self.threshold) | (draft.tokens == best))
 
 
 @dataclass(frozen=True)

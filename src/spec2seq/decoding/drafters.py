@@ -13,6 +13,7 @@ from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft, likeliest
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
+from spec2seq.errors import UsageError
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
 
 
@@ -51,26 +52,33 @@ class Session(Protocol):
 class LittleModel:
     """A little autoregressive encoder–decoder with the verifier's vocabulary (assisted generation, BiLD).
 
-    `Seq2Seq.drafter()` makes one; its tokenizer lets the vocabularies be compared token by token.
+    `Seq2Seq.drafter()` makes one; its tokenizer lets the vocabularies be compared token by token. `distributions`
+    makes it give the distribution of every drafted token, drawn or not. With `shares_encoder` it is the verifier's own
+    first layers (`Seq2Seq.early_exit()`), and reads the verifier's encoding.
     """
 
     model: EncoderDecoder
     tokenizer: Any = None
+    distributions: bool = False
+    shares_encoder: bool = False
 
     has_confidence = True
     hidden_layers = ()
     longest = None
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
-        return LittleSession(self.model, rows, verifier.architecture.vocabulary)
+        if self.shares_encoder and self.model.encoder is not verifier.encoder:
+            raise UsageError("the drafter is the early exit of another model; use the verifier's own .early_exit()")
+        return LittleSession(self, rows, verifier.architecture.vocabulary)
 
 
 class LittleSession:
     """Own encoder, own cache. `fed[slot]` tokens of a row are in the cache; the rest is fed with the next draft:
     one token, or two after a draft that stood whole."""
 
-    def __init__(self, model: EncoderDecoder, rows: Rows, vocabulary: int):
-        self.model, self.rows = model, rows
+    def __init__(self, drafter: LittleModel, rows: Rows, vocabulary: int):
+        self.model, self.rows, self.distributions = drafter.model, rows, drafter.distributions
+        self.shares_encoder, model = drafter.shares_encoder, drafter.model
         self.cache = model.new_cache(rows.slots)
         self.fed = [0] * rows.slots
         # Padded vocabularies of one tokenizer may differ in size; only the common part is ever proposed.
@@ -79,7 +87,9 @@ class LittleSession:
         self.stops_early = model.device.type == "cpu"
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
-        own = self.model.encode(self._known(encoded.tokens), encoded.lengths)
+        own = encoded
+        if not self.shares_encoder:
+            own = self.model.encode(self._known(encoded.tokens), encoded.lengths)
         self.model.admit(self.cache, first_slot, own)
         for slot in range(first_slot, self.rows.count):
             self.fed[slot] = 0
@@ -110,7 +120,7 @@ class LittleSession:
         for slot in range(n):  # the first pass fed all that was committed, each further one a drafted token
             self.fed[slot] = host[slot] + step
         tokens = torch.stack(steps, 1) if steps else lengths.new_zeros(n, 0)
-        if sampling is None or not steps:
+        if not steps or probabilities[0] is None:
             return Draft(tokens, length, unsure, None, step + 1, fed)
         return Draft(tokens, length, unsure, torch.stack(probabilities, 1), step + 1, fed)
 
@@ -161,14 +171,18 @@ class LittleSession:
         """The next token, its row's top probability (None if nobody asks), and q padded to the verifier's size."""
         logits = logits[:, : self.common]
         if sampling is None:
-            if confidence is None:
+            if confidence is None and not self.distributions:
                 return likeliest(logits), None, None
-            top, token = logits.float().softmax(-1).max(-1)
-            return token, top, None
+            p = logits.float().softmax(-1)
+            top, token = p.max(-1)
+            return token, top, self._padded(p) if self.distributions else None
         top = None if confidence is None else logits.float().softmax(-1).amax(-1)
         q = sampling.probabilities(logits)
         token = draw(q, uniform(self.rows.seeds[: self.rows.count], positions, DRAFT))
-        return token, top, torch.nn.functional.pad(q, (0, self.vocabulary - self.common))
+        return token, top, self._padded(q)
+
+    def _padded(self, p: Tensor) -> Tensor:
+        return torch.nn.functional.pad(p, (0, self.vocabulary - self.common))
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,14 @@ class Engine:
             admitted = time.perf_counter()
             with self._phase("draft"):
                 draft = self._draft()
-            with self._phase("verify"):
-                decoded, tokens = self._verify(draft)
+                tail = self._unverified_tail(draft)
+            decoded = None
+            if tail is None or not tail.all():
+                with self._phase("verify"):
+                    decoded = self._verify(draft)
             with self._phase("judge"):
-                verdict = self._judge(decoded, draft, tokens)
-                done = self._commit(draft, verdict, decoded)
+                verdict = self._judge(decoded, draft, tail)
+                done = self._commit(draft, verdict, decoded, tail)
             if self.chooser is not None and full:  # with few rows left an iteration is not a usual one
                 self.chooser.spent(draft.asked, time.perf_counter() - admitted)
         self.stats.seconds += time.perf_counter() - started
@@ -120,16 +123,31 @@ class Engine:
         rows = self.rows
         n = rows.count
         k = self.chooser.choose() if self.chooser else 0
-        if k < 1 or rows.room < 1:
+        opening = self.method.starts == "verifier"
+        if k < 1 or rows.room < 1 or (opening and rows.horizon == 1):
             return Draft(rows.tokens.new_zeros(n, 0), rows.lengths.new_zeros(n))
         rows.reserve(rows.horizon + k + 1)
         # The verifier adds a token of its own, so a draft leaves room for one.
         spare = rows.limits[:n] - rows.lengths[:n] - 1
+        if opening:
+            spare = spare.where(rows.lengths[:n] > 1, 0)
         draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
         self.stats.drafter_passes += draft.calls
         return dataclasses.replace(draft, asked=k).cut(rows.room)
 
-    def _verify(self, draft: Draft) -> tuple[Decoded, Tensor]:
+    def _unverified_tail(self, draft: Draft) -> Tensor | None:
+        """`[rows]` whose drafts end them without being verified; None if there is none."""
+        if self.method.verify_tail or not draft.width:
+            return None
+        within = torch.arange(draft.width, device=draft.tokens.device) < draft.lengths[:, None]
+        tail = (within & (draft.tokens == self.rows.eos_token_id)).any(1)
+        if self.processors:  # drafters do not see them, and what they forbid (an early end) must not pass
+            blank = torch.zeros(*draft.tokens.shape, self.verifier.architecture.vocabulary, device=within.device)
+            allowed = self._processed(blank, draft).gather(2, draft.tokens[:, :, None])[:, :, 0] > -torch.inf
+            tail &= (allowed | ~within).all(1)
+        return tail if tail.any() else None
+
+    def _verify(self, draft: Draft) -> Decoded:
         rows = self.rows
         n, horizon = rows.count, rows.horizon
         rows.reserve(horizon + draft.width + 1)
@@ -144,21 +162,32 @@ class Engine:
             hidden_layers=self.method.drafter.hidden_layers if self.method.drafter else (),
         )  # fmt: skip
         self.stats.verifier_passes += 1
-        return decoded, tokens
+        return decoded
 
-    def _judge(self, decoded: Decoded, draft: Draft, fed: Tensor) -> Verdict:
+    def _judge(self, decoded: Decoded | None, draft: Draft, tail: Tensor | None) -> Verdict:
+        if decoded is None:  # every row ends in its own draft
+            return Verdict(draft.lengths, draft.lengths)
         rows = self.rows
         n, logits = rows.count, decoded.logits
         if self.processors:
-            if draft.width:  # the draft stands behind the committed tokens while the places are scored
-                places = rows.lengths[:n, None] + torch.arange(draft.width, device=logits.device)
-                rows.tokens[:n].scatter_(1, places, draft.tokens)
-            prefix = Prefix(rows.tokens[:n], rows.lengths[:n], rows.limits[:n])
-            for process in self.processors:
-                logits = process(logits, prefix)
-        return self.method.acceptance.judge(logits, draft, rows.seeds[:n], rows.lengths[:n])
+            logits = self._processed(logits, draft)
+        verdict = self.method.acceptance.judge(logits, draft, rows.seeds[:n], rows.lengths[:n])
+        if tail is not None:  # rows are what they are alone, whether the others needed a pass or not
+            verdict = Verdict(torch.where(tail, draft.lengths, verdict.accepted), verdict.replacement)
+        return verdict
 
-    def _commit(self, draft: Draft, verdict: Verdict, decoded: Decoded) -> list[Completion]:
+    def _processed(self, logits: Tensor, draft: Draft) -> Tensor:
+        """Logits `[rows, width or more, vocabulary]` of the drafted places as the generation config wants them."""
+        rows, n = self.rows, self.rows.count
+        if draft.width:  # the draft stands behind the committed tokens while the places are scored
+            places = rows.lengths[:n, None] + torch.arange(draft.width, device=logits.device)
+            rows.tokens[:n].scatter_(1, places, draft.tokens)
+        prefix = Prefix(rows.tokens[:n], rows.lengths[:n], rows.limits[:n])
+        for process in self.processors:
+            logits = process(logits, prefix)
+        return logits
+
+    def _commit(self, draft: Draft, verdict: Verdict, decoded: Decoded | None, tail: Tensor | None) -> list[Completion]:
         rows, n = self.rows, self.rows.count
         accepted, replacement, drafted, unsure, tokens = self._read(draft, verdict)
         emitted, finished = [], []
@@ -170,8 +199,10 @@ class Engine:
             full = rows.host_lengths[slot] + len(new) >= rows.host_limits[slot]
             finished.append(full or new[-1] == rows.eos_token_id)
         rows.append(emitted)
-        self._book(draft, emitted, accepted, drafted, finished, unsure)
-        if self.session is not None:
+        self._book(draft, emitted, accepted, drafted, finished, unsure, tokens)
+        if tail is not None:
+            self._book_tail(draft, tail.tolist(), emitted)
+        if self.session is not None and decoded is not None:
             self.session.commit([len(new) for new in emitted], decoded)
         return self._release(finished)
 
@@ -185,7 +216,7 @@ class Engine:
         host = torch.cat([packed, draft.tokens.T]).tolist()
         return *host[:4], host[4:]
 
-    def _book(self, draft, emitted, accepted, drafted, finished, unsure) -> None:
+    def _book(self, draft, emitted, accepted, drafted, finished, unsure, tokens) -> None:
         """Count what every row in flight got, `emitted[slot]`, and let the length rule learn from it."""
         for slot, request in enumerate(self.scheduler.running):
             new = emitted[slot]
@@ -200,11 +231,20 @@ class Engine:
             request.tokens += new
             if draft.calls:
                 booked.judged(drafted[slot], written, accepted[slot] < drafted[slot], bool(unsure[slot]))
+                booked.handovers += drafted[slot] == draft.asked and tokens[-1][slot] != self.rows.eos_token_id
                 # A draft that the row's end cut short says nothing of the places behind it.
                 cut = finished[slot] and accepted[slot] == drafted[slot]
                 self.chooser.observe(drafted[slot] if cut else draft.asked, accepted[slot])
             if self.trace:
                 request.trace += "d" * written + "v" * (len(new) - written)
+
+    def _book_tail(self, draft: Draft, tail: list[bool], emitted: list[list[int]]) -> None:
+        """Rows that ended unverified took no part in the verifier's pass, if there was one at all."""
+        for slot, request in enumerate(self.scheduler.running):
+            if tail[slot]:
+                request.counts.unverified += len(emitted[slot])
+                request.counts.verifier_calls -= 1
+                request.counts.verifier_tokens -= 1 + int(draft.lengths[slot])
 
     def _release(self, finished: list[int]) -> list[Completion]:
         rows, done = self.rows, []

@@ -5,29 +5,43 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from spec2seq.config import check_range
+from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback, TopBeta
-from spec2seq.decoding.drafters import Drafter, NgramLookup
+from spec2seq.decoding.drafters import Drafter, LittleModel, NgramLookup
 from spec2seq.decoding.lengths import AdaptiveLength, Chooser, ConfidenceLength, FixedLength, LengthRule
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
 
+STARTS = ("drafter", "verifier")
+
 
 @dataclass(frozen=True)
 class Speculative:
-    """Any drafter with any length rule and any acceptance rule. Without a drafter it is autoregressive."""
+    """Any drafter with any length rule and any acceptance rule. Without a drafter it is autoregressive.
+
+    `starts` says who writes a row's first token. Without `verify_tail` a draft that holds the end token ends its row
+    as it stands, unverified; a row that ends at its cap ends with a token of the verifier's in any case.
+    """
 
     drafter: Drafter | None = None
     length: LengthRule = field(default_factory=AdaptiveLength)
     acceptance: AcceptanceRule = field(default_factory=Exact)
+    starts: str = "drafter"
+    verify_tail: bool = True
     _choosers: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        check_choice("starts", self.starts, STARTS)
         if hasattr(self.drafter, "drafter"):
             raise UsageError(f"{type(self.drafter).__name__} is no drafter; a Seq2Seq becomes one by .drafter()")
         if self.drafter is not None and self.length.confidence is not None and not self.drafter.has_confidence:
             raise UsageError(
                 f"{type(self.drafter).__name__} gives no confidence; use a length rule without a confidence threshold"
+            )
+        if getattr(self.acceptance, "needs_distributions", False) and not getattr(self.drafter, "distributions", False):
+            raise UsageError(
+                f"{type(self.drafter).__name__} gives no distributions; use the distance cross-entropy, or a "
+                "LittleModel with distributions=True"
             )
         longest = None if self.drafter is None else self.drafter.longest
         if longest is not None and isinstance(self.length, FixedLength) and self.length.cap > longest:
@@ -46,7 +60,7 @@ class Speculative:
     @property
     def lossless(self) -> bool:
         """Whether the output is the verifier's greedy output, token for token."""
-        return self.acceptance.lossless
+        return self.acceptance.lossless and (self.verify_tail or self.drafter is None)
 
 
 @dataclass(frozen=True)
@@ -126,13 +140,27 @@ def BiLD(
     fallback_threshold: float | None = 0.6,
     rollback_threshold: float | None = 2.0,
     max_draft_tokens: int = 10,
+    *,
+    starts: str = "drafter",
+    verify_tail: bool = False,
+    distance: str = "cross-entropy",
+    sampling: Sampling | None = None,
 ) -> Speculative:
-    """Big Little Decoder (Kim et al. 2023): the little model writes until its top probability is below
-    `fallback_threshold` (or `max_draft_tokens`), the verifier rolls back what surprises it by more than
-    `rollback_threshold` nats. None switches a policy off; 0 is a value."""
+    """Big Little Decoder (Kim et al. 2023, section 3): the little model writes until its top probability is below
+    `fallback_threshold` (or for `max_draft_tokens`), then the verifier checks what was written, rolls back from the
+    first token that surprises it by more than `rollback_threshold` nats, and writes one token itself.
+
+    None switches a policy off; 0 is a value: never fall back, keep only the verifier's own tokens. The latter with
+    `verify_tail` is the verifier's greedy output. With `sampling` both models draw their tokens (the paper's appendix);
+    `Sample(drafter=...)` is the sampling that keeps the verifier's distribution. In a batch every row drafts to its
+    own end before the verifier runs, so that a row is what it is alone (docs/bild.md).
+    """
     check_range("fallback_threshold", fallback_threshold, low=0.0, high=1.0)
-    length = ConfidenceLength(fallback_threshold, max_draft_tokens)
-    return Speculative(drafter, length, Rollback(rollback_threshold))
+    check_range("max_draft_tokens", max_draft_tokens, low=1)
+    rule = Rollback(rollback_threshold, distance, sampling)
+    if rule.needs_distributions and isinstance(drafter, LittleModel):
+        drafter = dataclasses.replace(drafter, distributions=True)
+    return Speculative(drafter, ConfidenceLength(fallback_threshold, max_draft_tokens), rule, starts, verify_tail)
 
 
 def Lookup(

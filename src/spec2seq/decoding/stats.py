@@ -22,6 +22,8 @@ class Counts:
     discarded: int = 0  # drafted tokens that were not emitted
     fallbacks: int = 0  # drafts that ended because the drafter was unsure
     rollbacks: int = 0  # passes in which the verifier rejected a drafted token
+    handovers: int = 0  # drafts that ended at the longest that was asked for
+    unverified: int = 0  # drafted tokens that ended a row and were never verified (BiLD without verify_tail)
     drafted_at: list[int] = field(default_factory=list)  # [draft position] how often a token was drafted there
     accepted_at: list[int] = field(default_factory=list)
 
@@ -35,11 +37,28 @@ class Counts:
         """Share of drafted tokens that were accepted; None where nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
 
+    @property
+    def fallback_percentage(self) -> float:
+        """Fallbacks for 100 tokens written, discarded ones included and the last of a row left out: what the
+        reproduction of BiLD (PopoDev/BiLD) reports. 0 where nothing was written."""
+        return self._percentage(self.fallbacks)
+
+    @property
+    def rollback_percentage(self) -> float:
+        """Rollbacks, likewise."""
+        return self._percentage(self.rollbacks)
+
+    def _percentage(self, events: int, rows: int = 1) -> float:
+        written = self.new_tokens + self.discarded - rows
+        return 100 * events / written if written > 0 else 0.0
+
     def as_dict(self) -> dict:
         """Everything, ratios included, ready for JSON."""
         return vars(self) | {
             "tokens_per_verifier_call": self.tokens_per_verifier_call,
             "acceptance": self.acceptance,
+            "fallback_percentage": self.fallback_percentage,
+            "rollback_percentage": self.rollback_percentage,
         }
 
     def judged(self, drafted: int, accepted: int, rejected: bool, fell_back: bool) -> None:
@@ -74,3 +93,6 @@ class Stats(Counts):
     drafter_passes: int = 0
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)  # seconds per phase; profile mode only
+
+    def _percentage(self, events: int, rows: int = 1) -> float:
+        return super()._percentage(events, self.rows)

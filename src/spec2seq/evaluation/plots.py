@@ -18,22 +18,26 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 
 @dataclass(frozen=True)
 class Line:
-    """One series of a plot. `style` is a number: the same one looks the same in every plot."""
+    """One series of a plot. `style` is a number: the same one looks the same in every plot. `joined` draws the line
+    between its points."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: int
+    joined: bool = True
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What the axes are. `top` is the end of the upright one; `log_x` doubles from tick to tick."""
+    """What the axes are. `top` is the end of the upright one, which begins at 0, with whole numbers below it, unless
+    `from_zero` is False; `log_x` doubles from tick to tick."""
 
     x: str
     y: str
     top: float | None = None
     log_x: bool = False
+    from_zero: bool = True
 
 
 def line_plot(lines: Sequence[Line], axes: Axes, description: str, key: str) -> str:
@@ -46,8 +50,10 @@ def line_plot(lines: Sequence[Line], axes: Axes, description: str, key: str) -> 
             n = line.style
             plot.plot(
                 line.x, line.y, label=line.name, color=SERIES[n % len(SERIES)], marker=MARKERS[n % len(MARKERS)],
-                linestyle=DASHES[n % len(DASHES)], linewidth=1.8, markersize=6,
+                linestyle=DASHES[n % len(DASHES)] if line.joined else "", linewidth=1.8, markersize=6,
             )  # fmt: skip
+        if not axes.from_zero:
+            return
         plot.set_ylim(0, axes.top)
         if axes.log_x:
             _doubling(plot, sorted({x for line in lines for x in line.x}))

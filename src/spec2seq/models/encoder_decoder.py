@@ -1,10 +1,14 @@
 """The model as the decoding loop sees it: encode a group of sources, decode a block over the cache."""
 
+import copy
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spec2seq.config import check_range
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache
 from spec2seq.models.layers import CrossAttention, SelfAttention, Stack, cross_keys_values
@@ -52,6 +56,16 @@ class EncoderDecoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.target_embedding.device
+
+    def first_layers(self, count: int) -> "EncoderDecoder":
+        """This model with the first `count` layers of its decoder alone: same weights, same encoder, same head."""
+        check_range("early_exit", count, low=1, high=self.architecture.decoder.layers - 1)
+        made = _shallow(self)
+        made.decoder = _shallow(self.decoder)
+        made.decoder.layers = self.decoder.layers[:count]
+        shape = dataclasses.replace(self.architecture.decoder, layers=count)
+        made.architecture = dataclasses.replace(self.architecture, decoder=shape)
+        return made
 
     def new_cache(self, slots: int) -> Cache:
         return Cache(self.architecture.decoder, slots, self.dtype, self.device)
@@ -158,6 +172,13 @@ class EncoderDecoder(nn.Module):
         if sources > 1 or source_horizon is None:
             mask = padding_mask(cache.source_lengths[:sources], length, self.dtype)
         return CrossAttention(keys.unbind(0), values.unbind(0), mask)
+
+
+def _shallow(module: nn.Module) -> Any:
+    """A copy that shares all weights, whose parts can be replaced."""
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    return made
 
 
 def padding_mask(lengths: Tensor, length: int, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,8 @@ def tokenized(path: Path, data: DataConfig, tokenizer: Any, folder: Path) -> Tok
         return TokenizedPairs(*(arrays[name] for name in ("source", "source_ends", "target", "target_ends")))
     pairs = list(filter_pairs(read_pairs(path, data), data))
     sources = encode([pair.source for pair in pairs], tokenizer)
+    if data.truncate:
+        sources = [cut(ids, data.max_tokens) for ids in sources]
     targets = [pair.tokens for pair in pairs]
     if data.target_tokens is None:
         targets = encode([pair.target for pair in pairs], tokenizer, True)
@@ -40,6 +42,11 @@ def tokenized(path: Path, data: DataConfig, tokenizer: Any, folder: Path) -> Tok
     )
     partial.rename(file)
     return rows
+
+
+def cut(ids: list[int], most: int) -> list[int]:
+    """At most `most` ids, the last one (the end) kept."""
+    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
 
 
 def encode(texts: list[str], tokenizer: Any, is_target: bool = False) -> list[list[int]]:

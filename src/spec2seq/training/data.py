@@ -1,14 +1,16 @@
 """Pairs of text from TSV or JSONL files (.gz too), and the filters that choose which of them train."""
 
+import dataclasses
 import gzip
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from spec2seq.errors import UsageError
+from spec2seq.training.hub import MARK, download, local_name
 from spec2seq.training.recipe import DataConfig
 
 TSV_NAMES = {"source": "0", "target": "1"}  # one recipe may read what `distill` wrote and a TSV
@@ -27,11 +29,17 @@ class Pair:
 
 def resolve(name: str, data_dir: str | Path | None = None, first: Path | None = None) -> Path:
     """The file a recipe means by `name`: as written, or its base name in the folder `first`, under `data_dir` or
-    $SPEC2SEQ_DATA.
+    $SPEC2SEQ_DATA. What is named `hub:…` is downloaded there (without either, here) if its copy is not there yet.
 
     Raises UsageError with every place that was looked at.
     """
     folder = data_dir or os.environ.get("SPEC2SEQ_DATA")
+    if name.startswith(MARK):
+        copy = Path(folder or ".") / local_name(name)
+        packed = copy.with_name(f"{copy.name}.gz")
+        if not copy.is_file() and not packed.is_file():
+            download(name, copy)
+        return copy if copy.is_file() else packed
     places = [first / Path(name).name] if first else []
     places += [Path(folder) / Path(name).name, Path(folder) / name] if folder else []
     places.append(Path(name))
@@ -59,7 +67,8 @@ def read_pairs(path: Path, data: DataConfig) -> Iterator[Pair]:
         with _open(path) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield parse(line.rstrip("\n"), data, f"{path}:{number}")
+                    pair = parse(line.rstrip("\n"), data, f"{path}:{number}")
+                    yield dataclasses.replace(pair, source=data.prefix + pair.source) if data.prefix else pair
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise UsageError(f"{path}: not readable as UTF-8 text: {error}") from None
 
@@ -89,13 +98,22 @@ def _parse_jsonl(line: str, data: DataConfig, where: str) -> Pair:
     try:
         record = json.loads(line)
         tokens = None if data.target_tokens is None else tuple(map(int, record[data.target_tokens]))
-        return Pair(str(record[data.source]), str(record[data.target]), str(record.get(data.origin or "", "")), tokens)
+        source, target = (_field(record, name) for name in (data.source, data.target))
+        return Pair(str(source), str(target), str(record.get(data.origin or "", "")), tokens)
     except (ValueError, AttributeError, TypeError):
         raise UsageError(f"{where}: not a JSON object") from None
     except KeyError as error:
         raise UsageError(
             f"{where}: no field {error}; data.source is {data.source!r}, data.target is {data.target!r}"
         ) from None
+
+
+def _field(record: dict[str, Any], name: str) -> Any:
+    """The value of a field; a dot leads into an object, unless a field is named so."""
+    if name in record or "." not in name:
+        return record[name]
+    outer, _, inner = name.partition(".")
+    return _field(record[outer], inner)
 
 
 def filter_pairs(pairs: Iterator[Pair], data: DataConfig) -> Iterator[Pair]:

@@ -18,6 +18,7 @@ import torch
 from spec2seq import Beam, Greedy, Seq2Seq
 from spec2seq.api import Method
 from spec2seq.errors import UsageError
+from spec2seq.training.cache import cut
 from spec2seq.training.data import Pair, made_by, read_pairs, resolve
 from spec2seq.training.processes import processes
 from spec2seq.training.recipe import DataConfig, Recipe
@@ -81,6 +82,8 @@ def distill(
     started, written, tokens = time.monotonic(), 0, 0
     for done, index in enumerate(mine, 1):
         ids = [model.encode_text(pair.source) for pair in chunks[index]]
+        if data.truncate:
+            ids = [cut(row, data.max_tokens) for row in ids]
         kept = [i for i, row in enumerate(ids) if len(row) <= data.max_tokens]
         rows = model.generate(
             [ids[i] for i in kept], method, batch_size=batch_size, max_new_tokens=max_new_tokens or data.max_tokens

@@ -56,34 +56,43 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         return (hidden_grad * grad_output).to(hidden_type), weight_grad, None, None, None, None, None
 
 
-def decoder_states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What enters the output projection, [B, T, D], for Marian, BART and T5 classes of Transformers."""
+def decoder_states(model: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What enters the output projection, [B, T, D], for Marian, BART and T5 classes of Transformers; before it, where
+    the model has one, the same of its early exit."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
+    exit_layer = getattr(model.config, "early_exit", None)
+    more = {} if exit_layer is None else {"output_hidden_states": True}
     if hasattr(model, "model"):
-        return model.model(**inputs, use_cache=False).last_hidden_state
+        done = model.model(**inputs, use_cache=False, **more)
+        exits = [] if exit_layer is None else [done.decoder_hidden_states[exit_layer]]
+        return [*exits, done.last_hidden_state]
     encoded = model.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
-    states = model.decoder(
+    done = model.decoder(
         input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded,
-        encoder_attention_mask=inputs["attention_mask"], use_cache=False,
-    ).last_hidden_state  # fmt: skip
+        encoder_attention_mask=inputs["attention_mask"], use_cache=False, **more,
+    )  # fmt: skip
+    exits = [] if exit_layer is None else [model.decoder.final_layer_norm(done.hidden_states[exit_layer])]
     scaled = getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings)
-    return states * model.config.d_model**-0.5 if scaled else states
+    return [states * model.config.d_model**-0.5 if scaled else states for states in (*exits, done.last_hidden_state)]
 
 
 def sequence_loss(
     model: Any, batch: dict[str, torch.Tensor], smoothing: float, dtype: torch.dtype, chunk: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """(smoothed loss, plain NLL, number of labels) of a batch; both losses are sums in nats over real tokens."""
-    states = decoder_states(model, batch)
+    """(smoothed loss, plain NLL, number of labels) of a batch; both losses are sums in nats over real tokens. With an
+    early exit the smoothed loss is the mean of both exits'; the plain one is always the last layer's."""
+    exits = decoder_states(model, batch)
     kept = batch["labels"] != -100
     labels = batch["labels"][kept]
     bias = getattr(model, "final_logits_bias", None)
     if bias is not None and not bias.any():
         bias = None
-    smooth, plain = SmoothedCrossEntropy.apply(
-        states[kept], model.lm_head.weight, bias, labels, smoothing, dtype, chunk
-    )
-    return smooth, plain, len(labels)
+    losses = [
+        SmoothedCrossEntropy.apply(states[kept], model.lm_head.weight, bias, labels, smoothing, dtype, chunk)
+        for states in exits
+    ]
+    smooth = sum(loss for loss, _ in losses) / len(losses)
+    return smooth, losses[-1][1], len(labels)
 
 
 def narrow_residuals(model: Any) -> None:

@@ -17,6 +17,7 @@ class ModelShape:
     """The size of a fresh model. `width` is d_model, `feed_forward` the inner width; dropout is a probability.
 
     `start_from` is a trained folder of the same widths: its embeddings and evenly spaced layers are the first weights.
+    `early_exit` trains the first so many decoder layers to write by themselves, too, through the same head.
     """
 
     family: str = "marian"
@@ -29,6 +30,7 @@ class ModelShape:
     dropout: float = 0.0
     max_positions: int = 512
     start_from: str | None = None
+    early_exit: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("family", self.family, FAMILIES)
@@ -38,6 +40,7 @@ class ModelShape:
         for name, low, high in (("heads", 1, 64), ("feed_forward", 8, 32768), ("max_positions", 16, 8192)):
             check_range(f"{name}", getattr(self, name), low, high)
         check_range("dropout", self.dropout, 0.0, 0.9)
+        check_range("early_exit", self.early_exit, 1, self.decoder_layers - 1)
         if self.width % self.heads:
             raise UsageError(f"heads is {self.heads}; allowed: a divisor of width {self.width}")
 
@@ -46,8 +49,9 @@ class ModelShape:
 class DataConfig:
     """Which files, and which of their lines train. Columns of a TSV are numbers, fields of a JSONL are names.
 
-    `target_tokens` is the field of a JSONL with the target's token ids (as `spec2seq distill` writes them), used
-    instead of segmenting its text.
+    A dot leads into an object (translation.de). `target_tokens` is the field of a JSONL with the target's token ids
+    (as `spec2seq distill` writes them), used instead of segmenting its text. `prefix` stands before every source.
+    Sources of more than `max_tokens` leave their line out, or with `truncate` are cut.
     """
 
     train: str
@@ -60,6 +64,8 @@ class DataConfig:
     min_words: int = 1
     max_words: int = 200
     max_tokens: int = 200
+    truncate: bool = False
+    prefix: str = ""
     max_ratio: float = 3.0
     exclude_origins: tuple[str, ...] = ()
     dedupe: bool = True

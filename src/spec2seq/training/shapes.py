@@ -10,6 +10,8 @@ from spec2seq.training.recipe import ModelShape
 def new_model(shape: ModelShape, tokenizer: Any, max_new_tokens: int = 200) -> Any:
     """MarianMTModel or T5ForConditionalGeneration with shared embeddings, float32; seeded by torch's generator."""
     model = _marian(shape, tokenizer) if shape.family == "marian" else _t5(shape, tokenizer)
+    if shape.early_exit is not None:
+        model.config.early_exit = shape.early_exit  # the loss and `Seq2Seq.early_exit` read it there
     generation = model.generation_config
     generation.max_length = min(shape.max_positions, max_new_tokens + 1)
     generation.num_beams = 1

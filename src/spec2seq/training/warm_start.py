@@ -27,6 +27,8 @@ def start_from(model: Any, folder: Path) -> None:
         if found:
             chosen = spaced(*depths[found[1]])[int(found[2])]
             source = f"{name[: found.start(2)]}{chosen}{name[found.end(2) :]}"
+        if source in deep and name.rpartition(".")[0].endswith(("shared", "embed_tokens", "lm_head")):
+            deep[source] = deep[source][: len(weight)]  # T5's tables are longer than its tokenizer's vocabulary
         if source not in deep or deep[source].shape != weight.shape:
             shape = tuple(deep[source].shape) if source in deep else "missing"
             raise UsageError(
