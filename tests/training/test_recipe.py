@@ -14,7 +14,10 @@ from spec2seq.training.session import recipe_yaml
 FOLDER = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
+PATHS = [path for path in sorted(FOLDER.rglob("*.yaml")) if path.parent.name != "bench"]  # those train nothing
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_names_no_machine_path(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem

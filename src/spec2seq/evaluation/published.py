@@ -6,7 +6,8 @@ from typing import Any
 
 from spec2seq.config import check_choice
 from spec2seq.errors import UsageError
-from spec2seq.evaluation.tables import number, table
+from spec2seq.evaluation.document import markdown_table as table
+from spec2seq.evaluation.tables import number
 
 GOALS = ("no-drop", "one-point")  # what a pair of thresholds was chosen for: no loss of score, or about one point
 
