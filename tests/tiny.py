@@ -11,8 +11,22 @@ import tokenizers
 import torch
 import transformers
 from torch import Tensor
-from transformers import BartConfig, MarianConfig, T5Config
+from transformers import (
+    BartConfig,
+    FSMTConfig,
+    M2M100Config,
+    MarianConfig,
+    MBartConfig,
+    MT5Config,
+    PegasusConfig,
+    PLBartConfig,
+    T5Config,
+    UMT5Config,
+)
+from transformers.models.fsmt import modeling_fsmt
+from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
+from transformers.models.umt5.modeling_umt5 import UMT5LayerNorm
 
 from spec2seq import Seq2Seq
 from spec2seq.decoding.block_drafters import PaperBlockDrafter
@@ -21,7 +35,10 @@ from spec2seq.models.cached_drafter import CachedDrafter, CachedDrafterConfig, C
 from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
 
 VOCABULARY = 64
-FAMILIES = ("marian", "bart", "t5", "t5-gated")
+KINDS = ("marian", "bart", "t5", "t5-gated")  # all that the layers can do
+FAMILIES = (*KINDS, "mbart", "m2m_100", "pegasus", "plbart", "fsmt", "mt5", "umt5")
+UNTIED = ("t5-gated", "mt5", "umt5")  # with a head of their own
+T5_LIKE = {"t5": T5Config, "t5-gated": T5Config, "mt5": MT5Config, "umt5": UMT5Config}
 SEEDS = (0, 1, 2)  # of models that test_tiny.py has seen to end and to differ
 
 
@@ -46,8 +63,26 @@ SPREADS = {
     "marian": Spread(0.133, 0.133, 0.052, 0.785, 0.09, 0.0, 4.0),
     "bart": Spread(0.08, 0.08, 0.103, 0.565, 0.081, 0.226, 5.0),
     "t5": Spread(0.049, 0.049, 0.436, 0.584, 0.177, 2.5, 50.0, end=2.5),
+    "mbart": Spread(0.055, 0.15, 0.034, 0.851, 0.071, 0.312, 7.684),
+    "m2m_100": Spread(0.138, 0.074, 0.079, 0.819, 0.046, 0.0, 6.606),
+    "pegasus": Spread(0.221, 0.26, 0.098, 1.004, 0.095, 0.0, 6.997),
+    "plbart": Spread(0.129, 0.106, 0.035, 1.267, 0.033, 0.14, 5.717),
+    "fsmt": Spread(0.143, 0.061, 0.032, 0.83, 0.09, 0.0, 2.4, end=1.613),
+    "mt5": Spread(0.858, 0.556, 0.062, 0.209, 0.2, 3.332, 1.946, end=2.035),
+    "umt5": Spread(0.491, 0.356, 0.113, 0.769, 0.28, 0.699, 3.0, end=2.194),
     "t5-gated": Spread(0.5, 0.355, 0.117, 0.241, 0.074, 2.3, 1.0, end=1.9),
 }
+
+
+BART_LIKE = {
+    "bart": (BartConfig, dict(forced_eos_token_id=None)),
+    "mbart": (MBartConfig, dict(forced_eos_token_id=None, decoder_start_token_id=2, scale_embedding=True,
+                                activation_function="relu")),
+    "m2m_100": (M2M100Config, dict(encoder_layerdrop=0.0, decoder_layerdrop=0.0)),
+    "pegasus": (PegasusConfig, dict(forced_eos_token_id=None, scale_embedding=True, activation_function="relu")),
+    "plbart": (PLBartConfig, dict(forced_eos_token_id=None, decoder_start_token_id=5)),
+    "fsmt": (FSMTConfig, dict(forced_eos_token_id=None)),
+}  # fmt: skip
 
 
 def config(family: str, layers: int = 2, width: int = 32, vocabulary: int = VOCABULARY):
@@ -61,10 +96,13 @@ def config(family: str, layers: int = 2, width: int = 32, vocabulary: int = VOCA
             **bart_like, pad_token_id=vocabulary - 1, decoder_start_token_id=vocabulary - 1, eos_token_id=0,
             scale_embedding=True, activation_function="swish", forced_eos_token_id=None,
         )  # fmt: skip
-    if family == "bart":
-        return BartConfig(**bart_like, forced_eos_token_id=None)
-    gated = family == "t5-gated"
-    return T5Config(
+    if family == "fsmt":
+        bart_like |= dict(src_vocab_size=vocabulary, tgt_vocab_size=vocabulary, tie_word_embeddings=True, num_beams=1)
+    if family in BART_LIKE:
+        kind, settings = BART_LIKE[family]
+        return kind(**bart_like, **settings)
+    gated = family != "t5"
+    return T5_LIKE[family](
         vocab_size=vocabulary, d_model=width, d_kv=width // 4, d_ff=2 * width, num_layers=layers, num_heads=4,
         decoder_start_token_id=0, feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=not gated,
     )  # fmt: skip
@@ -75,8 +113,9 @@ def transformers_model(family: str, seed: int = 0, **sizes):
     """A Transformers model in float64 whose greedy outputs end at different steps."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForSeq2SeqLM.from_config(config(family, **sizes)).double().eval()
+    model.generation_config.max_length = None  # FSMT has one of its own
     spread = SPREADS[family]
-    if family == "t5-gated":  # T5 v1.1 has a head of its own
+    if family in UNTIED:
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     for name, parameter in model.named_parameters():
         std = _std(name, parameter, family, spread)
@@ -85,9 +124,13 @@ def transformers_model(family: str, seed: int = 0, **sizes):
             torch.nn.init.normal_(parameter, mean, std)
     with torch.no_grad():
         last_norm(model).weight *= spread.final
-        model.lm_head.weight[model.config.eos_token_id] *= spread.end
+        model.get_output_embeddings().weight[model.config.eos_token_id] *= spread.end
+        if family == "fsmt":  # as in released ones: it never writes padding, whose positions Transformers has wrong
+            model.get_output_embeddings().weight[model.config.pad_token_id] = 0
         if "final_logits_bias" in model.state_dict():
             torch.nn.init.normal_(model.final_logits_bias, std=0.1)
+            model.final_logits_bias[0, model.config.eos_token_id] = 0.0
+        if family in BART_LIKE or family == "marian":
             _bias_the_end(model, seed)
     return model
 
@@ -178,20 +221,26 @@ def _exact_norm(self, x: Tensor) -> Tensor:
     return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
-_rounded_norm, T5LayerNorm.forward = T5LayerNorm.forward, _exact_norm
+_rounded_norm = T5LayerNorm.forward
+for kind in (T5LayerNorm, MT5LayerNorm, UMT5LayerNorm):
+    kind.forward = _exact_norm
+# Transformers' own fills a float32 tensor with the least float64.
+modeling_fsmt.fill_with_neg_inf = lambda t: t.fill_(torch.finfo(t.dtype).min)
 
 
 def last_norm(model):
     """The norm whose output the logits are made of."""
-    if model.config.model_type == "t5":
+    if model.config.model_type in T5_LIKE:
         return model.decoder.final_layer_norm
+    if hasattr(model.model.decoder, "layer_norm"):
+        return model.model.decoder.layer_norm
     return model.model.decoder.layers[-1].final_layer_norm
 
 
 def _std(name: str, parameter: Tensor, family: str, spread: Spread) -> float | None:
-    """None leaves a parameter as it is (Marian's positions are not learned)."""
+    """None leaves a parameter as it is (not all positions are learned)."""
     if "embed_positions" in name:
-        return None if family == "marian" else spread.positions
+        return spread.positions or None
     if parameter.dim() == 1:
         return 0.1
     kinds = {
@@ -205,13 +254,17 @@ def _std(name: str, parameter: Tensor, family: str, spread: Spread) -> float | N
 def _bias_the_end(model, seed: int, steps: int = 24) -> None:
     """Set the end token's bias so that three rows in five end within `steps`, each where it comes nearest."""
     eos, rows = model.config.eos_token_id, sources(model, 24, seed)
-    model.final_logits_bias[0, eos] = 0.0
     inputs = encoder_inputs(model, rows)
     ids = model.generate(**inputs, max_new_tokens=steps, suppress_tokens=[eos], do_sample=False, num_beams=1)
-    logits = model(**inputs, decoder_input_ids=ids[:, :-1]).logits
+    logits = model(**inputs, decoder_input_ids=ids[:, :-1], use_cache=False).logits
     end = logits[:, :, eos].clone()
     logits[:, :, eos] = -torch.inf
-    model.final_logits_bias[0, eos] = (logits.amax(-1) - end).amin(1).quantile(0.6)
+    missing = (logits.amax(-1) - end).amin(1).quantile(0.6)
+    if "final_logits_bias" in model.state_dict():
+        model.final_logits_bias[0, eos] = missing
+    else:  # a step of the last states towards the end token
+        row = model.get_output_embeddings().weight[eos]
+        last_norm(model).bias += missing * row / row.dot(row)
 
 
 def paper_drafter(model: Seq2Seq, seed: int = 0, **settings) -> PaperBlockDrafter:

@@ -20,7 +20,7 @@ from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.models import families
+from spec2seq.models import families, languages
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
@@ -32,7 +32,10 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "source.spm", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
+    "vocab-src.json",
+)  # fmt: skip
 DEFAULT_MAX_NEW_TOKENS = 256
 LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 WINDOW = 16  # batches that are sorted by length together
@@ -41,14 +44,26 @@ Method = Speculative | Beam | OfficialBiLD
 
 
 @dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """One of the best outputs of beam search. `score` is its log-probability over its length to the power of
+    length_penalty."""
+
+    text: str | None
+    tokens: list[int]
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One generated output: its text, its token ids (end token included) and its counts. `trace`, if asked for,
-    has one letter a token: d for the drafter, v for the verifier."""
+    has one letter a token: d for the drafter, v for the verifier. Beam search adds its `hypotheses`, the best, which
+    is this output, first."""
 
     text: str | None
     tokens: list[int]
     counts: Counts
     trace: str | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +85,19 @@ class Generation:
 class Seq2Seq:
     """An encoder–decoder model: our layers, Transformers' configuration, tokenizer and weights."""
 
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+    prefix = ""
+
     def __init__(self, model: EncoderDecoder, config: Any, tokenizer: Any = None, generation_config: Any = None):
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.generation_config = generation_config
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, dtype: str = "float32", device: str = "cpu", tokenizer: str | Path | None = None
-    ) -> "Seq2Seq":
+        cls, name: str | Path, dtype: str = "float32", device: str = "cpu", *, tokenizer: str | Path | None = None,
+        src_lang: str | None = None, tgt_lang: str | None = None, prefix: str | None = None,
+    ) -> "Seq2Seq":  # fmt: skip
         """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
 
         Args:
@@ -85,6 +105,7 @@ class Seq2Seq:
             dtype: one of float32, bfloat16, float16, float64.
             device: a PyTorch device, such as "cpu" or "cuda".
             tokenizer: folder or id of the tokenizer where the model's has none.
+            src_lang, tgt_lang, prefix: see `for_task`.
         """
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -118,15 +139,46 @@ class Seq2Seq:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(words)
         except Exception as error:  # as above
-            raise Spec2SeqError(f"{words}: its tokenizer could not be loaded: {_first_line(error)}") from None
+            reason = _first_line(error)
+            if "tiktoken" in reason:  # what Transformers tries last, and is misleading
+                reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
+            raise Spec2SeqError(f"{words}: its tokenizer could not be loaded: {reason}") from None
         model = families.load(theirs.config, theirs.state_dict(), name)
-        return cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
+        loaded = cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
+        return loaded.for_task(src_lang, tgt_lang, prefix)
 
     @classmethod
     def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":
         """Take over the weights of a live Transformers model."""
         model = families.load(module.config, module.state_dict(), type(module).__name__)
         return cls(model, module.config, tokenizer, module.generation_config)
+
+    def for_task(
+        self, src_lang: str | None = None, tgt_lang: str | None = None, prefix: str | None = None
+    ) -> "Seq2Seq":
+        """The same weights for one direction or task; None leaves what was set before.
+
+        Args:
+            src_lang, tgt_lang: languages of a multilingual model, as its tokenizer names them, such as "eng_Latn".
+            prefix: what stands before every source text, such as "translate English to German: ".
+
+        Raises UsageError if the tokenizer has no such language.
+        """
+        other = copy.copy(self)
+        if prefix is not None:
+            other.prefix = prefix
+        if src_lang is not None:
+            languages.language_token(self.tokenizer, "src_lang", src_lang)
+            other.src_lang = src_lang
+        if tgt_lang is not None:
+            start = getattr(self.config, "decoder_start_token_id", None)
+            setting = languages.target_setting(self.tokenizer, start, tgt_lang)
+            other.tgt_lang, other.generation_config = tgt_lang, copy.deepcopy(self.generation_config)
+            other.generation_config.update(**setting)
+            if "decoder_start_token_id" in setting:
+                other.model = copy.copy(self.model)  # its weights are shared
+                other.model.architecture = dataclasses.replace(self.model.architecture, **setting)
+        return other
 
     def fingerprint(self) -> str:
         """Names these weights, in whatever precision they were loaded; a trained drafter keeps its verifier's."""
@@ -242,21 +294,26 @@ class Seq2Seq:
             raise UsageError("score takes a list of sources and a list of as many outputs")
         scores = []
         for number, (source, output) in enumerate(zip(sources, outputs, strict=True), 1):
-            if isinstance(output, str):
-                output = self.encode_text(output, target=True)
-            ids = self.source_ids(output, f"output {number}") if len(output) else []
+            ids = self.encode_text(output, target=True) if isinstance(output, str) else list(output)
+            if ids:
+                self._check_ids(ids, f"output {number}", self.model.architecture.vocabulary)
+                self._check_length(ids, f"output {number}")
             scores.append(log_probability(self.model, self.source_ids(source, f"source {number}"), ids))
         return scores
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model's generation config."""
+        return {} if self.generation_config is None else self.generation_config.to_dict()
+
     def processors(self) -> list[Processor]:
         """What the model's generation config asks for. Raises Spec2SeqError for what is not supported."""
-        if self.generation_config is None:
-            return []
+        settings = self.settings
         for name in ("eos_token_id", "decoder_start_token_id"):
-            value, ours = getattr(self.generation_config, name, None), getattr(self.model.architecture, name)
+            value, ours = settings.get(name), getattr(self.model.architecture, name)
             if value not in (None, ours, [ours]):
                 raise Spec2SeqError(f"generation setting {name}={value!r} is not supported; the model's own is {ours}")
-        return processors_from(self.generation_config.to_dict(), self.model.architecture.eos_token_id)
+        return processors_from(settings, self.model.architecture.eos_token_id)
 
     def max_new_tokens(self, asked: int | None = None) -> int:
         """The cap in force. Raises UsageError if `asked` is not possible."""
@@ -277,7 +334,13 @@ class Seq2Seq:
         """Token ids of a source, or of an output if it is the `target`, with the end token."""
         if self.tokenizer is None:
             raise UsageError("this model was loaded without a tokenizer; pass token ids")
-        return self.tokenizer(**{"text_target" if target else "text": text}, verbose=False)["input_ids"]
+        languages.set_languages(self.tokenizer, self.src_lang, self.tgt_lang)
+        if not target:
+            return self.tokenizer(self.prefix + text, verbose=False)["input_ids"]
+        ids = self.tokenizer(text_target=text, verbose=False)["input_ids"]
+        a = self.model.architecture
+        # mBART puts the language token behind, although its decoder starts with it.
+        return ids[:-1] if ids[-1:] == [a.decoder_start_token_id] != [a.eos_token_id] else ids
 
     def source_ids(self, source: str | Sequence[int], where: str, truncate: bool = False) -> list[int]:
         """Token ids of a source, end token included, cut to what the model allows if `truncate` says so.
@@ -287,24 +350,34 @@ class Seq2Seq:
         ids = self.encode_text(source) if isinstance(source, str) else list(source)
         if not ids:
             raise UsageError(f"{where} has no tokens; a source holds at least the end token")
-        vocabulary = self.model.architecture.vocabulary
+        a = self.model.architecture
+        self._check_ids(ids, where, a.source_vocabulary or a.vocabulary)
+        most = a.max_positions or LONGEST_SOURCE
+        if truncate and len(ids) > most:
+            behind = 2 if ids[-2] == a.eos_token_id else 1  # a language token may follow the end
+            ids = [*ids[: most - behind], *ids[-behind:]]
+        self._check_length(ids, where)
+        return ids
+
+    def _check_ids(self, ids: list[int], where: str, vocabulary: int) -> None:
         for token in (min(ids), max(ids)):
             if not 0 <= token < vocabulary:
                 raise UsageError(f"{where} has the token id {token}; allowed: 0 to {vocabulary - 1}")
+
+    def _check_length(self, ids: list[int], where: str) -> None:
         own = self.model.architecture.max_positions
-        most = own or LONGEST_SOURCE
-        if len(ids) <= most:
-            return ids
-        if not truncate:
-            allows = f"the model allows {own}" if own else f"allowed are {most} (the model has no limit of its own)"
+        if len(ids) > (own or LONGEST_SOURCE):
+            unlimited = f"allowed are {LONGEST_SOURCE} (the model has no limit of its own)"
+            allows = f"the model allows {own}" if own else unlimited
             raise Spec2SeqError(f"{where} has {len(ids)} tokens; {allows}; split or truncate it (--truncate)")
-        return [*ids[: most - 1], ids[-1]]
 
     def _row(self, completion: Completion, trace: bool) -> Row:
-        text = None
-        if self.tokenizer is not None:
-            text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-        return Row(text, completion.tokens, completion.counts, completion.trace if trace else None)
+        hypotheses = tuple(Hypothesis(self._text(ids), ids, score) for score, ids in completion.hypotheses)
+        text = hypotheses[0].text if hypotheses else self._text(completion.tokens)
+        return Row(text, completion.tokens, completion.counts, completion.trace if trace else None, hypotheses)
+
+    def _text(self, ids: list[int]) -> str | None:
+        return None if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class _Run:
@@ -320,6 +393,7 @@ class _Run:
             raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
         if count:
             batch_size = min(batch_size, count)  # costs are measured at the rows there are
+        method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
         self.processors = seq2seq.processors()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # both import torch
     from spec2seq.api import Method, Row, Seq2Seq
     from spec2seq.decoding.stats import Stats
 
-RESULTS = ("output", "tokens", "stats", "trace")
+RESULTS = ("output", "tokens", "stats", "trace", "hypotheses")
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,20 @@ def check_lines(model: "Seq2Seq", lines: Iterable[Line], truncate: bool, where: 
 
 
 def row_object(row: "Row", text_key: str, trace: bool) -> dict[str, Any]:
-    """A row for JSON: its text under `text_key`, `tokens`, `stats`, and `trace` if asked for."""
+    """A row for JSON: its text under `text_key`, `tokens`, `stats`, if more than one was asked for `hypotheses`, and
+    `trace` if asked for."""
     made = {text_key: row.text, "tokens": row.tokens, "stats": row.counts.as_dict()}
+    if len(row.hypotheses) > 1:
+        made["hypotheses"] = [
+            {text_key: found.text, "tokens": found.tokens, "score": found.score} for found in row.hypotheses
+        ]
     return made | {"trace": row.trace} if trace else made
+
+
+def n_best(row: "Row", number: int) -> str:
+    """The hypotheses of a row as lines of an n-best list; an empty row has one, of certainty."""
+    found = [(hypothesis.text, hypothesis.score) for hypothesis in row.hypotheses] or [("", 0.0)]
+    return "\n".join(f"{number} ||| {one_line(text)} ||| {score:.6f}" for text, score in found)
 
 
 def one_line(text: str | None) -> str:

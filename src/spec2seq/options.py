@@ -18,7 +18,7 @@ METHODS = ("greedy", "beam", "sample", "assisted", "bild", "lookup", "specdec")
 # Methods that need a drafter, and where it is looked for beside the model; sample may have one, too.
 BESIDE = {"specdec": "drafter", "assisted": "little", "bild": "little"}
 # The variants of BiLD (docs/bild.md), and the options that do nothing in each.
-_FILTERS, _JUDGING = ("temperature", "top_k", "top_p", "seed"), ("verify_tail", "distance")
+_FILTERS, _JUDGING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"), ("verify_tail", "distance")
 POLICIES = {
     "paper": _FILTERS,
     "lossless": (*_FILTERS, *_JUDGING, "rollback_threshold"),
@@ -115,6 +115,10 @@ class RunOptions(_Given):
     threads: int = _option(int, "CPU threads", "what PyTorch takes", low=1)
     batch_size: int = _option(int, "rows in flight; lines come out in groups of 16 times as many, or one by one at 1",
                               8, low=1)  # fmt: skip
+    src_lang: str = _option(str, "language of the sources, such as eng_Latn or en_XX, as the tokenizer names it",
+                            "the tokenizer's")  # fmt: skip
+    tgt_lang: str = _option(str, "language to write", "the model's, if it has one")
+    prefix: str = _option(str, "what stands before every source, such as 'summarize: '", "nothing")
     max_new_tokens: int = _option(int, "the most tokens of an output", "what the model's generation config says", low=1)
     truncate: bool = _option(bool, "cut sources that are longer than the model allows", False)
 
@@ -131,13 +135,21 @@ class MethodOptions(_Given):
         str, "folder of the block drafter, folder or hub id of the little model, or early-exit, the model's own first "
         "layers; makes sample speculative", "specdec: MODEL/drafter; assisted, bild: MODEL/little; sample: none",
         *BESIDE, "sample")  # fmt: skip
-    num_beams: int = _option(int, "beams of a sentence", 5, "beam", low=1)
-    length_penalty: float = _option(float, "scores are divided by length to this power", 1.0, "beam")
-    early_stopping: bool = _option(bool, "stop a sentence when it has num_beams hypotheses", False, "beam")
-    temperature: float = _option(float, "divides the logits", 1.0, "sample", "bild", low=1e-6)
-    top_k: int | None = _option(int, "only the k likeliest tokens", None, "sample", "bild", low=1, word="none")
-    top_p: float | None = _option(float, "only the likeliest tokens that make up this mass", None, "sample", "bild",
-                                  low=1e-6, high=1.0, word="none")  # fmt: skip
+    num_beams: int = _option(int, "beams of a sentence", "the model's, else 5", "beam", low=1)
+    length_penalty: float = _option(float, "scores are divided by length to this power", "the model's, else 1.0",
+                                    "beam")  # fmt: skip
+    early_stopping: bool = _option(bool, "stop a sentence when it has num_beams hypotheses", "the model's, else false",
+                                   "beam")  # fmt: skip
+    n_best: int = _option(int, "hypotheses of a sentence to return, with their scores", "the model's, else 1", "beam",
+                          low=1)  # fmt: skip
+    temperature: float = _option(float, "divides the logits", "the model's, else 1.0", "sample", "bild", low=1e-6)
+    top_k: int = _option(int, "only the k likeliest tokens; 0: all", "the model's, else 0", "sample", "bild", low=0)
+    top_p: float = _option(float, "only the likeliest tokens that make up this mass", "the model's, else 1.0", "sample",
+                           "bild", low=1e-6, high=1.0)  # fmt: skip
+    min_p: float = _option(float, "only tokens at least this times as likely as the likeliest", "the model's, else 0",
+                           "sample", "bild", low=0.0, high=1.0)  # fmt: skip
+    typical_p: float = _option(float, "only the most typical tokens that make up this mass", "the model's, else 1.0",
+                               "sample", "bild", low=1e-6, high=1.0)  # fmt: skip
     seed: int = _option(int, "same seed, same draws", 0, "sample", "bild", low=0, high=2**31 - 1)
     num_assistant_tokens: int | None = _option(
         int, "tokens to draft; auto chooses by measurement", "auto; sample: 4", "assisted", "sample",
@@ -264,14 +276,17 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
 
         torch.set_num_threads(run.threads)
     place = run.given("dtype", "device")
-    model = Seq2Seq.from_pretrained(run.model, **place)
+    model = Seq2Seq.from_pretrained(run.model, **place, **run.given("src_lang", "tgt_lang", "prefix"))
     drafter = None
     if options.drafter is not UNSET:
-        drafter = load_drafter(options.drafter, model, **place)
+        drafter = load_drafter(options.drafter, model, languages=run.given("src_lang", "tgt_lang"), **place)
     return model, make_method(options, drafter)
 
 
-def load_drafter(name: str, verifier: "Seq2Seq", tokenizer: str | None = None, **place: str) -> "Drafter":
+def load_drafter(
+    name: str, verifier: "Seq2Seq", tokenizer: str | None = None, languages: Mapping[str, str] | None = None,
+    **place: str,
+) -> "Drafter":  # fmt: skip
     """The drafter in a folder, of whichever kind, a little model of the hub, or the verifier's early exit; `place` is
     dtype and device."""
     from spec2seq import BlockDrafter, Seq2Seq
@@ -281,7 +296,7 @@ def load_drafter(name: str, verifier: "Seq2Seq", tokenizer: str | None = None, *
     if is_block_drafter(name):
         return BlockDrafter.from_pretrained(name, **place)
     words = {} if tokenizer is None else {"tokenizer": tokenizer}
-    return Seq2Seq.from_pretrained(name, **words, **place).drafter()
+    return Seq2Seq.from_pretrained(name, **words, **place, **(languages or {})).drafter()
 
 
 def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Method":
@@ -295,9 +310,10 @@ def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Me
         case "greedy":
             return methods.Greedy()
         case "beam":
-            return methods.Beam(**given("num_beams", "length_penalty", "early_stopping"))
+            best = {} if options.n_best is UNSET else {"num_return_sequences": options.n_best}
+            return methods.Beam(**given("num_beams", "length_penalty", "early_stopping"), **best)
         case "sample":
-            filters = given("temperature", "top_k", "top_p", "seed")
+            filters = given(*_FILTERS)
             length = given("num_assistant_tokens", "assistant_confidence_threshold")
             if drafter is not None and length:
                 length = methods.Assisted(drafter, **({"num_assistant_tokens": 4} | length)).length

@@ -30,7 +30,7 @@ def check_same_vocabulary(verifier: Any, drafter: LittleModel) -> None:
     """Raises UsageError naming the first difference. Padded vocabularies of one tokenizer are the same."""
     ours, theirs = verifier.tokenizer, drafter.tokenizer
     a, b = verifier.model.architecture, drafter.model.architecture
-    for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id"):
+    for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id", "source_vocabulary"):
         if getattr(a, name) != getattr(b, name):
             raise UsageError(
                 f"verifier and drafter differ: {name} is {getattr(a, name)} and {getattr(b, name)}; they must be equal"

@@ -154,3 +154,25 @@ def test_generate_keeps_the_fields(run, folder, greedy):
     assert [" ".join(row["output"].splitlines()) for row in rows] == [greedy[0], "", greedy[1]]
     traced = objects(run("generate", "--model", folder, "--field", "src", "--trace", input=text))
     assert [len(row["trace"]) for row in traced] == [len(row["tokens"]) for row in rows]
+
+
+def test_n_best_lists(run, folder, greedy):
+    arguments = ("translate", "--model", folder, "--method", "beam", "--num-beams", "4", "--n-best", "3")
+    plain = run(*arguments, input=f"{LINES[0]}\n\n{LINES[1]}\n").stdout.splitlines()
+    assert [line.split(" ||| ")[0] for line in plain] == ["0"] * 3 + ["1"] + ["2"] * 3
+    assert plain[3] == "1 |||  ||| 0.000000"
+    scores = [float(line.split(" ||| ")[2]) for line in plain[:3]]
+    assert scores == sorted(scores, reverse=True) and scores[0] < 0
+    best = run(*arguments[:-2], input=f"{LINES[0]}\n").stdout.strip()
+    assert plain[0].split(" ||| ")[1] == best
+    (found,) = (json.loads(line) for line in run(*arguments, "--json", input=f"{LINES[0]}\n").stdout.splitlines())
+    assert [one["text"] for one in found["hypotheses"]] == [line.split(" ||| ")[1] for line in plain[:3]]
+    assert [one["score"] for one in found["hypotheses"]] == pytest.approx(scores, abs=1e-3)  # alone, not in a batch
+    assert found["text"] == best
+
+
+def test_a_prefix_and_a_language(run, folder, fails):
+    with_prefix = run("translate", "--model", folder, "--prefix", LINES[1] + " ", input=LINES[0])
+    assert with_prefix.stdout == run("translate", "--model", folder, input=f"{LINES[1]} {LINES[0]}").stdout
+    words = ["tgt_lang is 'deu_Latn', but this model's tokenizer has no language tokens"]
+    fails(2, words, "translate", "--model", folder, "--tgt-lang", "deu_Latn", input=LINES[0])

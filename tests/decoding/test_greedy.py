@@ -9,6 +9,7 @@ CAP = 24
 
 
 @pytest.mark.parametrize("seed", tiny.SEEDS[:2])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_greedy_equals_that_of_transformers(family, seed):
     theirs, model = tiny.transformers_model(family, seed), tiny.seq2seq(family, seed)
     sources = tiny.sources(theirs, 10, seed + 51)

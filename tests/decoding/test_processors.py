@@ -31,6 +31,9 @@ def settings_for(model: Seq2Seq, greedy: list[list[int]]) -> dict[str, dict]:
     """Settings that change what this model writes."""
     eos = model.config.eos_token_id
     first, second, third = common(greedy, eos)[:3]
+    pairs = [row[place : place + 2] for row in greedy for place in range(len(row) - 1)]
+    triples = [row[:3] for row in greedy if len(row) > 3]
+    words = [*sorted(pairs, key=lambda pair: (-pairs.count(pair), pair))[:4], *triples[:2]]
     starts = sorted({row[0] for row in greedy} - {eos})
     return {
         "min_length": {"min_length": 9},
@@ -42,6 +45,13 @@ def settings_for(model: Seq2Seq, greedy: list[list[int]]) -> dict[str, dict]:
         "begin_suppress_tokens": {"begin_suppress_tokens": starts},
         "bad_words_ids": {"bad_words_ids": [[first], [third]]},
         "bad_words_ids with the end token": {"bad_words_ids": [[first], [eos]]},
+        "bad_words_ids of several tokens": {"bad_words_ids": words},
+        "sequence_bias": {"sequence_bias": [[[first], -2.5], [[second], 1.5], [words[0], 3.0], [words[1], -4.0]]},
+        "exponential_decay_length_penalty": {"exponential_decay_length_penalty": (3, 1.4)},
+        "forced_eos_token_id of several": {"forced_eos_token_id": [third, eos]},
+        "remove_invalid_values": {"remove_invalid_values": True, "min_length": 7},
+        "renormalize_logits": {"renormalize_logits": True, "bad_words_ids": [[first], words[1]]},
+        "decay and length": {"exponential_decay_length_penalty": (2, 1.3), "min_new_tokens": 7},
         "both lengths, new tokens win": {"min_length": 12, "min_new_tokens": 4},
         "length and end": {"min_length": 9, "forced_eos_token_id": eos},
         "start and begin": {"forced_bos_token_id": third, "begin_suppress_tokens": starts + [first]},
@@ -50,7 +60,7 @@ def settings_for(model: Seq2Seq, greedy: list[list[int]]) -> dict[str, dict]:
     }
 
 
-NAMES = list(settings_for(tiny.seq2seq("t5"), [[5, 6, 7], [8, 9, 1]]))
+NAMES = list(settings_for(tiny.seq2seq("t5"), [[5, 6, 7, 8], [8, 9, 1]]))
 
 
 def configured(model: Seq2Seq, settings: dict) -> Seq2Seq:
@@ -133,9 +143,29 @@ def test_a_penalty_acts_in_float32():
     assert found[0, 0].tolist() == [torch.tensor(3.0).div(1.11).item(), 2.703125]  # 2.7027: less, not a tie
 
 
+@pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name not in tiny.KINDS])
+@pytest.mark.filterwarnings("ignore")
+def test_every_family_under_processors(family):
+    """Several at once, with and without drafts, and with beams."""
+    theirs, plain = tiny.transformers_model(family), tiny.seq2seq(family)
+    sources, eos = tiny.sources(theirs, 6, 50), theirs.config.eos_token_id
+    greedy = plain.generate(sources, max_new_tokens=CAP).sequences
+    first, second = common(greedy, eos)[:2]
+    settings = {"forced_bos_token_id": second, "no_repeat_ngram_size": 2, "bad_words_ids": [[first], greedy[0][:2]],
+                "min_new_tokens": 5, "forced_eos_token_id": eos}  # fmt: skip
+    expected, model = tiny.generated(theirs, sources, CAP, **settings), configured(plain, settings)
+    assert expected != greedy
+    for method in (Greedy(), Lookup(3), Assisted(tiny.noisy_copy(plain, 0.02).drafter(), 4)):
+        assert model.generate(sources, method, max_new_tokens=CAP, batch_size=4).sequences == expected
+    beams = tiny.generated(theirs, sources, CAP, num_beams=3, **settings)
+    assert model.generate(sources, Beam(3), max_new_tokens=CAP).sequences == beams
+
+
 @pytest.mark.parametrize(
-    "name", ["min_length", "forced_bos_token_id", "forced_eos_token_id", "words and tokens", "begin_suppress_tokens"]
-)
+    "name",
+    ["min_length", "forced_bos_token_id", "forced_eos_token_id", "words and tokens", "begin_suppress_tokens",
+     "sequence_bias", "exponential_decay_length_penalty", "renormalize_logits"],
+)  # fmt: skip
 @pytest.mark.parametrize("family", ["marian", "t5-gated"])
 def test_beams_under_a_processor(family, name):
     theirs, plain = tiny.transformers_model(family), tiny.seq2seq(family)
@@ -151,13 +181,15 @@ def test_beams_under_a_processor(family, name):
     [
         {"repetition_penalty": 0.0},
         {"encoder_no_repeat_ngram_size": 1},
-        {"exponential_decay_length_penalty": (3, 1.2)},
-        {"sequence_bias": [[[5], 2.0]]},
+        {"encoder_repetition_penalty": 1.5},
+        {"guidance_scale": 2.0},
+        {"num_beam_groups": 2},
+        {"penalty_alpha": 0.6},
+        {"stop_strings": ["."]},
+        {"epsilon_cutoff": 0.1},
         {"eos_token_id": [1, 7]},
         {"eos_token_id": 7},
         {"decoder_start_token_id": 5},
-        {"bad_words_ids": [[5, 6]]},
-        {"forced_eos_token_id": [1, 7]},
     ],
     ids=str,
 )

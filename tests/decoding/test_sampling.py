@@ -1,11 +1,21 @@
 """Draws: uniform, independent, never of a token without mass; filters as Transformers has them."""
 
+import copy
+
 import pytest
+import tiny
 import torch
 from scipy import stats
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
-from spec2seq import UsageError
+from spec2seq import Sample, Seq2Seq, UsageError
 from spec2seq.decoding.sampling import ACCEPT, DRAFT, REPLACE, Sampling, draw, uniform
 
 MANY = torch.arange(20_000)
@@ -94,6 +104,39 @@ def test_filters_are_those_of_transformers(temperature, top_k, top_p):
         assert (found == 0).any()
 
 
+@pytest.mark.parametrize(
+    ("min_p", "typical_p"), [(0.1, None), (0.9, None), (0.0, 0.9), (None, 0.2), (None, 0.001), (0.05, 0.7)]
+)
+def test_further_filters_are_those_of_transformers(min_p, typical_p):
+    logits = 2 * torch.randn(200, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    logits[:50, 7] = -torch.inf
+    theirs = LogitsProcessorList([TemperatureLogitsWarper(1.3), TopKLogitsWarper(30)])
+    theirs += [MinPLogitsWarper(min_p)] if min_p else []
+    theirs += [TypicalLogitsWarper(typical_p)] if typical_p else []
+    expected = theirs(torch.zeros(200, 1), logits).softmax(-1)
+    found = Sampling(1.3, 30, min_p=min_p, typical_p=typical_p).probabilities(logits.view(20, 10, 40)).view(200, 40)
+    assert torch.equal(found > 0, expected > 0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_what_is_left_open_is_the_models():
+    model = tiny.seq2seq("t5")
+    config = copy.deepcopy(model.generation_config)
+    config.update(temperature=1.7, top_k=9, top_p=0.9, min_p=0.02, typical_p=0.95)
+    own = Seq2Seq(model.model, model.config, None, config)
+    sources = tiny.sources(model, 6)
+    told = dict(temperature=1.7, top_k=9, top_p=0.9, min_p=0.02, typical_p=0.95)
+    off = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0)
+
+    def rows(seq2seq, settings):
+        return seq2seq.generate(sources, Sample(**settings, seed=3), max_new_tokens=9).sequences
+
+    assert rows(own, {}) == rows(model, told) != rows(model, {})
+    assert rows(own, off) == rows(model, {}) == rows(model, off)
+    method = Sample()
+    assert method.completed({"top_k": 3})._choosers is method._choosers
+
+
 def test_half_precision_is_widened():
     logits = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.bfloat16)
     assert Sampling().probabilities(logits).dtype == torch.float32
@@ -105,7 +148,9 @@ def test_half_precision_is_widened():
         ({"temperature": 0.0}, "temperature is 0.0; allowed: at least"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_k": 0}, "top_k is 0; allowed: at least 1"),
+        ({"top_k": -1}, "top_k is -1; allowed: at least 0"),
+        ({"min_p": 1.1}, "min_p is 1.1; allowed: from"),
+        ({"typical_p": 0.0}, "typical_p is 0.0; allowed: from"),
         ({"top_p": 0.0}, "top_p is 0.0; allowed: from"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"seed": -1}, "seed is -1; allowed: from 0"),

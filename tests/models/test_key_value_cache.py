@@ -30,13 +30,15 @@ class Words:
     """Random numbers and token ids from one seed."""
 
     def __init__(self, model: Seq2Seq, seed: int):
-        self.size, self.generator = model.config.vocab_size, torch.Generator().manual_seed(seed)
+        self.size, self.pad = model.config.vocab_size, model.config.pad_token_id
+        self.generator = torch.Generator().manual_seed(seed)
 
     def number(self, low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=self.generator))
 
     def ids(self, count: int) -> list[int]:
-        return torch.randint(0, self.size, (count,), generator=self.generator).tolist()
+        drawn = torch.randint(0, self.size, (count,), generator=self.generator).tolist()
+        return [3 if token == self.pad else token for token in drawn]
 
 
 def feed(model: Seq2Seq, cache, rows: list[list[int]], new: list[list[int]], words: Words, **how) -> Tensor:
@@ -139,6 +141,8 @@ def test_reordered_rows_share_their_source(family):
 @pytest.mark.parametrize("uniform", [True, False])
 def test_trailing_slots_that_see_themselves_whole(family, uniform):
     """Causal up to `context` tokens, then a block whose slots see each other: Transformers with a mask by hand."""
+    if family == "fsmt":
+        pytest.skip("Transformers' class takes no mask of queries and keys")
     theirs, model = tiny.transformers_model(family), tiny.seq2seq(family)
     sources, words = tiny.sources(model, 3, seed=6), Words(model, 5)
     contexts = [4, 4, 4] if uniform else [2, 5, 3]

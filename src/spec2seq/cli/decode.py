@@ -31,13 +31,16 @@ def translate(
 ) -> None:  # fmt: skip
     """Translate lines.
 
-    One line out for each line in, in order; an empty line gives an empty line.
+    One line out for each line in, in order; an empty line gives an empty line. With --n-best, a list as of Moses:
+    number of the line from 0 ||| text ||| score.
     """
     if trace and not json:
         raise UsageError("--trace does nothing without --json")
 
     def shape(line: io.Line, row: Any) -> str:
-        return io.to_json(io.row_object(row, "text", trace)) if json else io.one_line(row.text)
+        if json:
+            return io.to_json(io.row_object(row, "text", trace))
+        return io.n_best(row, line.number - 1) if method.given("n_best") else io.one_line(row.text)
 
     _generate(run, method, file, output, io.read_lines, shape, trace, stats)
 

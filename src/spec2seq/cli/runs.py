@@ -1,5 +1,6 @@
 """The subcommands that run tasks: calibrate, evaluate, sweep."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import typer
 from spec2seq.cli.flags import load_all, quiet, report, with_options
 from spec2seq.config import check_choice
 from spec2seq.errors import UsageError
-from spec2seq.options import DTYPES, OPTIONS, POLICIES, MethodOptions, RunOptions
+from spec2seq.options import DTYPES, OPTIONS, POLICIES, UNSET, MethodOptions, RunOptions
 
 if TYPE_CHECKING:
     from spec2seq.evaluation.task_runs import TaskRun
@@ -31,7 +32,6 @@ def _task_flags(
     = None,
     source_field: Annotated[str | None, typer.Option(help="field or column, where it is not the task's")] = None,
     target_field: Annotated[str | None, typer.Option(help="likewise")] = None,
-    prefix: Annotated[str | None, typer.Option(help="text before every source")] = None,
     metric: Annotated[str | None, typer.Option(metavar="|".join(METRICS), help="(default: the task's)")] = None,
 ) -> None:  # fmt: skip
     """The flags of every command here."""
@@ -41,6 +41,7 @@ def _run_flags(
     out: Annotated[Path, typer.Option("--out", help="folder of the run; the same command goes on with it")],
     model: Annotated[str | None, typer.Option(help="the large one (default: the task's published one)")] = None,
     drafter: Annotated[str | None, typer.Option(help="the little one, or a block drafter (default: likewise)")] = None,
+    prefix: Annotated[str | None, typer.Option(help="what stands before every source (default: the task's)")] = None,
     references: Annotated[Path | None, typer.Option(help="a target a line, where --data has a source a line")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="only the first lines")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="rows in flight")] = 1,
@@ -86,9 +87,9 @@ def calibrate(
     """
     from spec2seq.training.distill import distill
 
-    task = _task(asked)
+    task = _task(asked, run.given("prefix").get("prefix"))
     path = task.file(asked["split"] or "train", asked["data"])
-    model, decoding = load_all(run, method)
+    model, decoding = load_all(dataclasses.replace(run, prefix=UNSET), method)  # the task's sources have it
     cap = min(task.max_new_tokens, model.model.architecture.max_positions or task.max_new_tokens)
     settings = {"max_new_tokens": cap} | run.given("batch_size", "max_new_tokens")
     done = distill(
@@ -155,14 +156,12 @@ def sweep(
         print(path)
 
 
-def _task(asked: dict[str, Any]) -> "Task":
+def _task(asked: dict[str, Any], prefix: str | None) -> "Task":
     from spec2seq.tasks import task_named
 
     if asked["metric"] is not None:
         check_choice("--metric", asked["metric"], METRICS)
-    return task_named(asked["task"]).of_fields(
-        asked["source_field"], asked["target_field"], asked["prefix"], asked["metric"]
-    )
+    return task_named(asked["task"]).of_fields(asked["source_field"], asked["target_field"], prefix, asked["metric"])
 
 
 def _job(asked: dict[str, Any], run: dict[str, Any], mode: str) -> "TaskRun":
@@ -171,7 +170,8 @@ def _job(asked: dict[str, Any], run: dict[str, Any], mode: str) -> "TaskRun":
 
     from spec2seq.evaluation.task_runs import TaskRun, published_names
 
-    task, run = _task(asked), dict(run)
+    run = dict(run)
+    task = _task(asked, run.pop("prefix"))
     threads = run.pop("threads")
     if threads is not None:
         torch.set_num_threads(threads)

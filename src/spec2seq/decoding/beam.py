@@ -30,7 +30,8 @@ def beam_search(
     verifier: EncoderDecoder, sources: list[list[int]], method: Beam, max_new_tokens: int,
     processors: list[Processor], stats: Stats,
 ) -> list[Completion]:  # fmt: skip
-    """Decode one batch of sources; returns the best hypothesis of each, in order. Counts go into `stats`.
+    """Decode one batch of sources by a method that is `completed`; returns the best hypothesis of each, in order, and
+    with it the others that were asked for. Counts go into `stats`.
 
     `verifier_calls` counts the passes a sentence took part in, all its beams at once.
     """
@@ -53,6 +54,8 @@ class _Search:
         self.verifier, self.method, self.processors = verifier, method, processors
         self.eos, self.limit, self.passes, self.length = a.eos_token_id, max_new_tokens + 1, 0, 1
         self.beams = method.num_beams
+        # "never" reckons with the score that a longer hypothesis could come to.
+        self.to_the_end = method.early_stopping == "never" and method.length_penalty > 0
         self.sentences = [_Sentence(index) for index in range(len(sources))]
         lengths = torch.tensor([len(source) for source in sources], device=device)
         padded = torch.full((len(sources), int(lengths.max())), a.pad_token_id, device=device)
@@ -131,15 +134,17 @@ class _Search:
     def _is_done(self, sentence: _Sentence, best_running: float) -> bool:
         if len(sentence.finished) < self.beams:
             return False
-        if self.method.early_stopping:
+        if self.method.early_stopping is True:
             return True
-        attainable = best_running / self.length**self.method.length_penalty
+        length = self.limit - 1 if self.to_the_end else self.length
+        attainable = best_running / length**self.method.length_penalty
         return attainable <= sentence.finished[-1][0]
 
     def results(self) -> list[Completion]:
         done = []
         for sentence in self.sentences:
-            tokens = sentence.finished[0][1]
+            best = sentence.finished[: self.method.num_return_sequences]
+            tokens = best[0][1]
             sentence.counts.new_tokens = len(tokens)
-            done.append(Completion(sentence.id, tokens, sentence.counts, "v" * len(tokens)))
+            done.append(Completion(sentence.id, tokens, sentence.counts, "v" * len(tokens), tuple(best)))
         return done

@@ -101,7 +101,8 @@ class PaperDrafterSession:
 
 def check_vocabulary(drafter: Architecture, verifier: Architecture) -> None:
     """Raises UsageError naming the first difference between the vocabularies."""
-    for name, what in (("vocabulary", "entries of the vocabulary"), ("eos_token_id",) * 2, ("pad_token_id",) * 2):
+    names = ("vocabulary", "entries of the vocabulary"), ("source_vocabulary", "entries of a vocabulary for the source")
+    for name, what in (*names, ("eos_token_id",) * 2, ("pad_token_id",) * 2):
         ours, theirs = getattr(verifier, name), getattr(drafter, name)
         if ours != theirs:
             raise UsageError(

@@ -205,14 +205,15 @@ class NgramLookup:
         check_range("max_matching_ngram_size", self.max_matching_ngram_size, low=self.min_matching_ngram_size)
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LookupSession":
-        return LookupSession(self, rows)
+        return LookupSession(self, rows, verifier.architecture.source_vocabulary is None)
 
 
 class LookupSession:
-    """Stateless: everything is in the rows. Source and output lie behind one another in one haystack."""
+    """Stateless: everything is in the rows. Source and output lie behind one another in one haystack. The source is
+    left out unless `shared`: both are of one vocabulary."""
 
-    def __init__(self, drafter: NgramLookup, rows: Rows):
-        self.drafter, self.rows = drafter, rows
+    def __init__(self, drafter: NgramLookup, rows: Rows, shared: bool):
+        self.drafter, self.rows, self.shared = drafter, rows, shared
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
         pass
@@ -230,7 +231,7 @@ class LookupSession:
         hay = torch.cat([rows.source_tokens[:n, :source_width], rows.tokens[:n, :longest]], 1)
         end = source_width + lengths  # one past the last token of each row's output
         place = torch.arange(hay.shape[1], device=hay.device)
-        in_source = place < rows.source_lengths[:n, None]
+        in_source = (place < rows.source_lengths[:n, None]) & self.shared
         known = in_source | ((place >= source_width) & (place < end[:, None]))
         # match[p]: how many tokens before place p equal the output's last ones, counted from the end.
         match = torch.zeros_like(hay)

@@ -3,7 +3,8 @@
 The arguments are Transformers' own; what is not supported here is refused by name, never ignored.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,24 +34,24 @@ class Prefix:
 
 Processor = Callable[[Tensor, Prefix], Tensor]
 
-# Names that change nothing about the tokens of greedy decoding or sampling, or that the methods own.
+# Names that change nothing about the tokens, or that the methods own (see `Sampling` and `Beam`).
 _HARMLESS = {
     "max_length", "max_new_tokens", "do_sample", "num_beams", "use_cache", "cache_implementation", "cache_config",
-    "temperature", "top_k", "top_p", "early_stopping", "length_penalty", "num_return_sequences", "low_memory",
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "early_stopping", "length_penalty", "num_return_sequences",
     "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens",
     "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
     "compile_config", "disable_compile", "continuous_batching_config", "prefill_chunk_size", "max_cache_len",
-    "transformers_version", "generation_kwargs", "remove_invalid_values", "token_healing", "use_mtp",
-    "assistant_ensemble_weight", "speculation_type", "renormalize_logits", "diversity_penalty", "num_beam_groups",
-    "penalty_alpha", "custom_generate",
+    "transformers_version", "generation_kwargs", "token_healing", "use_mtp", "low_memory",
+    "assistant_ensemble_weight", "speculation_type", "custom_generate",
 }  # fmt: skip
 _SUPPORTED = {
     "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
-    "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "repetition_penalty",
+    "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "no_repeat_ngram_size", "repetition_penalty",
+    "exponential_decay_length_penalty", "remove_invalid_values", "renormalize_logits",
 }  # fmt: skip
-_NEUTRAL = {"encoder_repetition_penalty": 1.0, "typical_p": 1.0, "guidance_scale": 1.0}
+_NEUTRAL = {"encoder_repetition_penalty": 1.0, "guidance_scale": 1.0, "num_beam_groups": 1}
 
 
 def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor]:
@@ -59,34 +60,49 @@ def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor
     Raises Spec2SeqError naming any setting that would change the tokens and is not supported.
     """
     _refuse_unknown(config)
-    made: list[Processor] = []
+    return [*_of_words(config, eos_token_id), *_of_places(config, eos_token_id), *_of_numbers(config, eos_token_id)]
+
+
+def _of_words(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]:
+    if config.get("sequence_bias"):
+        biases = config["sequence_bias"]
+        biases = biases.items() if isinstance(biases, dict) else biases
+        yield bias_sequences({tuple(tokens): bias for tokens, bias in biases})  # the last of equal ones counts
     if config.get("repetition_penalty") not in (None, 1.0):
-        made.append(penalize_repetition(config["repetition_penalty"]))
+        yield penalize_repetition(config["repetition_penalty"])
     if (config.get("no_repeat_ngram_size") or 0) > 0:
-        made.append(no_repeat_ngrams(config["no_repeat_ngram_size"]))
-    banned = _single_tokens("bad_words_ids", config.get("bad_words_ids") or [])
-    banned = [token for token in banned if token != eos_token_id]  # Transformers never bans the end
-    if banned:
-        made.append(suppress(banned))
+        yield no_repeat_ngrams(config["no_repeat_ngram_size"])
+    banned = [word for word in config.get("bad_words_ids") or [] if word != [eos_token_id]]  # nobody bans the end
+    if single := [word[0] for word in banned if len(word) == 1]:
+        yield suppress(single)
+    if longer := {tuple(word): -torch.inf for word in banned if len(word) > 1}:
+        yield bias_sequences(longer)
+
+
+def _of_places(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]:
     fewest = config.get("min_new_tokens")  # where both are given, Transformers takes this one
     shortest = (config.get("min_length") or 0) if fewest is None else fewest + 1
     if shortest > 1:
-        made.append(suppress([eos_token_id], until=shortest))
-    if config.get("forced_bos_token_id") is not None:
-        made.append(force(config["forced_bos_token_id"], lambda before, limits: before == 1))
-    if config.get("forced_eos_token_id") is not None:
-        made.append(
-            force(
-                _one("forced_eos_token_id", config["forced_eos_token_id"]),
-                lambda before, limits: before == limits[:, None] - 1,
-            )
-        )
+        yield suppress([eos_token_id], until=shortest)
+    first, last = config.get("forced_bos_token_id"), config.get("forced_eos_token_id")
+    if first is not None:
+        yield force([first], lambda before, limits: before == 1)
+    if last is not None:
+        yield force(_listed(last), lambda before, limits: before == limits[:, None] - 1)
+
+
+def _of_numbers(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]:
+    if config.get("remove_invalid_values"):
+        yield lambda logits, prefix: logits.nan_to_num(0.0, neginf=-torch.inf)  # what is banned stays so
+    if config.get("exponential_decay_length_penalty"):
+        yield favour_the_end(eos_token_id, *config["exponential_decay_length_penalty"])
     if config.get("suppress_tokens"):
-        made.append(suppress(config["suppress_tokens"]))
+        yield suppress(config["suppress_tokens"])
     if config.get("begin_suppress_tokens"):
         begin = 2 if config.get("forced_bos_token_id") is not None else 1
-        made.append(suppress(config["begin_suppress_tokens"], until=begin + 1, since=begin))
-    return made
+        yield suppress(config["begin_suppress_tokens"], until=begin + 1, since=begin)
+    if config.get("renormalize_logits"):
+        yield lambda logits, prefix: logits.log_softmax(-1)
 
 
 def penalize_repetition(penalty: float) -> Processor:
@@ -126,29 +142,70 @@ def no_repeat_ngrams(size: int) -> Processor:
     return process
 
 
-def suppress(tokens: list[int], until: int | None = None, since: int = 0) -> Processor:
-    """Tokens that may not come; with `until`, only where fewer than `until` tokens stand before."""
-    on: dict[torch.device, Tensor] = {}  # a copy to a GPU for every pass would stall it
+def bias_sequences(biases: dict[tuple[int, ...], float]) -> Processor:
+    """The last token of each sequence gets its bias wherever the others stand right before."""
+    sizes: dict[int, list[tuple[tuple[int, ...], float]]] = {}
+    for tokens, bias in biases.items():
+        sizes.setdefault(len(tokens), []).append((tokens, bias))
+
+    @functools.cache
+    def on(device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """For each size the sequences `[n, size]` and their biases `[n]`."""
+        columns = [zip(*group, strict=True) for group in sizes.values()]
+        return [tuple(torch.tensor(column, device=device) for column in group) for group in columns]
 
     def process(logits: Tensor, prefix: Prefix) -> Tensor:
-        if logits.device not in on:
-            on[logits.device] = torch.tensor(tokens, device=logits.device)
-        places = on[logits.device]
-        if until is None:
-            return logits.index_fill(2, places, -torch.inf)
         before = prefix.before(logits.shape[1])
-        active = ((before < until) & (before >= since))[:, :, None]
-        return torch.where(active, logits.index_fill(2, places, -torch.inf), logits)
+        total = torch.zeros_like(logits)
+        for sequences, values in on(logits.device):
+            size = sequences.shape[1]
+            stands = (before >= size - 1)[:, :, None].expand(-1, -1, len(sequences))  # [rows, width, n]
+            for back in range(1, size):
+                latest = prefix.tokens.gather(1, (before - back).clamp(min=0))
+                stands = stands & (latest[:, :, None] == sequences[:, -1 - back])
+            total.index_add_(2, sequences[:, -1], torch.where(stands, values, 0.0).to(total.dtype))
+        return logits + total
 
     return process
 
 
-def force(token: int, where: Callable[[Tensor, Tensor], Tensor]) -> Processor:
-    """One token must come where `where(before, limits)` `[rows, width]` holds."""
+def favour_the_end(eos_token_id: int, start: int, factor: float) -> Processor:
+    """From the place `start` on the end token's logit rises by its size times factor ** (steps since) - 1."""
+
+    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+        steps = (prefix.before(logits.shape[1]) - (start + 1)).clamp(min=0)
+        score = logits[:, :, eos_token_id]
+        rise = score.abs() * (torch.pow(float(factor), steps.double()) - 1).to(score.dtype)
+        logits = logits.clone()
+        logits[:, :, eos_token_id] += rise.masked_fill(~score.isfinite(), 0.0)
+        return logits
+
+    return process
+
+
+def suppress(tokens: list[int], until: int | None = None, since: int = 0) -> Processor:
+    """Tokens that may not come; with `until`, only where fewer than `until` tokens stand before."""
+
+    @functools.cache  # a copy to a GPU for every pass would stall it
+    def on(device: torch.device) -> Tensor:
+        return torch.tensor(tokens, device=device)
+
+    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+        banned = logits.index_fill(2, on(logits.device), -torch.inf)
+        if until is None:
+            return banned
+        before = prefix.before(logits.shape[1])
+        return torch.where(((before < until) & (before >= since))[:, :, None], banned, logits)
+
+    return process
+
+
+def force(tokens: list[int], where: Callable[[Tensor, Tensor], Tensor]) -> Processor:
+    """One of the tokens must come where `where(before, limits)` `[rows, width]` holds."""
 
     def process(logits: Tensor, prefix: Prefix) -> Tensor:
         forced = torch.full_like(logits[:1, :1], -torch.inf)
-        forced[..., token] = 0
+        forced[..., tokens] = 0
         return torch.where(where(prefix.before(logits.shape[1]), prefix.limits)[:, :, None], forced, logits)
 
     return process
@@ -161,15 +218,5 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
             raise Spec2SeqError(f"generation setting {name}={value!r} is not supported")
 
 
-def _single_tokens(name: str, words: list[list[int]]) -> list[int]:
-    if any(len(word) != 1 for word in words):
-        raise Spec2SeqError(f"generation setting {name} with words of several tokens is not supported")
-    return [word[0] for word in words]
-
-
-def _one(name: str, value: int | list[int]) -> int:
-    if isinstance(value, list | tuple):
-        if len(value) != 1:
-            raise Spec2SeqError(f"generation setting {name}={value!r}: exactly one token is supported")
-        return value[0]
-    return value
+def _listed(value: int | list[int]) -> list[int]:
+    return [*value] if isinstance(value, list | tuple) else [value]

@@ -1,6 +1,7 @@
 """Methods are (drafter, length rule, acceptance rule); the named ones are presets of that."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,23 +63,48 @@ class Speculative:
         """Whether the output is the verifier's greedy output, token for token."""
         return self.acceptance.lossless and (self.verify_tail or self.drafter is None)
 
+    def completed(self, settings: Mapping[str, Any]) -> "Speculative":
+        """This, with what it leaves open taken from a model's generation config."""
+        if self.acceptance.sampling is None:
+            return self
+        sampling = self.acceptance.sampling.completed(settings)
+        other = dataclasses.replace(self, acceptance=dataclasses.replace(self.acceptance, sampling=sampling))
+        object.__setattr__(other, "_choosers", self._choosers)  # what was learned stays with this object
+        return other
+
 
 @dataclass(frozen=True)
 class Beam:
     """Beam search as Transformers defines it: sums of log-probabilities over length ** length_penalty.
 
     early_stopping True ends a sentence as soon as `num_beams` hypotheses are finished; False goes on while the
-    best running beam could still beat the worst of them at its present length.
+    best running beam could still beat the worst of them at its present length, "never" while it could at any length.
+    The `num_return_sequences` best are returned. What is None comes from the model's generation config; where that
+    says nothing it is 5 beams, 1.0, False and 1.
     """
 
-    num_beams: int = 5
-    length_penalty: float = 1.0
-    early_stopping: bool = False
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    num_return_sequences: int | None = None
 
     lossless = False
 
     def __post_init__(self):
         check_range("num_beams", self.num_beams, low=1)
+        check_choice("early_stopping", self.early_stopping, (None, False, True, "never"))
+        check_range("num_return_sequences", self.num_return_sequences, low=1, high=self.num_beams)
+
+    def completed(self, settings: Mapping[str, Any]) -> "Beam":
+        """This, with what is None taken from a model's generation config, or the default."""
+        found = {"num_beams": 5, "length_penalty": 1.0, "early_stopping": False, "num_return_sequences": 1}
+        for name in found:
+            own, said = getattr(self, name), settings.get(name)
+            if own is not None:
+                found[name] = own
+            elif said is not None and (name, said) != ("num_beams", 1):  # which says not to search
+                found[name] = said
+        return Beam(**found)
 
 
 def Greedy() -> Speculative:
@@ -87,11 +113,15 @@ def Greedy() -> Speculative:
 
 
 def Sample(
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0,
-    drafter: Drafter | None = None, length: LengthRule | None = None,
+    temperature: float | None = None, top_k: int | None = None, top_p: float | None = None, seed: int = 0,
+    drafter: Drafter | None = None, length: LengthRule | None = None, *, min_p: float | None = None,
+    typical_p: float | None = None,
 ) -> Speculative:  # fmt: skip
-    """Draws from the verifier's distribution; with a drafter, speculative sampling from the same distribution."""
-    rule = RejectionSampling(Sampling(temperature, top_k, top_p, seed))
+    """Draws from the verifier's distribution; with a drafter, speculative sampling from the same distribution.
+
+    A filter that is None is the one of the model's generation config, if that has one.
+    """
+    rule = RejectionSampling(Sampling(temperature, top_k, top_p, seed, min_p, typical_p))
     return Speculative(drafter, length or FixedLength(4), rule)
 
 

@@ -1,7 +1,9 @@
 """BiLD as its authors' program does it (kssteven418/BigLittleDecoder, commit ad37f56), token for token, one source at
 a time: to check published outputs. Use `BiLD` for anything else; docs/bild.md says what differs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,10 @@ class OfficialBiLD:
         check_range("fallback_threshold", self.fallback_threshold, low=0.0, high=1.0)
         check_range("rollback_threshold", self.rollback_threshold, low=0.0)
         check_range("max_draft_tokens", self.max_draft_tokens, low=1)
+
+    def completed(self, settings: Mapping[str, Any]) -> "OfficialBiLD":
+        """Nothing is left to a model's generation config."""
+        return self
 
     @torch.inference_mode()
     def decode(

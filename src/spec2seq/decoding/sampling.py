@@ -1,6 +1,8 @@
 """Draws that depend on (seed, request, position) alone: the same tokens in any batch, on any device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,34 +14,64 @@ ACCEPT, REPLACE, DRAFT = range(3)  # independent streams at one position
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature, then top-k, then top-p, as Transformers orders them. None switches a filter off."""
+    """Temperature, then top-k, top-p, min-p and typical-p, as Transformers orders them. None leaves one to the model's
+    generation config (see `completed`), and without one there it is off; 1, 0, 1, 0 and 1 switch them off."""
 
-    temperature: float = 1.0
+    temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    min_p: float | None = None
+    typical_p: float | None = None
 
     def __post_init__(self):
         check_range("temperature", self.temperature, low=1e-6)
-        check_range("top_k", self.top_k, low=1)
+        check_range("top_k", self.top_k, low=0)
         check_range("seed", self.seed, low=0, high=2**40)
-        check_range("top_p", self.top_p, low=1e-6, high=1.0)
+        for name in ("top_p", "typical_p"):
+            check_range(name, getattr(self, name), low=1e-6, high=1.0)
+        check_range("min_p", self.min_p, low=0.0, high=1.0)
+
+    def completed(self, settings: Mapping[str, Any]) -> "Sampling":
+        """This, with what is None taken from a generation config."""
+        names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+        return replace(self, **{name: settings.get(name) for name in names if getattr(self, name) is None})
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits `[..., vocabulary]` → the filtered distribution, float32 or wider."""
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
-        if self.temperature != 1.0:
+        if self.temperature not in (None, 1.0):
             logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
+        if self.top_k and self.top_k < logits.shape[-1]:
             worst = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < worst, -torch.inf)
-        if self.top_p is not None and self.top_p < 1.0:
-            ordered, order = logits.sort(dim=-1, descending=True)
-            mass = ordered.softmax(-1)
-            beyond = mass.cumsum(-1) - mass >= self.top_p
-            logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+        if self.top_p not in (None, 1.0):
+            logits = _likeliest_mass(logits, self.top_p)
+        if self.min_p:
+            p = logits.softmax(-1)
+            logits = logits.masked_fill(p < self.min_p * p.amax(-1, keepdim=True), -torch.inf)
+        if self.typical_p not in (None, 1.0):
+            logits = _typical_mass(logits, self.typical_p)
         return logits.softmax(-1)
+
+
+def _likeliest_mass(logits: Tensor, most: float) -> Tensor:
+    """The fewest likeliest tokens that make up the mass (Holtzman et al. 2020, section 3.1); the rest -infinity."""
+    ordered, order = logits.sort(dim=-1, descending=True)
+    mass = ordered.softmax(-1)
+    beyond = mass.cumsum(-1) - mass >= most
+    return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+
+
+def _typical_mass(logits: Tensor, most: float) -> Tensor:
+    """The tokens whose surprise is nearest to the entropy, up to the mass (Meister et al. 2023, section 4)."""
+    log_p = logits.log_softmax(-1)
+    entropy = -(log_p * log_p.exp()).nansum(-1, keepdim=True)
+    distance, order = (log_p + entropy).abs().sort(dim=-1)
+    mass = logits.gather(-1, order).softmax(-1).cumsum(-1)
+    last = (mass < most).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    return logits.masked_fill((log_p + entropy).abs() > distance.gather(-1, last), -torch.inf)
 
 
 def uniform(seeds: Tensor, positions: Tensor, stream: int) -> Tensor:

@@ -21,12 +21,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished request: its tokens (without the decoder start, with the end token if it came to one)."""
+    """A finished request: its tokens (without the decoder start, with the end token if it came to one). Of beam search
+    also its hypotheses (score, tokens), best first."""
 
     id: int
     tokens: list[int]
     counts: Counts
     trace: str
+    hypotheses: tuple[tuple[float, list[int]], ...] = ()
 
 
 class Scheduler:

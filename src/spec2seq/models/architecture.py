@@ -17,7 +17,7 @@ class StackShape:
 class Architecture:
     """A Transformer encoder–decoder. `families.py` makes one from a Hugging Face configuration."""
 
-    vocabulary: int
+    vocabulary: int  # of the target, and of the source where `source_vocabulary` is None
     width: int
     encoder: StackShape
     decoder: StackShape
@@ -39,6 +39,9 @@ class Architecture:
     position_offset: int = 0
     relative_buckets: int = 0
     relative_max_distance: int = 0
+    relative_per_layer: bool = False  # each layer has biases of its own (UMT5), not all those of the first
+    skip_padding: bool = False  # a padding token within a text has the row of zeros and no place (fairseq)
+    source_vocabulary: int | None = None
 
     @property
     def max_positions(self) -> int | None:

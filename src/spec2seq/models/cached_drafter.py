@@ -116,7 +116,7 @@ class CachedDrafter(nn.Module):
         if self.final_norm is not None:
             self.final_norm.load_state_dict(verifier.decoder.final_norm.state_dict())
         if self.architecture.position_rows is None:
-            self.relative_bias.copy_(verifier.decoder.relative_bias)
+            self.relative_bias.copy_(verifier.decoder.relative_bias[-self.architecture.relative_buckets :])
 
     @property
     def dtype(self) -> torch.dtype:

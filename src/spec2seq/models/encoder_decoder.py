@@ -40,12 +40,12 @@ class EncoderDecoder(nn.Module):
     def __init__(self, architecture: Architecture, tied_head: bool, logit_bias: bool):
         super().__init__()
         self.architecture = architecture
-        table = (architecture.vocabulary, architecture.width)
-        self.source_embedding = nn.Parameter(torch.empty(table))
-        self.target_embedding = nn.Parameter(torch.empty(table))
+        width, vocabulary = architecture.width, architecture.vocabulary
+        self.source_embedding = nn.Parameter(torch.empty(architecture.source_vocabulary or vocabulary, width))
+        self.target_embedding = nn.Parameter(torch.empty(vocabulary, width))
         self.encoder = Stack(architecture, architecture.encoder, cross=False)
         self.decoder = Stack(architecture, architecture.decoder, cross=True)
-        self.head = nn.Linear(architecture.width, architecture.vocabulary, bias=logit_bias)
+        self.head = nn.Linear(width, vocabulary, bias=logit_bias)
         if tied_head:
             self.head.weight = self.target_embedding
 
@@ -76,8 +76,8 @@ class EncoderDecoder(nn.Module):
         mask = padding_mask(lengths, length, self.dtype) if rows > 1 else None
         if self.architecture.position_rows is None:
             places = torch.arange(length, device=tokens.device)
-            bias = self.encoder.bias_by_distance(places[:, None] - places).permute(2, 0, 1)
-            mask = bias if mask is None else bias + mask
+            bias = self.encoder.bias_by_distance((places[:, None] - places)[None])
+            mask = self.encoder.mask_by_layer(bias if mask is None else bias + mask)
         x = self.encoder.embed(self.source_embedding, tokens, slice(0, length))
         x, _ = self.encoder(x, SelfAttention(rows, length, mask))
         return Encoded(tokens, lengths, x.view(rows, length, -1))
@@ -145,7 +145,7 @@ class EncoderDecoder(nn.Module):
 
     def _causal_mask(
         self, rows: int, length: int, lengths: Tensor, horizon: int, uniform: bool, visible: Tensor | None
-    ) -> Tensor | None:
+    ) -> Tensor | tuple[Tensor, ...] | None:
         relative = self.architecture.position_rows is None
         if uniform and length == 1 and not relative:
             return None
@@ -157,8 +157,8 @@ class EncoderDecoder(nn.Module):
         hidden = keys >= end[:, :, None]  # [rows or 1, length, keys]
         if relative:
             distance = query[:, :, None] - keys
-            bias = self.decoder.bias_by_distance(distance).permute(0, 3, 1, 2)
-            return bias.masked_fill(hidden[:, None], -torch.inf)
+            bias = self.decoder.bias_by_distance(distance)
+            return self.decoder.mask_by_layer(bias.masked_fill(hidden[:, None], -torch.inf))
         return additive_mask(hidden, self.dtype)[:, None]
 
     def cross_attention(

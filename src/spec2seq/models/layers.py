@@ -29,14 +29,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class SelfAttention:
     """What every layer of one pass shares for self-attention.
 
-    `mask` is additive, broadcastable to `[rows, heads, length, keys]`, or None where everything is visible.
+    `mask` is additive, broadcastable to `[rows, heads, length, keys]`: one for all layers or one for each, or None
+    where everything is visible.
     `store` puts the new keys and values of layer i (`[rows, length, 2, heads, head_width]`) into the cache and
     returns all keys and values, each `[rows, heads, keys, head_width]`; None in an encoder.
     """
 
     rows: int
     length: int
-    mask: Tensor | None
+    mask: Tensor | tuple[Tensor, ...] | None
     store: Callable[[int, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
@@ -93,7 +94,8 @@ class Layer(nn.Module):
             key, value = qkv[:, :, 1].transpose(1, 2), qkv[:, :, 2].transpose(1, 2)
         else:
             key, value = attention.store(index, qkv[:, :, 1:])
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention.mask, scale=self.scale)
+        mask = attention.mask[index] if isinstance(attention.mask, tuple) else attention.mask
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
         return self.self_out(mixed.transpose(1, 2).reshape(-1, self.inner))
 
     def cross_attention(self, x: Tensor, index: int, attention: SelfAttention, cross: CrossAttention) -> Tensor:
@@ -147,7 +149,8 @@ class Stack(nn.Module):
         if architecture.position_rows is not None:
             self.positions = nn.Parameter(torch.empty(architecture.position_rows, architecture.width))
         else:
-            self.relative_bias = nn.Parameter(torch.empty(architecture.relative_buckets, shape.heads))
+            tables = shape.layers if architecture.relative_per_layer else 1
+            self.relative_bias = nn.Parameter(torch.empty(tables * architecture.relative_buckets, shape.heads))
         self.embedding_norm = make_norm(architecture) if architecture.embedding_norm else None
         self.final_norm = make_norm(architecture) if architecture.final_norm else None
 
@@ -159,7 +162,7 @@ class Stack(nn.Module):
         if self.architecture.position_rows is not None:
             offset = self.architecture.position_offset
             table = self.positions[offset:] if offset else self.positions
-            x = x + table[positions]
+            x = x + (self._skipping(tokens, positions) if self.architecture.skip_padding else table[positions])
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return x.view(-1, self.architecture.width)
@@ -181,11 +184,28 @@ class Stack(nn.Module):
             x = self.final_norm(x)
         return x, hidden
 
+    def _skipping(self, tokens: Tensor, positions: Tensor | slice) -> Tensor:
+        """Positions of tokens of which padding has none. In a source it does not count either; in an output, which
+        comes token by token, it does."""
+        a, real = self.architecture, tokens != self.architecture.pad_token_id
+        if not self.cross:
+            positions = real.cumsum(1) - 1
+        elif isinstance(positions, slice):
+            positions = torch.arange(positions.start, positions.stop, device=tokens.device)
+        return self.positions[torch.where(real, positions + a.position_offset, a.pad_token_id)]
+
     def bias_by_distance(self, distance: Tensor) -> Tensor:
-        """Relative bias (Raffel et al. 2020, section 2.1) for query minus key distances `[...]` → `[..., heads]`."""
-        a = self.architecture
+        """Relative bias (Raffel et al. 2020, section 2.1) for query minus key distances `[rows, queries, keys]`:
+        `[rows, tables * heads, queries, keys]`."""
+        a, table = self.architecture, self.relative_bias
         buckets = relative_bucket(distance, a.relative_buckets, a.relative_max_distance, bidirectional=not self.cross)
-        return F.embedding(buckets, self.relative_bias)
+        if a.relative_per_layer:
+            table = torch.cat(table.split(a.relative_buckets), 1)
+        return F.embedding(buckets, table).permute(0, 3, 1, 2)
+
+    def mask_by_layer(self, mask: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What `SelfAttention` takes, of a mask with `bias_by_distance` in it."""
+        return mask.chunk(len(self.layers), 1) if self.architecture.relative_per_layer else mask
 
 
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
@@ -205,10 +225,19 @@ def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirecti
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """Raises Spec2SeqError for an activation that is not known."""
-    if name not in ACTIVATIONS:
-        raise Spec2SeqError(f"activation {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    """One of ours, or any other that Transformers knows. Raises Spec2SeqError if neither does, or it has weights."""
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    from transformers.activations import ACT2FN  # slow to import
+
+    try:
+        function = ACT2FN[name]
+    except KeyError:
+        function = None
+    if function is None or any(True for _ in function.parameters()):
+        allowed = ", ".join([*ACTIVATIONS, "others of Transformers that have no weights"])
+        raise Spec2SeqError(f"activation {name!r} is not supported; supported: {allowed}")
+    return function
 
 
 def make_norm(architecture: Architecture) -> nn.Module:

@@ -1,0 +1,49 @@
+"""Language tokens: how a multilingual model is told what it reads and what it writes."""
+
+import difflib
+from typing import Any
+
+from spec2seq.errors import UsageError
+
+
+def language_tokens(tokenizer: Any) -> dict[str, int]:
+    """The languages that a tokenizer of Transformers has tokens for, and the ids of these."""
+    if not hasattr(tokenizer, "src_lang"):
+        return {}
+    known = getattr(tokenizer, "lang_code_to_id", None)
+    if known is None:  # NLLB's are special tokens like others, which look like <s>
+        names = (name for name in tokenizer.all_special_tokens if not name.startswith("<"))
+        known = {name: tokenizer.convert_tokens_to_ids(name) for name in names}
+    # A language of the family that this model lacks has the id of unknown tokens.
+    return {name.strip("_"): token for name, token in known.items() if token != tokenizer.unk_token_id}
+
+
+def language_token(tokenizer: Any, name: str, language: str) -> int:
+    """The id of a language's token. Raises UsageError, calling the language `name`, if there is none."""
+    tokens = language_tokens(tokenizer)
+    if not tokens:
+        raise UsageError(f"{name} is {language!r}, but this model's tokenizer has no language tokens")
+    if language not in tokens:
+        near = difflib.get_close_matches(language, tokens, n=3) or list(tokens)[:3]
+        raise UsageError(
+            f"{name} is {language!r}; allowed: the model's {len(tokens)} languages, such as {', '.join(near)}"
+        )
+    return tokens[language]
+
+
+def target_setting(tokenizer: Any, start: int | None, language: str) -> dict[str, int]:
+    """The generation setting that makes a model write `language`.
+
+    One that starts with a language token gets another to start with (mBART, PLBART), and so does one that says
+    nothing of its `start`. Others write the token first (mBART-50, M2M100, NLLB). Raises UsageError.
+    """
+    token = language_token(tokenizer, "tgt_lang", language)
+    by_start = start is None or start in language_tokens(tokenizer).values()
+    return {"decoder_start_token_id" if by_start else "forced_bos_token_id": token}
+
+
+def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:
+    """Make a tokenizer ready for a direction; it may have served another in the meantime."""
+    for name, language in (("src_lang", source), ("tgt_lang", target)):
+        if language is not None and getattr(tokenizer, name) != language:
+            setattr(tokenizer, name, language)
