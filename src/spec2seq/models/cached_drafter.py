@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,10 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.models import drafter_folder
 from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.cache import Cache
-from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder, additive_mask, padding_mask
-from spec2seq.models.layers import CrossAttention, Layer, SelfAttention, cross_keys_values, make_norm, relative_bucket
+from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
+from spec2seq.models.layers import (
+    Block, CrossAttention, Layer, additive_mask, cross_keys_values, make_norm, relative_bucket,
+)  # fmt: skip
 
 KIND = "cached"
 
@@ -84,6 +87,7 @@ class CachedDrafter(nn.Module):
                 raise Spec2SeqError(f"shortlist is {shape.shortlist}; allowed: {allowed}")
             self.register_buffer("shortlist", torch.arange(shape.shortlist))
         self.follow = Follow(width, shape.follow_width) if shape.follow_width else None
+        self.native: Any = None  # as Stack.native
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "CachedDrafter":
@@ -181,31 +185,19 @@ class CachedDrafter(nn.Module):
         length, most = new + k - 1, self.architecture.max_positions
         if uniform and most is not None and horizon <= most:
             start = horizon - length
-            mask, own, ahead = (
-                self._uniform_mask(new, length, horizon),
-                slice(start, start + new),
-                slice(start + new, horizon),
-            )
-            store = cache.writer(rows, None, length, horizon)
+            own, ahead = slice(start, start + new), slice(start + new, horizon)
+            block = Block(rows, length, horizon, cache, causal=new)
         else:
             mask, own, ahead = self._ragged_mask(fed, fresh, new, length, horizon)
-            store = cache.writer(rows, fed, length, horizon)
+            block = Block(rows, length, horizon, cache, fed, mask=mask)
         x = self._inputs(verifier, tokens, features, own)
         if k > 1:
             x = torch.cat([x, self._slots(verifier, ahead, self.slots[: k - 1]).expand(rows, -1, -1)], 1)
-        x = self._run(x, mask, verifier.cross_attention(cache, rows, source_horizon=source_horizon), store)
+        x = self._run(x, block, verifier.cross_attention(cache, rows, source_horizon=source_horizon))
         if isinstance(own, slice):
             return x[:, new - 1 :]
         last = (fresh - 1)[:, None, None].expand(-1, 1, x.shape[2])
         return torch.cat([x.gather(1, last), x[:, new:]], 1)
-
-    def _uniform_mask(self, new: int, length: int, horizon: int) -> Tensor | None:
-        """Everything is seen, but a committed token does not see what comes behind it."""
-        if length == 1:
-            return None
-        mask = torch.zeros(length, horizon, dtype=self.dtype, device=self.device)
-        mask[:new, horizon - length :].fill_(-torch.inf).triu_(1)
-        return mask
 
     def _ragged_mask(self, fed: Tensor, fresh: Tensor, new: int, length: int, horizon: int):
         """The mask, and the places of the tokens `[rows, new]` and of the slots `[rows, length - new]`."""
@@ -247,7 +239,8 @@ class CachedDrafter(nn.Module):
         mask = self._mask(visible, places, places, self.mix.weight.dtype)
         x = self._inputs(verifier, tokens, features, places[:, :length])
         slots = self._slots(verifier, slot_places, self.slots.repeat(blocks, 1)).expand(rows, -1, -1)
-        x = self._run(torch.cat([x, slots], 1), mask, self._cross(encoded), None)
+        x = torch.cat([x, slots], 1)
+        x = self._run(x, Block(rows, x.shape[1], x.shape[1], mask=mask), self._cross(encoded))
         return x[:, :length], x[:, length:].view(rows, blocks, size, -1)
 
     def _inputs(self, verifier: EncoderDecoder, tokens: Tensor, features: Tensor, places: Tensor | slice) -> Tensor:
@@ -275,13 +268,14 @@ class CachedDrafter(nn.Module):
         return bias.masked_fill(~visible[:, None], -torch.inf)
 
     def _cross(self, encoded: Encoded) -> CrossAttention:
-        keys, values = cross_keys_values(self.layers, encoded.states).unbind(1)
-        mask = padding_mask(encoded.lengths, encoded.states.shape[1], encoded.states.dtype)
-        return CrossAttention(keys.unbind(0), values.unbind(0), mask)
+        return CrossAttention(cross_keys_values(self.layers, encoded.states), encoded.lengths)
 
-    def _run(self, x: Tensor, mask: Tensor, cross: CrossAttention, store: Callable | None) -> Tensor:
+    def _run(self, x: Tensor, block: Block, cross: CrossAttention) -> Tensor:
         rows, length, width = x.shape
-        x, attention = x.reshape(-1, width), SelfAttention(rows, length, mask, store)
+        x = x.reshape(-1, width)
+        if self.native is not None and self.native.takes(x):
+            return self.native(x, block, cross)[0].view(rows, length, width)
+        attention = block.attention(x, None)
         for index, layer in enumerate(self.layers):
             x = layer(x, index, attention, cross)
         if self.final_norm is not None:
