@@ -18,18 +18,14 @@ from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models import executor as executors
 from spec2seq.models import families
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.pairing import check_pair
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = executors.WEIGHTS
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "source.spm", "vocab.json")
 DEFAULT_MAX_NEW_TOKENS = 256
 LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
@@ -73,17 +69,22 @@ class Seq2Seq:
         self.generation_config = generation_config
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, dtype: str = "float32", device: str = "cpu") -> "Seq2Seq":
+    def from_pretrained(
+        cls, name: str | Path, dtype: str = "float32", device: str = "cpu", executor: str = "auto"
+    ) -> "Seq2Seq":
         """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
 
         Args:
             name: a folder with config.json, weights and tokenizer, or an id on the hub.
-            dtype: one of float32, bfloat16, float16, float64.
+            dtype: one of float32, int8 (weights; activations by token), bfloat16, float16, float64.
             device: a PyTorch device, such as "cpu" or "cuda".
+            executor: what runs the layers: "torch"; "native", compiled on this machine, for float32 and int8 on a CPU;
+                "auto", native where that is possible.
         """
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
         where = _torch_device(device)
+        executors.check(dtype, executor)
         name = str(name)
         if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
             raise Spec2SeqError(f"{name}: no model here: config.json is missing")
@@ -114,7 +115,8 @@ class Seq2Seq:
         except Exception as error:  # as above
             raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {_first_line(error)}") from None
         model = families.load(theirs.config, theirs.state_dict(), name)
-        return cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
+        executors.prepare(model.to(where), dtype, executor)
+        return cls(model, theirs.config, tokenizer, theirs.generation_config)
 
     @classmethod
     def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":

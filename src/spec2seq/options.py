@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # both import torch, and the command line must answer --help 
 METHODS = ("greedy", "beam", "sample", "assisted", "bild", "lookup", "specdec")
 # Methods that need a drafter, and where it is looked for beside the model; sample may have one, too.
 BESIDE = {"specdec": "drafter", "assisted": "little", "bild": "little"}
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "int8", "bfloat16", "float16", "float64")
+EXECUTORS = ("auto", "native", "torch")
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
 
 
@@ -103,6 +104,8 @@ class RunOptions(_Given):
     model: str = _option(str, "folder or hub id of the model", "the bundled models/ende, if it is here")
     dtype: str = _option(str, "type of weights and arithmetic", "float32", choices=DTYPES)
     device: str = _option(str, "cpu, cuda or cuda:N", "cpu")
+    executor: str = _option(str, "what runs the layers: native is compiled on this machine, for float32 and int8 on a "
+                            "CPU; auto takes it where it can", "auto", choices=EXECUTORS)  # fmt: skip
     threads: int = _option(int, "CPU threads", "what PyTorch takes", low=1)
     batch_size: int = _option(int, "rows in flight; lines come out in groups of 16 times as many, or one by one at 1",
                               8, low=1)  # fmt: skip
@@ -242,7 +245,7 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
         import torch
 
         torch.set_num_threads(run.threads)
-    place = run.given("dtype", "device")
+    place = run.given("dtype", "device", "executor")
     drafter = None
     if options.drafter is not UNSET:
         drafter = load_drafter(options.drafter, **place)
@@ -251,7 +254,8 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
 
 
 def load_drafter(name: str, **place: str) -> "Drafter":
-    """The drafter in a folder, of whichever kind, or a little model of the hub; `place` is dtype and device."""
+    """The drafter in a folder, of whichever kind, or a little model of the hub; `place` is dtype, device and
+    executor."""
     from spec2seq import BlockDrafter, Seq2Seq
 
     if is_block_drafter(name):

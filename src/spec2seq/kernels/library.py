@@ -50,11 +50,15 @@ Pass = _structure(
     source_lengths=c_void_p,
     **_of(c_int64, "sources source_horizon"),
 )
+Chooser = _structure(
+    "Chooser", **_of(Linear, "state token out head"), **_of(c_void_p, "embedding shortlist"), width=c_int64
+)
 
 FUNCTIONS = {
     "spec2seq_stack": (POINTER(Stack), POINTER(Pass), c_int),
     "spec2seq_source": (POINTER(Stack), c_void_p, c_int64, c_int64, POINTER(Places), c_int),
     "spec2seq_linear": (POINTER(Linear), c_void_p, c_int64, c_void_p, c_int),
+    "spec2seq_choose": (POINTER(Chooser), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int),
 }
 
 

@@ -28,11 +28,12 @@ typedef struct {
     int64_t code_stride;
 } Inputs;
 
-/* Where results go: target[token][stride] = result + (add ? add[token][stride] : 0); add may be target. */
+/* Where results go: target[token][stride] = result + (add ? add[token][add_stride] : 0); add may be target. */
 typedef struct {
     float *target;
-    const float *add;
     int64_t stride;
+    const float *add;
+    int64_t add_stride;
 } Outputs;
 
 INLINE int64_t code_width(int64_t inputs) { return (inputs + 3) / 4 * 4; }
@@ -163,12 +164,13 @@ static void panels(const Linear *linear, const Inputs *in, const Outputs *to, in
 #endif
             }
             for (int r = 0; r < rows; r++) {
-                int64_t at = (token + r) * to->stride + first;
+                float *target = to->target + (token + r) * to->stride + first;
+                const float *add = to->add ? to->add + (token + r) * to->add_stride + first : NULL;
                 for (int64_t c = 0; c < columns; c++) {
                     float value = out[r][c];
                     if (linear->bias) value += linear->bias[first + c];
-                    if (to->add) value += to->add[at + c];
-                    to->target[at + c] = value;
+                    if (add) value += add[c];
+                    target[c] = value;
                 }
             }
         }

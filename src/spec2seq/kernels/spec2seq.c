@@ -1,5 +1,6 @@
 /* What Python calls, see models/native.py: each call runs one pass on a team of threads. They return 0, or -1 where
  * memory is short. */
+#include "choose.h"
 #include "stack.h"
 
 static int team_size(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
@@ -60,7 +61,7 @@ int spec2seq_linear(const Linear *linear, const float *x, int64_t tokens, float 
     {
         Team team = this_team(phases);
         Inputs in = {x, linear->inputs, codes, scales, stride};
-        Outputs to = {y, NULL, linear->outputs};
+        Outputs to = {y, linear->outputs, NULL, 0};
         int64_t token, end;
         if (linear->codes)
             while (next_share(&team, tokens, &token, &end))
@@ -71,3 +72,36 @@ int spec2seq_linear(const Linear *linear, const float *x, int64_t tokens, float 
     free(memory);
     return 0;
 }
+
+/* Choose the likeliest token of every slot from left to right. `previous` [rows] is written over. */
+int spec2seq_choose(const Chooser *chooser, const float *states, int64_t rows, int64_t slots, int64_t *previous,
+                    int64_t *tokens, float *logits, int threads) {
+    int64_t width = chooser->width, inner = chooser->token.outputs, all = rows * slots;
+    int64_t code_stride = code_width(largest(width, inner)), phases = 10 * slots + 4;
+    size_t floats = (size_t)(all * inner + rows * (2 * width + inner) + all);
+    size_t bytes = (size_t)phases * sizeof(Phase) + floats * sizeof(float) + (size_t)(all * code_stride);
+    char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!memory) return -1;
+    memset(memory, 0, (size_t)phases * sizeof(Phase));
+    float *at = (float *)(memory + (size_t)phases * sizeof(Phase));
+    Choice choice = {chooser, states, rows, slots, previous, tokens, logits, .code_stride = code_stride};
+    choice.inner = at;
+    choice.seen = choice.inner + all * inner;
+    choice.told = choice.seen + rows * width;
+    choice.state = choice.told + rows * inner;
+    choice.scales = choice.state + rows * width;
+    choice.codes = (int8_t *)(choice.scales + all);
+    threads = team_size(threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Team team = this_team((Phase *)memory);
+        Choice own = choice;
+        own.team = &team;
+        choose(&own);
+    }
+    free(memory);
+    return 0;
+}
+
+/* The bytes of the structures, to be compared with Python's. */
+int spec2seq_size(void) { return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser)); }

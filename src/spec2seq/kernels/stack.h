@@ -84,7 +84,7 @@ static int is_int8(const Stack *s) { return s->layers[0].self_out.codes != NULL;
 /* A linear layer over values [tokens][width], whose codes are in the work space in int8. */
 static void apply(const Run *run, const Linear *linear, const float *values, float *target) {
     Inputs in = {values, linear->inputs, run->work.codes, run->work.scales, run->work.code_stride};
-    Outputs to = {target, NULL, linear->outputs};
+    Outputs to = {target, linear->outputs, NULL, 0};
     linear_layer(linear, &in, &to, run->tokens, run->team);
 }
 
@@ -120,7 +120,7 @@ static const float *enter(const Run *run, const Norm *norm) {
 /* Add a part's result to the states; `values` is what its last linear layer reads. */
 static void leave(const Run *run, const Linear *linear, const Norm *norm, const float *values, int64_t stride) {
     Inputs in = {values, stride, run->work.codes, run->work.scales, run->work.code_stride};
-    Outputs to = {run->pass->output, run->pass->output, linear->outputs};
+    Outputs to = {run->pass->output, linear->outputs, run->pass->output, linear->outputs};
     linear_layer(linear, &in, &to, run->tokens, run->team);
     if (!run->stack->pre_norm) norm_tokens(run, norm, run->pass->output, run->pass->output);
 }

@@ -27,6 +27,7 @@ from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
 from spec2seq.models.layers import (
     Block, CrossAttention, Layer, additive_mask, cross_keys_values, make_norm, relative_bucket,
 )  # fmt: skip
+from spec2seq.models.quantize import QuantizedLinear
 
 KIND = "cached"
 
@@ -88,6 +89,7 @@ class CachedDrafter(nn.Module):
             self.register_buffer("shortlist", torch.arange(shape.shortlist))
         self.follow = Follow(width, shape.follow_width) if shape.follow_width else None
         self.native: Any = None  # as Stack.native
+        self.native_mix: Any = None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "CachedDrafter":
@@ -137,6 +139,19 @@ class CachedDrafter(nn.Module):
             weight, bias = weight[self.shortlist], None if bias is None else bias[self.shortlist]
         return (weight if self.architecture.logit_scale == 1.0 else weight * self.architecture.logit_scale), bias
 
+    def guess_head(self, verifier: EncoderDecoder) -> nn.Module:
+        """The verifier's head for the tokens that are guessed at all, in its own precision."""
+        if isinstance(verifier.head, QuantizedLinear):
+            scale = verifier.head.scale * self.architecture.logit_scale
+            parts = (verifier.head.weight, scale, verifier.head.bias)
+            if self.shape.shortlist:
+                parts = (None if part is None else part[self.shortlist] for part in parts)
+            return QuantizedLinear(*parts)
+        weight, bias = self.head(verifier)
+        head = nn.Linear(1, 1, bias=bias is not None, device="meta")
+        head.weight, head.bias = nn.Parameter(weight, False), None if bias is None else nn.Parameter(bias, False)
+        return head
+
     def tokens(self, places: Tensor) -> Tensor:
         """Places among the logits of `head` → token ids."""
         return self.shortlist[places] if self.shape.shortlist else places
@@ -154,7 +169,9 @@ class CachedDrafter(nn.Module):
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values of the sources once."""
-        cache.put_source(first_slot, cross_keys_values(self.layers, encoded.states), encoded.lengths)
+        native = self.native is not None and self.native.takes(encoded.states)
+        key_value = self.native.keys_values(encoded.states) if native else cross_keys_values(self.layers, encoded.states)
+        cache.put_source(first_slot, key_value, encoded.lengths)
 
     def guess(
         self,
@@ -245,7 +262,8 @@ class CachedDrafter(nn.Module):
 
     def _inputs(self, verifier: EncoderDecoder, tokens: Tensor, features: Tensor, places: Tensor | slice) -> Tensor:
         embedded = verifier.decoder.embed(verifier.target_embedding, tokens, self._within(places))
-        return self.mix(torch.cat([embedded.view(*tokens.shape, -1), features], 2))
+        x = torch.cat([embedded.view(*tokens.shape, -1), features], 2)
+        return self.native_mix(x) if self.native is not None and self.native.takes(x) else self.mix(x)
 
     def _slots(self, verifier: EncoderDecoder, places: Tensor | slice, slots: Tensor) -> Tensor:
         if self.architecture.position_rows is None:
@@ -285,7 +303,7 @@ class CachedDrafter(nn.Module):
     def choose(
         self,
         verifier: EncoderDecoder,
-        head: tuple[Tensor, Tensor | None],
+        head: nn.Module,
         states: Tensor,
         previous: Tensor,
         pick: Callable[[Tensor, int], Tensor],
@@ -293,7 +311,7 @@ class CachedDrafter(nn.Module):
         """Choose tokens from left to right.
 
         Args:
-            verifier: the model whose embedding it shares; `head` is what `head` returned for it.
+            verifier: the model whose embedding it shares; `head` is what `guess_head` returned for it.
             states: `[rows, k, width]`, what `guess` returned.
             previous: `[rows]`, the last committed tokens.
             pick: places `[rows]` from the logits `[rows, guessable]` of slot i, and i.
@@ -301,13 +319,12 @@ class CachedDrafter(nn.Module):
         Returns:
             Tokens `[rows, k]` and logits `[rows, k, guessable]`.
         """
-        weight, bias = head
         chosen, scored, inner = [], [], None if self.follow is None else self.follow.state(states)
         for step in range(states.shape[1]):
             state = states[:, step]
             if inner is not None:
                 state = state + self.follow(inner[:, step], F.embedding(previous, verifier.target_embedding))
-            logits = F.linear(state, weight, bias)
+            logits = head(state)
             previous = self.tokens(pick(logits, step))
             chosen.append(previous)
             scored.append(logits)

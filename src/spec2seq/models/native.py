@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spec2seq.errors import Spec2SeqError
 from spec2seq.kernels import library as c
 from spec2seq.models.architecture import Architecture
+from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.layers import Block, CrossAttention, Layer, Stack
 from spec2seq.models.quantize import QuantizedLinear
@@ -26,8 +27,8 @@ def unavailable() -> str:
     return c.find()[1]
 
 
-def attach(model: EncoderDecoder) -> None:
-    """Let the compiled executor run a model's stacks and head. Later changes of its weights go unnoticed.
+def attach(model: EncoderDecoder | CachedDrafter) -> None:
+    """Let the compiled executor run a model's layers and head. Later changes of its weights go unnoticed.
 
     Raises Spec2SeqError where it cannot: no compiler, another device than a CPU, another dtype than float32 or int8.
     """
@@ -36,6 +37,10 @@ def attach(model: EncoderDecoder) -> None:
         reason = f"it runs float32 and int8 on a CPU, not {str(model.dtype).removeprefix('torch.')} on {model.device}"
     if reason:
         raise Spec2SeqError(f"the native executor is not available: {reason}")
+    if isinstance(model, CachedDrafter):  # its masks bring the relative bias along
+        model.native = NativeStack(model.layers, model.final_norm, model.architecture, None)
+        model.native_mix = NativeLinear(model.mix)
+        return
     for stack in (model.encoder, model.decoder):
         stack.native = NativeStack(stack.layers, stack.final_norm, stack.architecture, _relative_table(stack))
     model.native_head = NativeLinear(model.head)
@@ -161,6 +166,28 @@ class NativeStack:
         key_value = states.new_empty(layers, 2, rows, heads, length, head_width)
         _call("spec2seq_source", self.stack, states.data_ptr(), rows, length, _places(key_value))
         return key_value
+
+
+class NativeChooser:
+    """`CachedDrafter.choose` in one call, where the likeliest tokens are picked; `head` is what `guess_head` returned."""
+
+    def __init__(self, drafter: CachedDrafter, verifier: EncoderDecoder, head: nn.Module):
+        self.weights, self.guessable = _Weights(), head.weight.shape[0]
+        network = drafter.follow
+        parts = {} if network is None else {name: getattr(network, name) for name in ("state", "token", "out")}
+        self.chooser = c.Chooser(
+            **{name: self.weights.linear(part) for name, part in parts.items()}, head=self.weights.linear(head),
+            embedding=self.weights.pointer(verifier.target_embedding), width=drafter.architecture.width,
+            shortlist=self.weights.pointer(drafter.shortlist) if drafter.shape.shortlist else None,
+        )  # fmt: skip
+
+    def __call__(self, states: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """States `[rows, k, width]` and last tokens `[rows]` → tokens `[rows, k]`, logits `[rows, k, guessable]`."""
+        (rows, k, _), states, previous = states.shape, states.contiguous(), previous.clone()
+        tokens, logits = previous.new_empty(rows, k), states.new_empty(rows, k, self.guessable)
+        _call("spec2seq_choose", self.chooser, states.data_ptr(), rows, k, previous.data_ptr(), tokens.data_ptr(),
+              logits.data_ptr())  # fmt: skip
+        return tokens, logits
 
 
 def _call(name: str, *arguments) -> None:

@@ -6,6 +6,8 @@ Sums of products are integers and exact, so that a row's result does not depend 
 import torch
 from torch import Tensor, nn
 
+from spec2seq.models.fingerprint import fingerprint
+
 LARGEST = 127  # of a code; symmetric, so -128 is not used
 
 
@@ -40,9 +42,14 @@ def codes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize(model: nn.Module) -> None:
-    """Replace every linear layer of a model by its int8 form, in place."""
+    """Replace every linear layer of a model by its int8 form, in place. Its fingerprint stays what it was."""
+    model.fingerprint = fingerprint(model)
+    _replace(model)
+
+
+def _replace(model: nn.Module) -> None:
     for name, child in model.named_children():
         if isinstance(child, nn.Linear):
             setattr(model, name, QuantizedLinear.of(child))
         else:
-            quantize(child)
+            _replace(child)
