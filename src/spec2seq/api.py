@@ -20,18 +20,14 @@ from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models import executor as executors
 from spec2seq.models import families, languages
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.pairing import check_pair
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = executors.WEIGHTS
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
     "vocab-src.json",
@@ -95,21 +91,25 @@ class Seq2Seq:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, dtype: str = "float32", device: str = "cpu", *, tokenizer: str | Path | None = None,
-        src_lang: str | None = None, tgt_lang: str | None = None, prefix: str | None = None,
+        cls, name: str | Path, dtype: str = "float32", device: str = "cpu", executor: str = "auto", *,
+        tokenizer: str | Path | None = None, src_lang: str | None = None, tgt_lang: str | None = None,
+        prefix: str | None = None,
     ) -> "Seq2Seq":  # fmt: skip
         """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
 
         Args:
             name: a folder with config.json, weights and tokenizer, or an id on the hub.
-            dtype: one of float32, bfloat16, float16, float64.
+            dtype: one of float32, int8 (weights; activations by token), bfloat16, float16, float64.
             device: a PyTorch device, such as "cpu" or "cuda".
+            executor: what runs the layers: "torch"; "native", compiled on this machine, for float32 and int8 on a CPU;
+                "auto", native where that is possible.
             tokenizer: folder or id of the tokenizer where the model's has none.
             src_lang, tgt_lang, prefix: see `for_task`.
         """
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
         where = _torch_device(device)
+        executors.check(dtype, executor)
         name = str(name)
         if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
             raise Spec2SeqError(f"{name}: no model here: config.json is missing")
@@ -144,7 +144,8 @@ class Seq2Seq:
                 reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
             raise Spec2SeqError(f"{words}: its tokenizer could not be loaded: {reason}") from None
         model = families.load(theirs.config, theirs.state_dict(), name)
-        loaded = cls(model.to(where), theirs.config, tokenizer, theirs.generation_config)
+        executors.prepare(model.to(where), dtype, executor)
+        loaded = cls(model, theirs.config, tokenizer, theirs.generation_config)
         return loaded.for_task(src_lang, tgt_lang, prefix)
 
     @classmethod

@@ -26,7 +26,8 @@ POLICIES = {
     "compat": (*_FILTERS, *_JUDGING, "starts"),
 }
 EARLY_EXIT = "early-exit"  # as a drafter's name
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "int8", "bfloat16", "float16", "float64")
+EXECUTORS = ("auto", "native", "torch")
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
 
 
@@ -112,6 +113,8 @@ class RunOptions(_Given):
     model: str = _option(str, "folder or hub id of the model", "the bundled models/ende, if it is here")
     dtype: str = _option(str, "type of weights and arithmetic", "float32", choices=DTYPES)
     device: str = _option(str, "cpu, cuda or cuda:N", "cpu")
+    executor: str = _option(str, "what runs the layers: native is compiled on this machine, for float32 and int8 on a "
+                            "CPU; auto takes it where it can", "auto", choices=EXECUTORS)  # fmt: skip
     threads: int = _option(int, "CPU threads", "what PyTorch takes", low=1)
     batch_size: int = _option(int, "rows in flight; lines come out in groups of 16 times as many, or one by one at 1",
                               8, low=1)  # fmt: skip
@@ -275,7 +278,7 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
         import torch
 
         torch.set_num_threads(run.threads)
-    place = run.given("dtype", "device")
+    place = run.given("dtype", "device", "executor")
     model = Seq2Seq.from_pretrained(run.model, **place, **run.given("src_lang", "tgt_lang", "prefix"))
     drafter = None
     if options.drafter is not UNSET:
@@ -288,7 +291,7 @@ def load_drafter(
     **place: str,
 ) -> "Drafter":  # fmt: skip
     """The drafter in a folder, of whichever kind, a little model of the hub, or the verifier's early exit; `place` is
-    dtype and device."""
+    dtype, device and executor."""
     from spec2seq import BlockDrafter, Seq2Seq
 
     if name == EARLY_EXIT:

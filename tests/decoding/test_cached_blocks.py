@@ -106,7 +106,11 @@ def test_drafts_from_the_cache_are_drafts_from_scratch(family, batch_size, short
                 model.model, cache, inputs, features, torch.tensor([0]), torch.tensor([n]), k, n + k - 1, len(source)
             )
             chosen, _ = drafter.choose(
-                model.model, drafter.head(model.model), states, inputs[:, -1], lambda logits, step: logits.argmax(-1)
+                model.model,
+                drafter.guess_head(model.model),
+                states,
+                inputs[:, -1],
+                lambda logits, step: logits.argmax(-1),
             )
             assert chosen[0].tolist() == tokens
 
@@ -128,7 +132,7 @@ def test_a_slot_hangs_on_the_token_chosen_before_it():
     for weight in drafter.follow.parameters():
         weight.zero_()
     states = torch.randn(1, 2, verifier.architecture.width, dtype=torch.float64)
-    last, head, greedy = torch.tensor([9]), drafter.head(verifier), lambda logits, step: logits.argmax(-1)
+    last, head, greedy = torch.tensor([9]), drafter.guess_head(verifier), lambda logits, step: logits.argmax(-1)
     plain, logits = drafter.choose(verifier, head, states, last, greedy)
     assert torch.allclose(logits, verifier.logits(states)) and torch.equal(plain, logits.argmax(-1))
     # The network answers only to the first choice: the slot behind it wants another token.

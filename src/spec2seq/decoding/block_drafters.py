@@ -15,6 +15,7 @@ from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
 from spec2seq.models import drafter_folder
+from spec2seq.models import executor as executors
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
@@ -26,12 +27,16 @@ class BlockDrafter:
     """A `Drafter` that was trained to propose `block_size` tokens at once."""
 
     @staticmethod
-    def from_pretrained(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Drafter:
-        """Load the folder of a trained block drafter. Raises Spec2SeqError if it holds none."""
+    def from_pretrained(
+        folder: str | Path, dtype: str = "float32", device: str = "cpu", executor: str = "auto"
+    ) -> Drafter:
+        """Load the folder of a trained block drafter, for `Seq2Seq.from_pretrained`'s dtypes and executors; the paper's
+        drafter stays in float32 where int8 is asked. Raises Spec2SeqError if the folder holds none."""
         check_choice("dtype", dtype, DTYPES)
+        executors.check(dtype, executor)
         kind = drafter_folder.read_config(folder)["drafter_type"]
         check_choice(f"{folder}: drafter_type", kind, BLOCK_DRAFTERS)
-        return BLOCK_DRAFTERS[kind](folder, getattr(torch, dtype), torch.device(device))
+        return BLOCK_DRAFTERS[kind](folder, dtype, torch.device(device), executor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +51,8 @@ class PaperBlockDrafter:
     longest = None
 
     @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype, device: torch.device) -> "PaperBlockDrafter":
-        return cls(PaperDrafter.from_pretrained(folder).to(device, dtype))
+    def load(cls, folder: str | Path, dtype: str, device: torch.device, executor: str) -> "PaperBlockDrafter":
+        return cls(PaperDrafter.from_pretrained(folder).to(device, executors.WEIGHTS[dtype]))
 
     @property
     def block_size(self) -> int:
@@ -110,7 +115,7 @@ def check_vocabulary(drafter: Architecture, verifier: Architecture) -> None:
             )
 
 
-BLOCK_DRAFTERS: dict[str, Callable[[str | Path, torch.dtype, torch.device], Drafter]] = {
+BLOCK_DRAFTERS: dict[str, Callable[[str | Path, str, torch.device, str], Drafter]] = {
     "cached": CachedBlockDrafter.load,
     "paper": PaperBlockDrafter.load,
 }

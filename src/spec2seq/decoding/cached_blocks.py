@@ -4,20 +4,23 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spec2seq.decoding.acceptance import Draft
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
 from spec2seq.errors import UsageError
+from spec2seq.models import executor as executors
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
+from spec2seq.models.native import NativeChooser
 
-_checked: WeakKeyDictionary[Any, WeakSet] = WeakKeyDictionary()  # fingerprinting a verifier takes milliseconds
+# For each drafter and verifier: checking them and preparing the head take milliseconds.
+_prepared: WeakKeyDictionary[Any, WeakKeyDictionary] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +32,10 @@ class CachedBlockDrafter:
     has_confidence = True
 
     @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype, device: torch.device) -> "CachedBlockDrafter":
-        return cls(CachedDrafter.from_pretrained(folder).to(device, dtype))
+    def load(cls, folder: str | Path, dtype: str, device: torch.device, executor: str) -> "CachedBlockDrafter":
+        model = CachedDrafter.from_pretrained(folder).to(device, executors.WEIGHTS[dtype])
+        executors.prepare(model, dtype, executor)
+        return cls(model)
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -45,11 +50,13 @@ class CachedBlockDrafter:
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "CachedSession":
         """Raises UsageError for a verifier of another shape; warns once if it has other weights."""
-        known = _checked.setdefault(self, WeakSet())
+        known = _prepared.setdefault(self, WeakKeyDictionary())
         if verifier not in known:
             self._check(verifier)
-            known.add(verifier)
-        return CachedSession(self.model, rows, verifier)
+            head = self.model.guess_head(verifier)
+            chooser = None if self.model.native is None else NativeChooser(self.model, verifier, head)
+            known[verifier] = head, chooser
+        return CachedSession(self.model, rows, verifier, *known[verifier])
 
     def _check(self, verifier: EncoderDecoder) -> None:
         mine, theirs = self.model.architecture, verifier.architecture
@@ -73,9 +80,11 @@ class CachedBlockDrafter:
 class CachedSession:
     """`fed[slot]` tokens of a row are in the cache; `pending[slot]` has the verifier's states that chose the rest."""
 
-    def __init__(self, model: CachedDrafter, rows: Rows, verifier: EncoderDecoder):
+    def __init__(
+        self, model: CachedDrafter, rows: Rows, verifier: EncoderDecoder, head: nn.Module, chooser: NativeChooser | None
+    ):
         self.model, self.rows, self.verifier = model, rows, verifier
-        self.cache, self.head = model.new_cache(rows.slots), model.head(verifier)
+        self.cache, self.head, self.chooser = model.new_cache(rows.slots), head, chooser
         self.fed = [0] * rows.slots
         features = len(model.shape.hidden_layers) * model.architecture.width
         self.pending = torch.zeros(0, 1, features, dtype=verifier.dtype, device=verifier.device)
@@ -115,7 +124,10 @@ class CachedSession:
             drawn.append(sampling.probabilities(logits))
             return draw(drawn[-1], uniform(rows.seeds[:n], rows.lengths[:n] + step, DRAFT))
 
-        drafted, logits = self.model.choose(self.verifier, self.head, states, last, pick)
+        if self.chooser is not None and sampling is None:
+            drafted, logits = self.chooser(states, last)
+        else:
+            drafted, logits = self.model.choose(self.verifier, self.head, states, last, pick)
         length = torch.minimum(room, _through(drafted == rows.eos_token_id))
         unsure = None
         if confidence is not None:

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,17 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.models import drafter_folder
 from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.cache import Cache
-from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder, additive_mask, padding_mask
-from spec2seq.models.layers import CrossAttention, Layer, SelfAttention, cross_keys_values, make_norm, relative_bucket
+from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
+from spec2seq.models.layers import (
+    Block,
+    CrossAttention,
+    Layer,
+    additive_mask,
+    cross_keys_values,
+    make_norm,
+    relative_bucket,
+)  # fmt: skip
+from spec2seq.models.quantize import QuantizedLinear
 
 KIND = "cached"
 
@@ -84,6 +94,8 @@ class CachedDrafter(nn.Module):
                 raise Spec2SeqError(f"shortlist is {shape.shortlist}; allowed: {allowed}")
             self.register_buffer("shortlist", torch.arange(shape.shortlist))
         self.follow = Follow(width, shape.follow_width) if shape.follow_width else None
+        self.native: Any = None  # as Stack.native
+        self.native_mix: Any = None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "CachedDrafter":
@@ -133,6 +145,19 @@ class CachedDrafter(nn.Module):
             weight, bias = weight[self.shortlist], None if bias is None else bias[self.shortlist]
         return (weight if self.architecture.logit_scale == 1.0 else weight * self.architecture.logit_scale), bias
 
+    def guess_head(self, verifier: EncoderDecoder) -> nn.Module:
+        """The verifier's head for the tokens that are guessed at all, in its own precision."""
+        if isinstance(verifier.head, QuantizedLinear):
+            scale = verifier.head.scale * self.architecture.logit_scale
+            parts = (verifier.head.weight, scale, verifier.head.bias)
+            if self.shape.shortlist:
+                parts = (None if part is None else part[self.shortlist] for part in parts)
+            return QuantizedLinear(*parts)
+        weight, bias = self.head(verifier)
+        head = nn.Linear(1, 1, bias=bias is not None, device="meta")
+        head.weight, head.bias = nn.Parameter(weight, False), None if bias is None else nn.Parameter(bias, False)
+        return head
+
     def tokens(self, places: Tensor) -> Tensor:
         """Places among the logits of `head` → token ids."""
         return self.shortlist[places] if self.shape.shortlist else places
@@ -150,7 +175,11 @@ class CachedDrafter(nn.Module):
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values of the sources once."""
-        cache.put_source(first_slot, cross_keys_values(self.layers, encoded.states), encoded.lengths)
+        native = self.native is not None and self.native.takes(encoded.states)
+        key_value = (
+            self.native.keys_values(encoded.states) if native else cross_keys_values(self.layers, encoded.states)
+        )
+        cache.put_source(first_slot, key_value, encoded.lengths)
 
     def guess(
         self,
@@ -181,31 +210,19 @@ class CachedDrafter(nn.Module):
         length, most = new + k - 1, self.architecture.max_positions
         if uniform and most is not None and horizon <= most:
             start = horizon - length
-            mask, own, ahead = (
-                self._uniform_mask(new, length, horizon),
-                slice(start, start + new),
-                slice(start + new, horizon),
-            )
-            store = cache.writer(rows, None, length, horizon)
+            own, ahead = slice(start, start + new), slice(start + new, horizon)
+            block = Block(rows, length, horizon, cache, causal=new)
         else:
             mask, own, ahead = self._ragged_mask(fed, fresh, new, length, horizon)
-            store = cache.writer(rows, fed, length, horizon)
+            block = Block(rows, length, horizon, cache, fed, mask=mask)
         x = self._inputs(verifier, tokens, features, own)
         if k > 1:
             x = torch.cat([x, self._slots(verifier, ahead, self.slots[: k - 1]).expand(rows, -1, -1)], 1)
-        x = self._run(x, mask, verifier.cross_attention(cache, rows, source_horizon=source_horizon), store)
+        x = self._run(x, block, verifier.cross_attention(cache, rows, source_horizon=source_horizon))
         if isinstance(own, slice):
             return x[:, new - 1 :]
         last = (fresh - 1)[:, None, None].expand(-1, 1, x.shape[2])
         return torch.cat([x.gather(1, last), x[:, new:]], 1)
-
-    def _uniform_mask(self, new: int, length: int, horizon: int) -> Tensor | None:
-        """Everything is seen, but a committed token does not see what comes behind it."""
-        if length == 1:
-            return None
-        mask = torch.zeros(length, horizon, dtype=self.dtype, device=self.device)
-        mask[:new, horizon - length :].fill_(-torch.inf).triu_(1)
-        return mask
 
     def _ragged_mask(self, fed: Tensor, fresh: Tensor, new: int, length: int, horizon: int):
         """The mask, and the places of the tokens `[rows, new]` and of the slots `[rows, length - new]`."""
@@ -247,12 +264,14 @@ class CachedDrafter(nn.Module):
         mask = self._mask(visible, places, places, self.mix.weight.dtype)
         x = self._inputs(verifier, tokens, features, places[:, :length])
         slots = self._slots(verifier, slot_places, self.slots.repeat(blocks, 1)).expand(rows, -1, -1)
-        x = self._run(torch.cat([x, slots], 1), mask, self._cross(encoded), None)
+        x = torch.cat([x, slots], 1)
+        x = self._run(x, Block(rows, x.shape[1], x.shape[1], mask=mask), self._cross(encoded))
         return x[:, :length], x[:, length:].view(rows, blocks, size, -1)
 
     def _inputs(self, verifier: EncoderDecoder, tokens: Tensor, features: Tensor, places: Tensor | slice) -> Tensor:
         embedded = verifier.decoder.embed(verifier.target_embedding, tokens, self._within(places))
-        return self.mix(torch.cat([embedded.view(*tokens.shape, -1), features], 2))
+        x = torch.cat([embedded.view(*tokens.shape, -1), features], 2)
+        return self.native_mix(x) if self.native is not None and self.native.takes(x) else self.mix(x)
 
     def _slots(self, verifier: EncoderDecoder, places: Tensor | slice, slots: Tensor) -> Tensor:
         if self.architecture.position_rows is None:
@@ -275,13 +294,14 @@ class CachedDrafter(nn.Module):
         return bias.masked_fill(~visible[:, None], -torch.inf)
 
     def _cross(self, encoded: Encoded) -> CrossAttention:
-        keys, values = cross_keys_values(self.layers, encoded.states).unbind(1)
-        mask = padding_mask(encoded.lengths, encoded.states.shape[1], encoded.states.dtype)
-        return CrossAttention(keys.unbind(0), values.unbind(0), mask)
+        return CrossAttention(cross_keys_values(self.layers, encoded.states), encoded.lengths)
 
-    def _run(self, x: Tensor, mask: Tensor, cross: CrossAttention, store: Callable | None) -> Tensor:
+    def _run(self, x: Tensor, block: Block, cross: CrossAttention) -> Tensor:
         rows, length, width = x.shape
-        x, attention = x.reshape(-1, width), SelfAttention(rows, length, mask, store)
+        x = x.reshape(-1, width)
+        if self.native is not None and self.native.takes(x):
+            return self.native(x, block, cross)[0].view(rows, length, width)
+        attention = block.attention(x, None)
         for index, layer in enumerate(self.layers):
             x = layer(x, index, attention, cross)
         if self.final_norm is not None:
@@ -291,7 +311,7 @@ class CachedDrafter(nn.Module):
     def choose(
         self,
         verifier: EncoderDecoder,
-        head: tuple[Tensor, Tensor | None],
+        head: nn.Module,
         states: Tensor,
         previous: Tensor,
         pick: Callable[[Tensor, int], Tensor],
@@ -299,7 +319,7 @@ class CachedDrafter(nn.Module):
         """Choose tokens from left to right.
 
         Args:
-            verifier: the model whose embedding it shares; `head` is what `head` returned for it.
+            verifier: the model whose embedding it shares; `head` is what `guess_head` returned for it.
             states: `[rows, k, width]`, what `guess` returned.
             previous: `[rows]`, the last committed tokens.
             pick: places `[rows]` from the logits `[rows, guessable]` of slot i, and i.
@@ -307,13 +327,12 @@ class CachedDrafter(nn.Module):
         Returns:
             Tokens `[rows, k]` and logits `[rows, k, guessable]`.
         """
-        weight, bias = head
         chosen, scored, inner = [], [], None if self.follow is None else self.follow.state(states)
         for step in range(states.shape[1]):
             state = states[:, step]
             if inner is not None:
                 state = state + self.follow(inner[:, step], F.embedding(previous, verifier.target_embedding))
-            logits = F.linear(state, weight, bias)
+            logits = head(state)
             previous = self.tokens(pick(logits, step))
             chosen.append(previous)
             scored.append(logits)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spec2seq.config import check_range
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache
-from spec2seq.models.layers import CrossAttention, SelfAttention, Stack, cross_keys_values
+from spec2seq.models.layers import Block, CrossAttention, Stack
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class EncoderDecoder(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=logit_bias)
         if tied_head:
             self.head.weight = self.target_embedding
+        self.native_head: Any = None  # as Stack.native
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,6 +64,8 @@ class EncoderDecoder(nn.Module):
         made = _shallow(self)
         made.decoder = _shallow(self.decoder)
         made.decoder.layers = self.decoder.layers[:count]
+        if self.decoder.native is not None:
+            made.decoder.native = self.decoder.native.first_layers(count)
         shape = dataclasses.replace(self.architecture.decoder, layers=count)
         made.architecture = dataclasses.replace(self.architecture, decoder=shape)
         return made
@@ -73,18 +76,13 @@ class EncoderDecoder(nn.Module):
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
         """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens; a single row has no padding."""
         rows, length = tokens.shape
-        mask = padding_mask(lengths, length, self.dtype) if rows > 1 else None
-        if self.architecture.position_rows is None:
-            places = torch.arange(length, device=tokens.device)
-            bias = self.encoder.bias_by_distance((places[:, None] - places)[None])
-            mask = self.encoder.mask_by_layer(bias if mask is None else bias + mask)
         x = self.encoder.embed(self.source_embedding, tokens, slice(0, length))
-        x, _ = self.encoder(x, SelfAttention(rows, length, mask))
+        x, _ = self.encoder(x, Block(rows, length, length, ends=lengths[:, None] if rows > 1 else None))
         return Encoded(tokens, lengths, x.view(rows, length, -1))
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values once, into the slots from `first_slot` on."""
-        cache.put_source(first_slot, cross_keys_values(self.decoder.layers, encoded.states), encoded.lengths)
+        cache.put_source(first_slot, self.decoder.cross_keys_values(encoded.states), encoded.lengths)
 
     def decode_block(
         self,
@@ -125,11 +123,10 @@ class EncoderDecoder(nn.Module):
                 if self.architecture.max_positions is None
                 else places.clamp(max=self.architecture.max_positions - 1)
             )
-        store = cache.writer(rows, starts, length, horizon)
-        mask = self._causal_mask(rows, length, lengths, horizon, uniform, visible)
+        block = Block(rows, length, horizon, cache, starts, length, visible)
         cross = self.cross_attention(cache, rows, sources, source_horizon)
         x = self.decoder.embed(self.target_embedding, tokens, positions)
-        x, hidden = self.decoder(x, SelfAttention(rows, length, mask, store), cross, hidden_layers)
+        x, hidden = self.decoder(x, block, cross, hidden_layers)
         states = x.view(rows, length, -1)
         asked = states
         if logit_positions is not None:
@@ -141,25 +138,9 @@ class EncoderDecoder(nn.Module):
         """States `[..., width]` → logits `[..., vocabulary]`."""
         if self.architecture.logit_scale != 1.0:
             states = states * self.architecture.logit_scale
+        if self.native_head is not None and self.decoder.native.takes(states):
+            return self.native_head(states)
         return self.head(states)
-
-    def _causal_mask(
-        self, rows: int, length: int, lengths: Tensor, horizon: int, uniform: bool, visible: Tensor | None
-    ) -> Tensor | tuple[Tensor, ...] | None:
-        relative = self.architecture.position_rows is None
-        if uniform and length == 1 and not relative:
-            return None
-        device = lengths.device
-        keys = torch.arange(horizon, device=device)
-        steps = torch.arange(length, device=device)
-        query = steps[None] + (horizon - length) if uniform else steps + lengths[:, None]  # [rows or 1, length]
-        end = query + 1 if visible is None else visible
-        hidden = keys >= end[:, :, None]  # [rows or 1, length, keys]
-        if relative:
-            distance = query[:, :, None] - keys
-            bias = self.decoder.bias_by_distance(distance)
-            return self.decoder.mask_by_layer(bias.masked_fill(hidden[:, None], -torch.inf))
-        return additive_mask(hidden, self.dtype)[:, None]
 
     def cross_attention(
         self, cache: Cache, rows: int, sources: int | None = None, source_horizon: int | None = None
@@ -167,11 +148,9 @@ class EncoderDecoder(nn.Module):
         """The sources' keys and values of a cache for a pass over `rows` rows; see `decode_block`."""
         sources = rows if sources is None else sources
         length = cache.source.shape[4] if source_horizon is None else source_horizon
-        keys, values = cache.source[:, :, :sources, :, :length].unbind(1)
-        mask = None
-        if sources > 1 or source_horizon is None:
-            mask = padding_mask(cache.source_lengths[:sources], length, self.dtype)
-        return CrossAttention(keys.unbind(0), values.unbind(0), mask)
+        padded = sources > 1 or source_horizon is None
+        lengths = cache.source_lengths[:sources] if padded else None
+        return CrossAttention(cache.source[:, :, :sources, :, :length], lengths)
 
 
 def _shallow(module: nn.Module) -> Any:
@@ -179,14 +158,3 @@ def _shallow(module: nn.Module) -> Any:
     made = copy.copy(module)
     made._modules = dict(module._modules)
     return made
-
-
-def padding_mask(lengths: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask `[rows, 1, 1, length]` that hides the places from `lengths[rows]` on."""
-    hidden = torch.arange(length, device=lengths.device) >= lengths[:, None]
-    return additive_mask(hidden, dtype)[:, None, None]
-
-
-def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """-infinity where `hidden`, else 0."""
-    return torch.zeros((), dtype=dtype, device=hidden.device).expand(hidden.shape).masked_fill(hidden, -torch.inf)

@@ -6,6 +6,8 @@ Hidden states travel as `[rows * length, width]`: at one token a row an extra vi
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from spec2seq.errors import Spec2SeqError
 from spec2seq.models.architecture import Architecture, StackShape
+from spec2seq.models.cache import Cache
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -25,9 +28,55 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@dataclass(frozen=True)
+class Block:
+    """The new tokens of a pass and which keys each of them sees; every executor of a stack reads this.
+
+    `horizon` keys are there: those of `cache`, the block's own included, or without a cache (an encoder) the block's
+    own. `starts[rows]` says where a row's new places begin; None: all at `horizon - length`. The first `causal` queries
+    of a row see nothing behind them, the rest the whole block; `ends` `[rows, length or 1]`, how many keys each query
+    sees, stands in for that. `mask`, additive and broadcastable to `[rows, heads, length, horizon]`, stands in for all
+    of it, relative bias included.
+    """
+
+    rows: int
+    length: int
+    horizon: int
+    cache: Cache | None = None
+    starts: Tensor | None = None
+    causal: int = 0
+    ends: Tensor | None = None
+    mask: Tensor | None = None
+
+    def attention(self, x: Tensor, bias_by_distance: Callable[[Tensor], Tensor] | None) -> "SelfAttention":
+        """What the layers in PyTorch share for states like `x`."""
+        mask = self.mask if self.mask is not None else self._mask(x, bias_by_distance)
+        store = None
+        if self.cache is not None:
+            store = self.cache.writer(self.rows, self.starts, self.length, self.horizon)
+        return SelfAttention(self.rows, self.length, mask, store)
+
+    def _mask(self, x: Tensor, bias_by_distance: Callable[[Tensor], Tensor] | None) -> Tensor | None:
+        all_seen = self.ends is None and self.starts is None and (self.causal == 0 or self.length == 1)
+        if all_seen and bias_by_distance is None:
+            return None
+        keys, steps = (torch.arange(n, device=x.device) for n in (self.horizon, self.length))
+        first = self.horizon - self.length if self.starts is None else self.starts[:, None]
+        query = first + steps[None]  # [rows or 1, length]
+        end = self.ends
+        if end is None:
+            end = query + 1 if self.causal == self.length else first + torch.where(
+                steps < self.causal, steps + 1, self.length
+            )[None]  # fmt: skip
+        hidden = keys >= end[:, :, None]  # [rows or 1, length or 1, keys]
+        if bias_by_distance is None:
+            return additive_mask(hidden, x.dtype)[:, None]
+        return bias_by_distance(query[:, :, None] - keys).masked_fill(hidden[:, None], -torch.inf)
+
+
 @dataclass
 class SelfAttention:
-    """What every layer of one pass shares for self-attention.
+    """What every layer in PyTorch shares for self-attention.
 
     `mask` is additive, broadcastable to `[rows, heads, length, keys]`: one for all layers or one for each, or None
     where everything is visible.
@@ -41,16 +90,27 @@ class SelfAttention:
     store: Callable[[int, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class CrossAttention:
-    """Cached keys and values of the source, `[sources, heads, source length, head_width]` for each layer.
+    """Cached keys and values of the source, `[layers, 2, sources, heads, source length, head_width]`.
 
-    A source serves `rows / sources` consecutive rows (the beams of a sentence), so it exists once.
+    A source serves `rows / sources` consecutive rows (the beams of a sentence), so it exists once. `lengths[sources]`
+    says how much of each is real; None: all.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor | None
+    key_value: Tensor
+    lengths: Tensor | None
+
+    @cached_property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, `[sources, heads, source length, head_width]`."""
+        return [layer.unbind(0) for layer in self.key_value.unbind(0)]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        if self.lengths is None:
+            return None
+        return padding_mask(self.lengths, self.key_value.shape[4], self.key_value.dtype)
 
 
 class Layer(nn.Module):
@@ -99,10 +159,10 @@ class Layer(nn.Module):
         return self.self_out(mixed.transpose(1, 2).reshape(-1, self.inner))
 
     def cross_attention(self, x: Tensor, index: int, attention: SelfAttention, cross: CrossAttention) -> Tensor:
-        key = cross.keys[index]
+        key, value = cross.layers[index]
         # The rows of one source become further query positions, so that its keys are read once.
         query = self.cross_query(x).view(key.shape[0], -1, self.heads, self.head_width).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(query, key, cross.values[index], attn_mask=cross.mask, scale=self.scale)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=cross.mask, scale=self.scale)
         return self.cross_out(mixed.transpose(1, 2).reshape(-1, self.inner))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -153,6 +213,7 @@ class Stack(nn.Module):
             self.relative_bias = nn.Parameter(torch.empty(tables * architecture.relative_buckets, shape.heads))
         self.embedding_norm = make_norm(architecture) if architecture.embedding_norm else None
         self.final_norm = make_norm(architecture) if architecture.final_norm else None
+        self.native: Any = None  # the compiled executor, where `native.attach` put one
 
     def embed(self, embedding: Tensor, tokens: Tensor, positions: Tensor | slice) -> Tensor:
         """Tokens `[rows, length]` at `positions` → `[rows * length, width]`."""
@@ -170,11 +231,16 @@ class Stack(nn.Module):
     def forward(
         self,
         x: Tensor,
-        attention: SelfAttention,
+        block: Block,
         cross: CrossAttention | None = None,
         hidden_layers: tuple[int, ...] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """x `[rows * length, width]` → the output and the states after `hidden_layers` (0: the embedding)."""
+        if self.native is not None and self.native.takes(x):
+            return self.native(x, block, cross, hidden_layers)
+        attention = block.attention(x, None if self.architecture.position_rows else self.bias_by_distance)
+        if self.architecture.relative_per_layer:
+            attention.mask = attention.mask.chunk(len(self.layers), 1)
         hidden = {0: x} if 0 in hidden_layers else {}
         for index, layer in enumerate(self.layers):
             x = layer(x, index, attention, cross)
@@ -194,6 +260,12 @@ class Stack(nn.Module):
             positions = torch.arange(positions.start, positions.stop, device=tokens.device)
         return self.positions[torch.where(real, positions + a.position_offset, a.pad_token_id)]
 
+    def cross_keys_values(self, states: Tensor) -> Tensor:
+        """What cross-attention sees of sources `[rows, length, width]`; see the function of this name."""
+        if self.native is not None and self.native.takes(states):
+            return self.native.keys_values(states)
+        return cross_keys_values(self.layers, states)
+
     def bias_by_distance(self, distance: Tensor) -> Tensor:
         """Relative bias (Raffel et al. 2020, section 2.1) for query minus key distances `[rows, queries, keys]`:
         `[rows, tables * heads, queries, keys]`."""
@@ -202,10 +274,6 @@ class Stack(nn.Module):
         if a.relative_per_layer:
             table = torch.cat(table.split(a.relative_buckets), 1)
         return F.embedding(buckets, table).permute(0, 3, 1, 2)
-
-    def mask_by_layer(self, mask: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What `SelfAttention` takes, of a mask with `bias_by_distance` in it."""
-        return mask.chunk(len(self.layers), 1) if self.architecture.relative_per_layer else mask
 
 
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
@@ -243,3 +311,14 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
 def make_norm(architecture: Architecture) -> nn.Module:
     kind = nn.RMSNorm if architecture.rms_norm else nn.LayerNorm
     return kind(architecture.width, eps=architecture.norm_eps)
+
+
+def padding_mask(lengths: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask `[rows, 1, 1, length]` that hides the places from `lengths[rows]` on."""
+    hidden = torch.arange(length, device=lengths.device) >= lengths[:, None]
+    return additive_mask(hidden, dtype)[:, None, None]
+
+
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """-infinity where `hidden`, else 0."""
+    return torch.zeros((), dtype=dtype, device=hidden.device).expand(hidden.shape).masked_fill(hidden, -torch.inf)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from spec2seq.config import check_range
 from spec2seq.models import drafter_folder
 from spec2seq.models.architecture import Architecture, StackShape
-from spec2seq.models.encoder_decoder import padding_mask
-from spec2seq.models.layers import CrossAttention, DropoutLayer, SelfAttention, cross_keys_values
+from spec2seq.models.layers import CrossAttention, DropoutLayer, SelfAttention, cross_keys_values, padding_mask
 
 KIND = "paper"
 INITIAL_STD = 0.02
@@ -139,8 +138,7 @@ class PaperDrafter(nn.Module):
         rows, length = tokens.shape
         own = None if lengths is None else padding_mask(lengths, length, self.dtype)
         padding = padding_mask(source.lengths, source.tokens.shape[1], self.dtype) if rows > 1 else None
-        keys, values = source.key_value.unbind(1)
-        cross = CrossAttention(keys.unbind(0), values.unbind(0), padding)
+        cross = CrossAttention(source.key_value, source.lengths if rows > 1 else None)
         positions = self.target_positions[:length]
         copied = self._copied(source, positions, padding)
         x = torch.where(is_mask[:, :, None], copied, F.embedding(tokens, self.embedding))

@@ -1,0 +1,200 @@
+/* Types and small pieces that every kernel uses. */
+#ifndef SPEC2SEQ_COMMON_H
+#define SPEC2SEQ_COMMON_H
+
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16 /* floats of a `vec`; the compiler splits it where the machine's vectors are shorter */
+#define PANEL 64 /* outputs of a linear layer that are computed together */
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* at any address */
+
+/* The structures below are mirrored in library.py, field by field; every field has eight bytes. */
+typedef struct {
+    const float *weight; /* panels [outputs / PANEL][inputs][PANEL], or null in int8 */
+    const int8_t *codes; /* panels [outputs / PANEL][inputs / 4][PANEL][4], or null in float32 */
+    const float *scales; /* [outputs], of the codes */
+    const int32_t *sums; /* [outputs], of the codes of an output */
+    const float *bias;   /* [outputs] or null */
+    int64_t inputs, outputs;
+} Linear;
+
+typedef struct {
+    const float *weight, *bias; /* bias null: root mean square norm */
+} Norm;
+
+typedef struct {
+    Linear self_qkv, self_out, cross_query, cross_key_value, cross_out, ffn_in, ffn_out;
+    Norm self_norm, cross_norm, ffn_norm;
+} Layer;
+
+/* A pass is a row of phases. A phase is split into as many shares as there are threads; each thread takes its own and
+ * then any that nobody has begun, so that on a busy machine nobody waits for a thread that does not run. */
+typedef struct {
+    _Alignas(64) atomic_ullong taken; /* a bit for each share */
+    atomic_int done;                  /* how many shares are */
+} Phase;
+
+typedef struct {
+    Phase *phase; /* the present one; zeros at first */
+    int index, count, tried, busy;
+} Team;
+
+#define MOST_THREADS 64
+
+static void relax(int spins) {
+#ifdef __x86_64__
+    if (spins < 1000) {
+        _mm_pause();
+        return;
+    }
+#endif
+    if (spins >= 1000) sched_yield();
+}
+
+/* The next share of this phase's `total` things, from `*first` up to `*end`. Returns 0 when the whole phase is done,
+ * and every thread may read what it wrote; the next call belongs to the next phase. */
+static int next_share(Team *team, int64_t total, int64_t *first, int64_t *end) {
+    Phase *phase = team->phase;
+    if (team->busy && team->count > 1) atomic_fetch_add_explicit(&phase->done, 1, memory_order_release);
+    team->busy = 0;
+    while (team->tried < team->count) {
+        int share = (team->index + team->tried++) % team->count;
+        unsigned long long bit = 1ULL << share;
+        if (team->count > 1) {
+            if (atomic_load_explicit(&phase->taken, memory_order_relaxed) & bit) continue;
+            if (atomic_fetch_or_explicit(&phase->taken, bit, memory_order_relaxed) & bit) continue;
+        }
+        *first = total * share / team->count;
+        *end = total * (share + 1) / team->count;
+        return team->busy = 1;
+    }
+    if (team->count > 1)
+        for (int spins = 0; atomic_load_explicit(&phase->done, memory_order_acquire) < team->count; spins++)
+            relax(spins);
+    team->phase++;
+    team->tried = 0;
+    return 0;
+}
+
+/* The team of one thread of an OpenMP region. */
+static Team this_team(Phase *phases) {
+#ifdef _OPENMP
+    return (Team){phases, omp_get_thread_num(), omp_get_num_threads(), 0, 0};
+#else
+    return (Team){phases, 0, 1, 0, 0};
+#endif
+}
+
+INLINE vec load(const float *from) { return *(const loose_vec *)from; }
+INLINE void store(float *to, vec value) { *(loose_vec *)to = value; }
+
+/* Sum of the lanes, always in the same order. */
+INLINE float lane_sum(vec value) {
+    float lane[LANES];
+    memcpy(lane, &value, sizeof lane);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+static inline float sum(const float *x, int64_t n) {
+    vec total = {0};
+    int64_t i = 0;
+    float rest = 0;
+    for (; i + LANES <= n; i += LANES) total += load(x + i);
+    for (; i < n; i++) rest += x[i];
+    return lane_sum(total) + rest;
+}
+
+INLINE float dot(const float *a, const float *b, int64_t n) {
+    vec total = {0};
+    int64_t i = 0;
+    float rest = 0;
+    for (; i + LANES <= n; i += LANES) total += load(a + i) * load(b + i);
+    for (; i < n; i++) rest += a[i] * b[i];
+    return lane_sum(total) + rest;
+}
+
+/* e^x to about 2 units in the last place, 0 below -87; written so that loops over it become vector code. */
+INLINE float exp_of(float x) {
+    float bounded = x < 88.0f ? x : 88.0f;
+    bounded = bounded > -87.0f ? bounded : -87.0f;
+    float n = rintf(bounded * 1.44269504f);
+    float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return x < -87.0f ? 0.0f : p * power;
+}
+
+INLINE float tanh_of(float x) { return 1.0f - 2.0f / (exp_of(2.0f * x) + 1.0f); }
+
+/* The error function to 1.5e-7 (Abramowitz and Stegun 7.1.26). */
+INLINE float erf_of(float x) {
+    float a = fabsf(x), t = 1.0f / (1.0f + 0.3275911f * a);
+    float p = 1.061405429f;
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    return copysignf(1.0f - p * t * exp_of(-a * a), x);
+}
+
+enum Activation { RELU, GELU, GELU_TANH, SILU, TANH };
+
+#define EACH(expression)                                      \
+    _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {     \
+        float v = x[i];                                       \
+        x[i] = expression;                                    \
+    }                                                         \
+    break
+
+static void activate(enum Activation kind, float *x, int64_t n) {
+    switch (kind) {
+    case RELU: EACH(v > 0 ? v : 0);
+    case GELU: EACH(0.5f * v * (1.0f + erf_of(v * 0.70710678f)));
+    case GELU_TANH: EACH(0.5f * v * (1.0f + tanh_of(0.79788456f * (v + 0.044715f * v * v * v))));
+    case SILU: EACH(v / (1.0f + exp_of(-v)));
+    case TANH: EACH(tanh_of(v));
+    }
+}
+
+static void normalise(const Norm *norm, float eps, const float *x, float *y, int64_t n) {
+    float mean = norm->bias ? sum(x, n) / n : 0.0f, squares = 0;
+    vec total = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec d = load(x + i) - mean;
+        total += d * d;
+    }
+    for (; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    float scale = 1.0f / sqrtf((lane_sum(total) + squares) / n + eps);
+    if (norm->bias) {
+        for (i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * norm->weight[i] + norm->bias[i];
+    } else {
+        for (i = 0; i < n; i++) y[i] = x[i] * scale * norm->weight[i];
+    }
+}
+
+#endif

@@ -1,0 +1,77 @@
+"""The compiled library and the structures it is called with, field by field those of the C sources."""
+
+import ctypes
+import functools
+from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p
+
+from spec2seq.kernels.build import Unavailable, build
+
+ACTIVATIONS = {
+    "relu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3, "tanh": 4
+}  # fmt: skip
+PANEL = 64  # outputs of a linear layer that lie together
+
+
+def _structure(name: str, **fields: type) -> type[Structure]:
+    return type(name, (Structure,), {"_fields_": list(fields.items())})
+
+
+def _of(kind: type, names: str) -> dict[str, type]:
+    return dict.fromkeys(names.split(), kind)
+
+
+Linear = _structure("Linear", **_of(c_void_p, "weight codes scales sums bias"), **_of(c_int64, "inputs outputs"))
+Norm = _structure("Norm", **_of(c_void_p, "weight bias"))
+Layer = _structure(
+    "Layer",
+    **_of(Linear, "self_qkv self_out cross_query cross_key_value cross_out ffn_in ffn_out"),
+    **_of(Norm, "self_norm cross_norm ffn_norm"),
+)
+Stack = _structure(
+    "Stack",
+    layers=POINTER(Layer),
+    **_of(c_int64, "count width heads head_width ffn_width activation gated pre_norm cross"),
+    **_of(c_double, "eps scale"),
+    final_norm=POINTER(Norm),
+    relative=c_void_p,
+    **_of(c_int64, "reach relative_layer"),
+)
+Places = _structure("Places", data=c_void_p, **_of(c_int64, "layer half row head"))
+Pass = _structure(
+    "Pass",
+    **_of(c_void_p, "input output hidden"),
+    **_of(c_int64, "rows length horizon"),
+    own=Places,
+    **_of(c_void_p, "starts ends"),
+    **_of(c_int64, "ends_row ends_query causal"),
+    mask=c_void_p,
+    **_of(c_int64, "mask_row mask_head mask_query"),
+    source=Places,
+    source_lengths=c_void_p,
+    **_of(c_int64, "sources source_horizon"),
+)
+Chooser = _structure(
+    "Chooser", **_of(Linear, "state token out head"), **_of(c_void_p, "embedding shortlist"), width=c_int64
+)
+
+FUNCTIONS = {
+    "spec2seq_stack": (POINTER(Stack), POINTER(Pass), c_int),
+    "spec2seq_source": (POINTER(Stack), c_void_p, c_int64, c_int64, POINTER(Places), c_int),
+    "spec2seq_linear": (POINTER(Linear), c_void_p, c_int64, c_void_p, c_int),
+    "spec2seq_choose": (POINTER(Chooser), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int),
+}
+
+
+@functools.cache
+def find() -> tuple[ctypes.CDLL | None, str]:
+    """The library, compiled if need be; or None and the reason why there is none."""
+    import torch  # noqa: F401 (its OpenMP runtime must be loaded first, so that there is one pool of threads)
+
+    try:
+        library = ctypes.CDLL(str(build()))
+    except (Unavailable, OSError) as error:
+        return None, str(error)
+    for name, arguments in FUNCTIONS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, c_int
+    return library, ""

@@ -1,0 +1,107 @@
+/* What Python calls, see models/native.py: each call runs one pass on a team of threads. They return 0, or -1 where
+ * memory is short. */
+#include "choose.h"
+#include "stack.h"
+
+static int team_size(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
+
+/* Buffers for a run over `tokens`; `memory` has to be freed. Returns 0 where memory is short. */
+static int make_work(Work *work, char **memory, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
+    *memory = aligned_alloc(64, carve(work, NULL, stack, tokens, keys, threads));
+    if (!*memory) return 0;
+    carve(work, *memory, stack, tokens, keys, threads);
+    memset(work->phases, 0, PHASES(stack->count) * sizeof(Phase));
+    return 1;
+}
+
+/* Run all layers over the tokens of a pass. */
+int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
+    Work work;
+    char *memory;
+    int64_t tokens = pass->rows * pass->length;
+    threads = team_size(threads);
+    if (!make_work(&work, &memory, stack, tokens, largest(pass->horizon, pass->source_horizon), threads)) return -1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Team team = this_team(work.phases);
+        Run run = {stack, pass, work, tokens, &team};
+        run_stack(&run);
+    }
+    free(memory);
+    return 0;
+}
+
+/* What cross-attention sees of the states [rows * length][width]: every layer's keys and values. */
+int spec2seq_source(const Stack *stack, const float *states, int64_t rows, int64_t length, const Places *to,
+                    int threads) {
+    Work work;
+    char *memory;
+    threads = team_size(threads);
+    if (!make_work(&work, &memory, stack, rows * length, 0, threads)) return -1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Team team = this_team(work.phases);
+        Run run = {stack, NULL, work, rows * length, &team};
+        run_source(&run, states, length, to);
+    }
+    free(memory);
+    return 0;
+}
+
+/* One linear layer: x [tokens][inputs] to y [tokens][outputs]. */
+int spec2seq_linear(const Linear *linear, const float *x, int64_t tokens, float *y, int threads) {
+    int64_t stride = (code_width(linear->inputs) + 63) / 64 * 64;
+    Phase phases[2] = {0};
+    char *memory = aligned_alloc(64, (size_t)(tokens * (stride + 64)));
+    if (!memory) return -1;
+    int8_t *codes = (int8_t *)memory;
+    float *scales = (float *)(memory + tokens * stride);
+    threads = team_size(threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Team team = this_team(phases);
+        Inputs in = {x, linear->inputs, codes, scales, stride};
+        Outputs to = {y, linear->outputs, NULL, 0};
+        int64_t token, end;
+        if (linear->codes)
+            while (next_share(&team, tokens, &token, &end))
+                for (; token < end; token++)
+                    quantise(x + token * linear->inputs, linear->inputs, codes + token * stride, scales + token);
+        linear_layer(linear, &in, &to, tokens, &team);
+    }
+    free(memory);
+    return 0;
+}
+
+/* Choose the likeliest token of every slot from left to right. `previous` [rows] is written over. */
+int spec2seq_choose(const Chooser *chooser, const float *states, int64_t rows, int64_t slots, int64_t *previous,
+                    int64_t *tokens, float *logits, int threads) {
+    int64_t width = chooser->width, inner = chooser->token.outputs, all = rows * slots;
+    int64_t code_stride = code_width(largest(width, inner)), phases = 10 * slots + 4;
+    size_t floats = (size_t)(all * inner + rows * (2 * width + inner) + all);
+    size_t bytes = (size_t)phases * sizeof(Phase) + floats * sizeof(float) + (size_t)(all * code_stride);
+    char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!memory) return -1;
+    memset(memory, 0, (size_t)phases * sizeof(Phase));
+    float *at = (float *)(memory + (size_t)phases * sizeof(Phase));
+    Choice choice = {chooser, states, rows, slots, previous, tokens, logits, .code_stride = code_stride};
+    choice.inner = at;
+    choice.seen = choice.inner + all * inner;
+    choice.told = choice.seen + rows * width;
+    choice.state = choice.told + rows * inner;
+    choice.scales = choice.state + rows * width;
+    choice.codes = (int8_t *)(choice.scales + all);
+    threads = team_size(threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Team team = this_team((Phase *)memory);
+        Choice own = choice;
+        own.team = &team;
+        choose(&own);
+    }
+    free(memory);
+    return 0;
+}
+
+/* The bytes of the structures, to be compared with Python's. */
+int spec2seq_size(void) { return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser)); }

@@ -1,0 +1,271 @@
+/* A whole stack of Transformer layers. */
+#ifndef SPEC2SEQ_STACK_H
+#define SPEC2SEQ_STACK_H
+
+#include "attention.h"
+#include "linear.h"
+
+typedef struct {
+    const Layer *layers;
+    int64_t count, width, heads, head_width, ffn_width; /* ffn_width: of ffn_out's inputs */
+    int64_t activation, gated, pre_norm, cross;
+    double eps, scale;
+    const Norm *final_norm;
+    const float *relative; /* [heads][2 * reach + 1] by query minus key place, or null */
+    int64_t reach, relative_layer; /* step from one layer's biases to the next one's; 0: all have the same */
+} Stack;
+
+/* Keys and values [layer][half][row][head][place][head_width]; steps in floats. */
+typedef struct {
+    float *data;
+    int64_t layer, half, row, head;
+} Places;
+
+typedef struct {
+    const float *input;   /* [rows * length][width] */
+    float *output;        /* the same */
+    float *const *hidden; /* [count + 1] states to write out, null where not asked; or null */
+    int64_t rows, length, horizon;
+    Places own;                      /* the cache; data null: an encoder, whose keys are the pass itself */
+    const int64_t *starts;           /* [rows], where new places begin; null: all at horizon - length */
+    const int64_t *ends;             /* how many places a query sees, steps below; null: see `causal` */
+    int64_t ends_row, ends_query;
+    int64_t causal;                  /* so many queries of a row see no later one; the rest see the whole block */
+    const float *mask;               /* additive, [.., horizon], steps below; or null */
+    int64_t mask_row, mask_head, mask_query;
+    Places source;
+    const int64_t *source_lengths;   /* [sources]; null: all of source_horizon */
+    int64_t sources, source_horizon;
+} Pass;
+
+typedef struct {
+    float *normed, *wide, *query, *mixed, *inner, *scores, *scales;
+    int8_t *codes;
+    Phase *phases;
+    int64_t code_stride, score_stride;
+} Work;
+
+typedef struct {
+    const Stack *stack;
+    const Pass *pass;
+    Work work;
+    int64_t tokens;
+    Team *team;
+} Run;
+
+#define PHASES(layers) (20 * (layers) + 8) /* no pass has more */
+
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Carve the buffers out of `memory`; with null only count. Returns the bytes. */
+static size_t carve(Work *work, char *memory, const Stack *s, int64_t tokens, int64_t keys, int threads) {
+    int64_t inner = s->heads * s->head_width, ffn_in = s->ffn_width * (s->gated ? 2 : 1);
+    size_t used = 0;
+    work->code_stride = code_width(largest(largest(s->width, inner), s->ffn_width));
+    work->score_stride = (keys + 15) / 16 * 16;
+#define TAKE(field, count)                                                \
+    work->field = memory ? (void *)(memory + used) : NULL;                \
+    used += ((size_t)(count) * sizeof *work->field + 63) / 64 * 64
+    TAKE(normed, tokens * s->width);
+    TAKE(wide, tokens * 3 * inner);
+    TAKE(query, tokens * inner);
+    TAKE(mixed, tokens * inner);
+    TAKE(inner, tokens * ffn_in);
+    TAKE(scores, threads * work->score_stride);
+    TAKE(scales, tokens);
+    TAKE(codes, tokens * work->code_stride);
+    TAKE(phases, PHASES(s->count));
+#undef TAKE
+    return used;
+}
+
+static int is_int8(const Stack *s) { return s->layers[0].self_out.codes != NULL; }
+
+/* A linear layer over values [tokens][width], whose codes are in the work space in int8. */
+static void apply(const Run *run, const Linear *linear, const float *values, float *target) {
+    Inputs in = {values, linear->inputs, run->work.codes, run->work.scales, run->work.code_stride};
+    Outputs to = {target, linear->outputs, NULL, 0};
+    linear_layer(linear, &in, &to, run->tokens, run->team);
+}
+
+/* Codes of one token's values for the linear layer that comes next; nothing in float32. */
+static void quantise_token(const Run *run, const float *values, int64_t width, int64_t token) {
+    if (is_int8(run->stack)) quantise(values, width, run->work.codes + token * run->work.code_stride, run->work.scales + token);
+}
+
+/* The same for values [tokens][width]. */
+static void prepare(const Run *run, const float *values, int64_t width) {
+    int64_t token, end;
+    if (!is_int8(run->stack)) return;
+    while (next_share(run->team, run->tokens, &token, &end))
+        for (; token < end; token++) quantise_token(run, values + token * width, width, token);
+}
+
+static void norm_tokens(const Run *run, const Norm *norm, const float *from, float *to) {
+    int64_t width = run->stack->width, token, end;
+    while (next_share(run->team, run->tokens, &token, &end))
+        for (; token < end; token++) {
+            normalise(norm, (float)run->stack->eps, from + token * width, to + token * width, width);
+            quantise_token(run, to + token * width, width, token);
+        }
+}
+
+/* What a part of a layer reads: the states, or with norms before the parts, their norm. */
+static const float *enter(const Run *run, const Norm *norm) {
+    if (!run->stack->pre_norm) return run->pass->output;
+    norm_tokens(run, norm, run->pass->output, run->work.normed);
+    return run->work.normed;
+}
+
+/* Add a part's result to the states; `values` is what its last linear layer reads. */
+static void leave(const Run *run, const Linear *linear, const Norm *norm, const float *values, int64_t stride) {
+    Inputs in = {values, stride, run->work.codes, run->work.scales, run->work.code_stride};
+    Outputs to = {run->pass->output, linear->outputs, run->pass->output, linear->outputs};
+    linear_layer(linear, &in, &to, run->tokens, run->team);
+    if (!run->stack->pre_norm) norm_tokens(run, norm, run->pass->output, run->pass->output);
+}
+
+static int64_t start_of(const Pass *p, int64_t row) { return p->starts ? p->starts[row] : p->horizon - p->length; }
+
+/* Where the keys (half 0) or values (half 1) of a head begin. */
+static float *places_of(const Places *places, int64_t layer, int64_t half, int64_t row, int64_t head) {
+    return places->data + layer * places->layer + half * places->half + row * places->row + head * places->head;
+}
+
+/* Copy one token's keys and values, `wide` [2][heads][head_width], to `place` of a row. */
+static void write_place(const Stack *s, const Places *to, int64_t layer, int64_t row, int64_t place, const float *wide) {
+    int64_t width = s->head_width;
+    for (int64_t part = 0; part < 2 * s->heads; part++)
+        memcpy(places_of(to, layer, part / s->heads, row, part % s->heads) + place * width, wide + part * width,
+               (size_t)width * sizeof(float));
+}
+
+/* The new keys and values go into the cache. */
+static void write_cache(const Run *run, int64_t index) {
+    const Pass *p = run->pass;
+    int64_t inner = run->stack->heads * run->stack->head_width, token, end;
+    while (next_share(run->team, run->tokens, &token, &end))
+        for (; token < end; token++)
+            write_place(run->stack, &p->own, index, token / p->length,
+                        start_of(p, token / p->length) + token % p->length, run->work.wide + (3 * token + 1) * inner);
+}
+
+/* How many places the query `step` of `row` sees. */
+static int64_t end_of(const Pass *p, int64_t row, int64_t step) {
+    int64_t end = start_of(p, row) + (step < p->causal ? step + 1 : p->length);
+    if (p->ends) end = p->ends[row * p->ends_row + step * p->ends_query];
+    if (p->mask) end = p->horizon; /* it hides by itself */
+    end = end < p->horizon ? end : p->horizon;
+    return end > 0 ? end : 0;
+}
+
+static float *own_scores(const Run *run) { return run->work.scores + run->team->index * run->work.score_stride; }
+
+static void self_query(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step) {
+    const Stack *s = run->stack;
+    const Pass *p = run->pass;
+    int64_t width = s->head_width, inner = s->heads * width;
+    const float *new = run->work.wide + row * p->length * 3 * inner + head * width;
+    Keys keys = {.keys = new + inner, .values = new + 2 * inner, .key_stride = 3 * inner, .value_stride = 3 * inner,
+                 .visible = end_of(p, row, step), .width = width, .scale = (float)s->scale,
+                 .place = start_of(p, row) + step, .reach = s->reach};
+    if (p->own.data) {
+        keys.keys = places_of(&p->own, index, 0, row, head);
+        keys.values = places_of(&p->own, index, 1, row, head);
+        keys.key_stride = keys.value_stride = width;
+    }
+    if (s->relative) keys.relative = s->relative + index * s->relative_layer + head * (2 * s->reach + 1) + s->reach;
+    if (p->mask) keys.mask = p->mask + row * p->mask_row + head * p->mask_head + step * p->mask_query;
+    attend(&keys, new + step * 3 * inner, own_scores(run), run->work.mixed + (row * p->length + step) * inner + head * width);
+}
+
+static void cross_query(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step) {
+    const Stack *s = run->stack;
+    const Pass *p = run->pass;
+    int64_t width = s->head_width, at = ((row * p->length + step) * s->heads + head) * width;
+    int64_t source = row * p->sources / p->rows;
+    int64_t visible = p->source_lengths ? p->source_lengths[source] : p->source_horizon;
+    Keys keys = {.keys = places_of(&p->source, index, 0, source, head),
+                 .values = places_of(&p->source, index, 1, source, head), .key_stride = width, .value_stride = width,
+                 .visible = visible < p->source_horizon ? visible : p->source_horizon, .width = width,
+                 .scale = (float)s->scale};
+    attend(&keys, run->work.query + at, own_scores(run), run->work.mixed + at);
+}
+
+/* One phase: every query of every head, then codes for the linear layer behind. */
+static void attention(const Run *run, int64_t index, void (*query)(const Run *, int64_t, int64_t, int64_t, int64_t)) {
+    const Pass *p = run->pass;
+    int64_t heads = run->stack->heads, task, end;
+    while (next_share(run->team, p->rows * heads * p->length, &task, &end))
+        for (; task < end; task++) query(run, index, task / p->length / heads, task / p->length % heads, task % p->length);
+    prepare(run, run->work.mixed, heads * run->stack->head_width);
+}
+
+/* The activation between the two linear layers of the feed-forward part; with a gate, times the other half. */
+static void activate_tokens(const Run *run) {
+    const Stack *s = run->stack;
+    int64_t n = s->ffn_width, stride = s->gated ? 2 * n : n, token, end;
+    while (next_share(run->team, run->tokens, &token, &end))
+        for (; token < end; token++) {
+            float *inner = run->work.inner + token * stride;
+            activate((enum Activation)s->activation, inner, n);
+            if (s->gated)
+                for (int64_t i = 0; i < n; i++) inner[i] *= inner[n + i];
+            quantise_token(run, inner, n, token);
+        }
+}
+
+static void run_layer(const Run *run, int64_t index) {
+    const Stack *s = run->stack;
+    const Work *work = &run->work;
+    const Layer *layer = &s->layers[index];
+    int64_t inner = s->heads * s->head_width;
+    apply(run, &layer->self_qkv, enter(run, &layer->self_norm), work->wide);
+    if (run->pass->own.data) write_cache(run, index);
+    attention(run, index, self_query);
+    leave(run, &layer->self_out, &layer->self_norm, work->mixed, inner);
+    if (s->cross) {
+        apply(run, &layer->cross_query, enter(run, &layer->cross_norm), work->query);
+        attention(run, index, cross_query);
+        leave(run, &layer->cross_out, &layer->cross_norm, work->mixed, inner);
+    }
+    apply(run, &layer->ffn_in, enter(run, &layer->ffn_norm), work->inner);
+    activate_tokens(run);
+    leave(run, &layer->ffn_out, &layer->ffn_norm, work->inner, layer->ffn_in.outputs);
+}
+
+static void copy_states(const Run *run, float *to, const float *from) {
+    int64_t first, end;
+    if (!to) return;
+    while (next_share(run->team, run->tokens * run->stack->width, &first, &end))
+        memcpy(to + first, from + first, (size_t)(end - first) * sizeof(float));
+}
+
+static void run_stack(const Run *run) {
+    const Pass *p = run->pass;
+    const Stack *s = run->stack;
+    copy_states(run, p->output, p->input);
+    if (!s->pre_norm) prepare(run, p->output, s->width);
+    for (int64_t index = 0; index < s->count; index++) {
+        if (p->hidden) copy_states(run, p->hidden[index], p->output);
+        run_layer(run, index);
+    }
+    if (p->hidden) copy_states(run, p->hidden[s->count], p->output);
+    if (s->final_norm) norm_tokens(run, s->final_norm, p->output, p->output);
+}
+
+/* Cross-attention's keys and values of all layers, for the states [tokens][width] of sources of `length`. */
+static void run_source(const Run *run, const float *states, int64_t length, const Places *to) {
+    const Stack *s = run->stack;
+    int64_t token, end;
+    prepare(run, states, s->width);
+    for (int64_t index = 0; index < s->count; index++) {
+        apply(run, &s->layers[index].cross_key_value, states, run->work.wide);
+        while (next_share(run->team, run->tokens, &token, &end))
+            for (; token < end; token++)
+                write_place(s, to, index, token / length, token % length,
+                            run->work.wide + token * 2 * s->heads * s->head_width);
+    }
+}
+
+#endif

@@ -1,0 +1,239 @@
+"""The compiled executor: a whole stack of layers in one call, in float32 or int8, on a CPU.
+
+It reads the same description of a pass (`Block`, `CrossAttention`) as the layers in PyTorch and writes the same cache.
+A row's result is the same bit for bit, whichever block or batch it travels in.
+"""
+
+import copy
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spec2seq.errors import Spec2SeqError
+from spec2seq.kernels import library as c
+from spec2seq.models.architecture import Architecture
+from spec2seq.models.cached_drafter import CachedDrafter
+from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.layers import Block, CrossAttention, Layer, Stack
+from spec2seq.models.quantize import QuantizedLinear
+
+LINEARS = ("self_qkv", "self_out", "cross_query", "cross_key_value", "cross_out", "ffn_in", "ffn_out")
+NORMS = ("self_norm", "cross_norm", "ffn_norm")
+
+
+def unavailable(architecture: Architecture | None = None) -> str:
+    """Why the executor cannot be used on this machine, or for such a model; empty where it can."""
+    if architecture is not None and architecture.activation not in c.ACTIVATIONS:
+        return f"the activation is {architecture.activation}; it knows {', '.join(c.ACTIVATIONS)}"
+    return c.find()[1]
+
+
+def attach(model: EncoderDecoder | CachedDrafter) -> None:
+    """Let the compiled executor run a model's layers and head. Later changes of its weights go unnoticed.
+
+    Raises Spec2SeqError where it cannot: no compiler, another device than a CPU, another dtype than float32 or int8.
+    """
+    reason = unavailable(model.architecture)
+    if not reason and (model.device.type, model.dtype) != ("cpu", torch.float32):
+        reason = f"it runs float32 and int8 on a CPU, not {str(model.dtype).removeprefix('torch.')} on {model.device}"
+    if reason:
+        raise Spec2SeqError(f"the native executor is not available: {reason}")
+    if isinstance(model, CachedDrafter):  # its masks bring the relative bias along
+        model.native = NativeStack(model.layers, model.final_norm, model.architecture, None)
+        model.native_mix = NativeLinear(model.mix)
+        return
+    for stack in (model.encoder, model.decoder):
+        stack.native = NativeStack(stack.layers, stack.final_norm, stack.architecture, _relative_table(stack))
+    model.native_head = NativeLinear(model.head)
+
+
+class _Weights:
+    """Packed weights, kept alive for the pointers that C holds."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def pointer(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self.kept.append(tensor.detach().contiguous())
+        return self.kept[-1].data_ptr()
+
+    def linear(self, module: nn.Module) -> c.Linear:
+        bias = self.pointer(module.bias)
+        outputs, inputs = module.weight.shape
+        if isinstance(module, QuantizedLinear):
+            codes = _panels(module.weight, 4)
+            sums = module.weight.sum(1, dtype=torch.int32)
+            return c.Linear(None, self.pointer(codes), self.pointer(module.scale), self.pointer(sums), bias, inputs,
+                            outputs)  # fmt: skip
+        return c.Linear(self.pointer(_panels(module.weight, 1)), None, None, None, bias, inputs, outputs)
+
+    def norm(self, module: nn.Module) -> c.Norm:
+        return c.Norm(self.pointer(module.weight), self.pointer(getattr(module, "bias", None)))
+
+
+class NativeLinear:
+    """One linear layer, such as the head."""
+
+    def __init__(self, module: nn.Module):
+        self.weights = _Weights()
+        self.linear, self.outputs = self.weights.linear(module), module.weight.shape[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x `[..., inputs]` → `[..., outputs]`."""
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], self.outputs)
+        _call("spec2seq_linear", self.linear, x.data_ptr(), x.numel() // x.shape[-1], y.data_ptr())
+        return y
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+
+class NativeStack:
+    """The layers of an encoder, a decoder or a drafter. `relative` is their bias by distance, for all layers
+    `[heads, 2 * reach + 1]` or `[layers * heads, ...]`: the distances of query minus key from -reach to reach."""
+
+    def __init__(
+        self, layers: Sequence[Layer], final_norm: nn.Module | None, architecture: Architecture, relative: Tensor | None
+    ):
+        self.weights, first = _Weights(), layers[0]
+        self.layers = (c.Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        scale = architecture.attention_scale
+        self.shape = (len(layers), first.heads, first.head_width)
+        self.stack = c.Stack(
+            layers=self.layers, count=len(layers), width=architecture.width, heads=first.heads,
+            head_width=first.head_width, ffn_width=first.ffn_out.weight.shape[1],
+            activation=c.ACTIVATIONS[architecture.activation], gated=first.gated, pre_norm=first.pre_norm,
+            cross=hasattr(first, "cross_query"), eps=architecture.norm_eps,
+            scale=first.head_width**-0.5 if scale is None else scale,
+            final_norm=None if final_norm is None else ctypes.pointer(self.weights.norm(final_norm)),
+            relative=self.weights.pointer(relative), reach=0 if relative is None else relative.shape[1] // 2,
+            relative_layer=first.heads * relative.shape[1] if architecture.relative_per_layer else 0,
+        )  # fmt: skip
+
+    def _layer(self, layer: Layer) -> c.Layer:
+        linears = {name: self.weights.linear(getattr(layer, name)) for name in LINEARS if hasattr(layer, name)}
+        norms = {name: self.weights.norm(getattr(layer, name)) for name in NORMS if hasattr(layer, name)}
+        return c.Layer(**linears, **norms)
+
+    def first_layers(self, count: int) -> "NativeStack":
+        """The first `count` layers and the final norm, with the same packed weights."""
+        made = copy.copy(self)
+        made.stack, made.shape = c.Stack.from_buffer_copy(self.stack), (count, *self.shape[1:])
+        made.stack.count, made.whole = count, self.stack  # which holds what the copy points to
+        return made
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy is made to be changed, so it runs in PyTorch until `attach`."""
+        return None
+
+    @staticmethod
+    def takes(x: Tensor) -> bool:
+        """Whether it can run on these states; another dtype or device, and training, are PyTorch's."""
+        return x.dtype == torch.float32 and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+
+    def __call__(
+        self, x: Tensor, block: Block, cross: CrossAttention | None, hidden_layers: tuple[int, ...] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """What `Stack.forward` does."""
+        x = x.contiguous()
+        out, hidden = torch.empty_like(x), {layer: torch.empty_like(x) for layer in hidden_layers}
+        kept = [x, out]  # tensors whose memory the call reads
+        run = c.Pass(
+            input=x.data_ptr(), output=out.data_ptr(), rows=block.rows, length=block.length, horizon=block.horizon,
+            causal=block.causal, starts=_integers(block.starts, kept),
+        )  # fmt: skip
+        if hidden:
+            pointers = (ctypes.c_void_p * (self.shape[0] + 1))()
+            for layer, tensor in hidden.items():
+                pointers[layer] = tensor.data_ptr()
+            run.hidden = ctypes.addressof(pointers)
+        if block.cache is not None:
+            block.cache.reserve(block.horizon)
+            run.own = _places(block.cache.own)
+        if block.ends is not None:
+            ends = block.ends.expand(block.rows, block.length)
+            run.ends = _integers(ends, kept, contiguous=False)
+            run.ends_row, run.ends_query = ends.stride()
+        if block.mask is not None:
+            mask = block.mask.expand(block.rows, self.shape[1], block.length, block.horizon)
+            mask = mask if mask.stride(3) == 1 else mask.contiguous()
+            kept.append(mask)
+            run.mask, (run.mask_row, run.mask_head, run.mask_query, _) = mask.data_ptr(), mask.stride()
+        if cross is not None:
+            run.source, run.source_lengths = _places(cross.key_value), _integers(cross.lengths, kept)
+            run.sources, run.source_horizon = cross.key_value.shape[2], cross.key_value.shape[4]
+        _call("spec2seq_stack", self.stack, run)
+        return out, hidden
+
+    def keys_values(self, states: Tensor) -> Tensor:
+        """What `cross_keys_values` does: states `[rows, length, width]` → `[layers, 2, rows, heads, length,
+        head_width]`."""
+        (rows, length, _), (layers, heads, head_width) = states.shape, self.shape
+        states = states.contiguous()
+        key_value = states.new_empty(layers, 2, rows, heads, length, head_width)
+        _call("spec2seq_source", self.stack, states.data_ptr(), rows, length, _places(key_value))
+        return key_value
+
+
+class NativeChooser:
+    """`CachedDrafter.choose` in one call, where the likeliest tokens are picked; `head` is `guess_head`'s."""
+
+    def __init__(self, drafter: CachedDrafter, verifier: EncoderDecoder, head: nn.Module):
+        self.weights, self.guessable = _Weights(), head.weight.shape[0]
+        network = drafter.follow
+        parts = {} if network is None else {name: getattr(network, name) for name in ("state", "token", "out")}
+        self.chooser = c.Chooser(
+            **{name: self.weights.linear(part) for name, part in parts.items()}, head=self.weights.linear(head),
+            embedding=self.weights.pointer(verifier.target_embedding), width=drafter.architecture.width,
+            shortlist=self.weights.pointer(drafter.shortlist) if drafter.shape.shortlist else None,
+        )  # fmt: skip
+
+    def __call__(self, states: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """States `[rows, k, width]` and last tokens `[rows]` → tokens `[rows, k]`, logits `[rows, k, guessable]`."""
+        (rows, k, _), states, previous = states.shape, states.contiguous(), previous.clone()
+        tokens, logits = previous.new_empty(rows, k), states.new_empty(rows, k, self.guessable)
+        _call("spec2seq_choose", self.chooser, states.data_ptr(), rows, k, previous.data_ptr(), tokens.data_ptr(),
+              logits.data_ptr())  # fmt: skip
+        return tokens, logits
+
+
+def _call(name: str, *arguments) -> None:
+    library, reason = c.find()
+    if library is None:
+        raise Spec2SeqError(f"the native executor is not available: {reason}")
+    if getattr(library, name)(*arguments, torch.get_num_threads()):
+        raise MemoryError(f"{name}: not enough memory for its buffers")
+
+
+def _places(key_value: Tensor) -> c.Places:
+    """Keys and values `[layers, 2, rows, heads, places, head_width]`, a place's numbers together."""
+    *steps, place, one = key_value.stride()
+    assert (place, one) == (key_value.shape[5], 1)
+    return c.Places(key_value.data_ptr(), *steps)
+
+
+def _integers(tensor: Tensor | None, kept: list[Tensor], contiguous: bool = True) -> int | None:
+    if tensor is None:
+        return None
+    kept.append(tensor.contiguous() if contiguous else tensor)
+    return kept[-1].data_ptr()
+
+
+def _panels(weight: Tensor, group: int) -> Tensor:
+    """Weights `[outputs, inputs]` → `[outputs / PANEL, inputs / group, PANEL, group]`, filled up with zeros."""
+    outputs, inputs = weight.shape
+    padded = nn.functional.pad(weight.detach(), (0, -inputs % group, 0, -outputs % c.PANEL))
+    return padded.view(-1, c.PANEL, padded.shape[1] // group, group).transpose(1, 2).contiguous()
+
+
+def _relative_table(stack: Stack) -> Tensor | None:
+    """The relative bias of every distance that matters, see `NativeStack`; None where there is none."""
+    if stack.architecture.position_rows is not None:
+        return None
+    reach = stack.architecture.relative_max_distance
+    return stack.bias_by_distance(torch.arange(-reach, reach + 1)[None, None])[0, :, 0].contiguous()
