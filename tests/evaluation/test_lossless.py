@@ -78,7 +78,7 @@ def test_logits_after_a_prefix_are_transformers(family):
     theirs = tiny.transformers_model(family)
     source, prefix = [5, 9, 12, theirs.config.eos_token_id], [7, 3, 20]
     decoder = torch.tensor([[theirs.config.decoder_start_token_id, *prefix]])
-    expected = theirs(input_ids=torch.tensor([source]), decoder_input_ids=decoder).logits[0, -1]
+    expected = theirs(input_ids=torch.tensor([source]), decoder_input_ids=decoder, use_cache=False).logits[0, -1]
     found = next_logits(Seq2Seq.from_transformers(theirs), source, prefix)
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-9)
 
