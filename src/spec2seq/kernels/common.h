@@ -20,14 +20,16 @@
 #define PANEL 64 /* outputs of a linear layer that are computed together */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef int32_t loose_ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* at any address */
 
 /* The structures below are mirrored in library.py, field by field; every field has eight bytes. */
 typedef struct {
     const float *weight; /* panels [outputs / PANEL][inputs][PANEL], or null in int8 */
     const int8_t *codes; /* panels [outputs / PANEL][inputs / 4][PANEL][4], or null in float32 */
-    const float *scales; /* [outputs], of the codes */
-    const int32_t *sums; /* [outputs], of the codes of an output */
+    const float *scales; /* of the codes of each output, filled up to whole panels */
+    const int32_t *sums; /* of the codes of each output, likewise */
     const float *bias;   /* [outputs] or null */
     int64_t inputs, outputs;
 } Linear;
@@ -104,6 +106,9 @@ INLINE void store(float *to, vec value) { *(loose_vec *)to = value; }
 
 /* Sum of the lanes, always in the same order. */
 INLINE float lane_sum(vec value) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)value);
+#endif
     float lane[LANES];
     memcpy(lane, &value, sizeof lane);
     for (int width = LANES / 2; width; width /= 2)

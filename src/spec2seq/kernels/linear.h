@@ -57,131 +57,129 @@ static void quantise(const float *x, int64_t n, int8_t *codes, float *scale) {
     *scale = most / 127.0f;
 }
 
-INLINE void float_tile(const float *weight, int64_t inputs, const float *x, int64_t stride, int rows,
-                       float (*out)[PANEL]) {
-    vec total[TILE][VECS];
+/* The sums of one panel for `rows` tokens, a constant wherever this is inlined, so that they stay in registers. */
+INLINE void float_tile(const Linear *linear, int64_t panel, const Inputs *in, int64_t token, int rows, vec (*total)[VECS]) {
+    const float *weight = linear->weight + panel * linear->inputs * PANEL, *x = in->values + token * in->stride;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < VECS; v++) total[r][v] = (vec){0};
-    for (int64_t k = 0; k < inputs; k++, weight += PANEL) {
+    for (int64_t k = 0; k < linear->inputs; k++, weight += PANEL) {
         vec w[VECS];
         for (int v = 0; v < VECS; v++) w[v] = load(weight + v * LANES);
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < VECS; v++) total[r][v] += w[v] * x[r * stride + k];
+            for (int v = 0; v < VECS; v++) total[r][v] += w[v] * x[r * in->stride + k];
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECS; v++) store(out[r] + v * LANES, total[r][v]);
 }
 
+INLINE int32_t four_codes(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return four;
+}
+
+/* Integer sums of one panel: weights [groups][PANEL][4] and codes x [rows][stride]. */
 #if OFFSET
-INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows,
-                      int32_t (*out)[PANEL]) {
-    __m512i total[TILE][VECS];
+INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows, ivec (*total)[VECS]) {
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECS; v++) total[r][v] = _mm512_setzero_si512();
+        for (int v = 0; v < VECS; v++) total[r][v] = (ivec){0};
     for (int64_t k = 0; k < groups; k++, weight += 4 * PANEL) {
         __m512i w[VECS];
         for (int v = 0; v < VECS; v++) w[v] = _mm512_loadu_si512(weight + v * 64);
         for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, x + r * stride + 4 * k, 4);
-            __m512i broadcast = _mm512_set1_epi32(four);
-            for (int v = 0; v < VECS; v++) total[r][v] = _mm512_dpbusd_epi32(total[r][v], broadcast, w[v]);
+            __m512i four = _mm512_set1_epi32(four_codes(x + r * stride + 4 * k));
+            for (int v = 0; v < VECS; v++) total[r][v] = (ivec)_mm512_dpbusd_epi32((__m512i)total[r][v], four, w[v]);
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECS; v++) _mm512_storeu_si512(out[r] + v * LANES, total[r][v]);
 }
 #elif defined(__AVX2__)
-/* Products of bytes are of unsigned and signed: |x| and w with the sign of x, whose pairs fit 16 bits. */
-INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows,
-                      int32_t (*out)[PANEL]) {
-    const __m256i ones = _mm256_set1_epi16(1);
+/* The machine multiplies unsigned by signed bytes: |x| by w with the sign of x, whose pairs fit 16 bits. */
+INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows, ivec (*total)[VECS]) {
     for (int r = 0; r < rows; r++) {
-        __m256i total[PANEL / 8];
-        for (int v = 0; v < PANEL / 8; v++) total[v] = _mm256_setzero_si256();
+        __m256i sums[PANEL / 8];
+        for (int v = 0; v < PANEL / 8; v++) sums[v] = _mm256_setzero_si256();
         for (int64_t k = 0; k < groups; k++) {
-            int32_t four;
-            memcpy(&four, x + r * stride + 4 * k, 4);
-            __m256i broadcast = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(broadcast);
+            __m256i four = _mm256_set1_epi32(four_codes(x + r * stride + 4 * k)), magnitude = _mm256_abs_epi8(four);
             for (int v = 0; v < PANEL / 8; v++) {
                 __m256i w = _mm256_loadu_si256((const __m256i *)(weight + k * 4 * PANEL + v * 32));
-                __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w, broadcast));
-                total[v] = _mm256_add_epi32(total[v], _mm256_madd_epi16(pairs, ones));
+                __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w, four));
+                sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
             }
         }
-        for (int v = 0; v < PANEL / 8; v++) _mm256_storeu_si256((__m256i *)(out[r] + v * 8), total[v]);
+        memcpy(total[r], sums, sizeof sums);
     }
 }
 #else
-INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows,
-                      int32_t (*out)[PANEL]) {
+INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows, ivec (*total)[VECS]) {
     for (int r = 0; r < rows; r++) {
-        memset(out[r], 0, sizeof out[r]);
+        int32_t sums[PANEL] = {0};
         for (int64_t k = 0; k < groups; k++) {
             const int8_t *w = weight + k * 4 * PANEL, *four = x + r * stride + 4 * k;
-            for (int c = 0; c < PANEL; c++)
-                out[r][c] += w[4 * c] * four[0] + w[4 * c + 1] * four[1] + w[4 * c + 2] * four[2] + w[4 * c + 3] * four[3];
+            for (int c = 0; c < 4 * PANEL; c += 4)
+                sums[c / 4] += w[c] * four[0] + w[c + 1] * four[1] + w[c + 2] * four[2] + w[c + 3] * four[3];
         }
+        memcpy(total[r], sums, sizeof sums);
     }
 }
 #endif
 
-/* `rows` is a constant wherever this is inlined, so that the sums stay in registers. */
-INLINE void tile(const Linear *linear, int64_t panel, const Inputs *in, int64_t token, int rows,
-                 float (*out)[PANEL]) {
-    int64_t inputs = linear->inputs;
-    if (linear->weight) {
-        float_tile(linear->weight + panel * inputs * PANEL, inputs, in->values + token * in->stride, in->stride, rows, out);
+/* Write the results of one panel of one token. */
+INLINE void put(const Linear *linear, const Outputs *to, int64_t token, int64_t first, const vec *result) {
+    float *target = to->target + token * to->stride + first;
+    const float *add = to->add ? to->add + token * to->add_stride + first : NULL;
+    int64_t columns = linear->outputs - first;
+    if (columns >= PANEL) {
+        for (int v = 0; v < VECS; v++) {
+            vec value = result[v];
+            if (linear->bias) value += load(linear->bias + first + v * LANES);
+            if (add) value += load(add + v * LANES);
+            store(target + v * LANES, value);
+        }
         return;
     }
-    int32_t sums[TILE][PANEL];
-    int64_t width = code_width(inputs), first = panel * PANEL, left = linear->outputs - first;
-    code_tile(linear->codes + panel * width * PANEL, width / 4, in->codes + token * in->code_stride, in->code_stride,
-              rows, sums);
-    for (int r = 0; r < rows; r++) {
-        float scale = in->scales[token + r];
-        for (int64_t c = 0; c < (left < PANEL ? left : PANEL); c++)
-            out[r][c] = (float)(sums[r][c] - OFFSET * linear->sums[first + c]) * (scale * linear->scales[first + c]);
+    float rest[PANEL];
+    memcpy(rest, result, sizeof rest);
+    for (int64_t c = 0; c < columns; c++) {
+        float value = rest[c];
+        if (linear->bias) value += linear->bias[first + c];
+        if (add) value += add[c];
+        target[c] = value;
     }
 }
 
-/* The panels of a linear layer from `panel` up to `end`, for all tokens. */
-static void panels(const Linear *linear, const Inputs *in, const Outputs *to, int64_t tokens, int64_t panel,
-                   int64_t end) {
-    for (; panel < end; panel++) {
-        int64_t first = panel * PANEL, left = linear->outputs - first, columns = left < PANEL ? left : PANEL;
-        for (int64_t token = 0; token < tokens; token += TILE) {
-            float out[TILE][PANEL];
-            int rows = tokens - token < TILE ? (int)(tokens - token) : TILE;
-            switch (rows) {
-            case 1: tile(linear, panel, in, token, 1, out); break;
-#if TILE > 1
-            case 2: tile(linear, panel, in, token, 2, out); break;
-            case 3: tile(linear, panel, in, token, 3, out); break;
-            case 4: tile(linear, panel, in, token, 4, out); break;
-            case 5: tile(linear, panel, in, token, 5, out); break;
-            default: tile(linear, panel, in, token, 6, out);
-#endif
-            }
-            for (int r = 0; r < rows; r++) {
-                float *target = to->target + (token + r) * to->stride + first;
-                const float *add = to->add ? to->add + (token + r) * to->add_stride + first : NULL;
-                for (int64_t c = 0; c < columns; c++) {
-                    float value = out[r][c];
-                    if (linear->bias) value += linear->bias[first + c];
-                    if (add) value += add[c];
-                    target[c] = value;
-                }
-            }
+INLINE void tile(const Linear *linear, int64_t panel, const Inputs *in, const Outputs *to, int64_t token, int rows) {
+    vec result[TILE][VECS];
+    int64_t first = panel * PANEL;
+    if (linear->weight) {
+        float_tile(linear, panel, in, token, rows, result);
+    } else {
+        ivec sums[TILE][VECS];
+        int64_t groups = code_width(linear->inputs) / 4;
+        code_tile(linear->codes + panel * groups * 4 * PANEL, groups, in->codes + token * in->code_stride,
+                  in->code_stride, rows, sums);
+        for (int v = 0; v < VECS; v++) {
+            vec scale = load(linear->scales + first + v * LANES);
+            ivec offset = *(const loose_ivec *)(linear->sums + first + v * LANES) * OFFSET;
+            for (int r = 0; r < rows; r++)
+                result[r][v] = __builtin_convertvector(sums[r][v] - offset, vec) * (scale * in->scales[token + r]);
         }
     }
+    for (int r = 0; r < rows; r++) put(linear, to, token + r, first, result[r]);
 }
 
 /* One phase: a linear layer for all tokens. */
-static void linear_layer(const Linear *linear, const Inputs *in, const Outputs *to, int64_t tokens, Team *team) {
+static __attribute__((noinline)) void linear_layer(const Linear *linear, const Inputs *in, const Outputs *to, int64_t tokens, Team *team) {
     int64_t panel, end;
     while (next_share(team, (linear->outputs + PANEL - 1) / PANEL, &panel, &end))
-        panels(linear, in, to, tokens, panel, end);
+        for (; panel < end; panel++)
+            for (int64_t token = 0; token < tokens; token += TILE) switch (tokens - token) {
+                case 1: tile(linear, panel, in, to, token, 1); break;
+#if TILE > 1
+                case 2: tile(linear, panel, in, to, token, 2); break;
+                case 3: tile(linear, panel, in, to, token, 3); break;
+                case 4: tile(linear, panel, in, to, token, 4); break;
+                case 5: tile(linear, panel, in, to, token, 5); break;
+#endif
+                default: tile(linear, panel, in, to, token, TILE);
+                }
 }
 
 #endif

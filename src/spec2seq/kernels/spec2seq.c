@@ -5,11 +5,25 @@
 
 static int team_size(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
 
-/* Buffers for a run over `tokens`; `memory` has to be freed. Returns 0 where memory is short. */
-static int make_work(Work *work, char **memory, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
-    *memory = aligned_alloc(64, carve(work, NULL, stack, tokens, keys, threads));
-    if (!*memory) return 0;
-    carve(work, *memory, stack, tokens, keys, threads);
+/* Memory for the buffers of a call, at a multiple of 64; null where it is short. It is kept for the calling thread's
+ * next call: fresh pages would cost more than the arithmetic on them. */
+static char *buffers(size_t bytes) {
+    static _Thread_local char *kept;
+    static _Thread_local size_t size;
+    if (bytes > size) {
+        free(kept);
+        size = (bytes + bytes / 2 + 63) / 64 * 64;
+        kept = aligned_alloc(64, size);
+        if (!kept) size = 0;
+    }
+    return kept;
+}
+
+/* Buffers for a run over `tokens`. Returns 0 where memory is short. */
+static int make_work(Work *work, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
+    char *memory = buffers(carve(work, NULL, stack, tokens, keys, threads));
+    if (!memory) return 0;
+    carve(work, memory, stack, tokens, keys, threads);
     memset(work->phases, 0, PHASES(stack->count) * sizeof(Phase));
     return 1;
 }
@@ -17,17 +31,15 @@ static int make_work(Work *work, char **memory, const Stack *stack, int64_t toke
 /* Run all layers over the tokens of a pass. */
 int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
     Work work;
-    char *memory;
     int64_t tokens = pass->rows * pass->length;
     threads = team_size(threads);
-    if (!make_work(&work, &memory, stack, tokens, largest(pass->horizon, pass->source_horizon), threads)) return -1;
+    if (!make_work(&work, stack, tokens, largest(pass->horizon, pass->source_horizon), threads)) return -1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Team team = this_team(work.phases);
         Run run = {stack, pass, work, tokens, &team};
         run_stack(&run);
     }
-    free(memory);
     return 0;
 }
 
@@ -35,16 +47,14 @@ int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
 int spec2seq_source(const Stack *stack, const float *states, int64_t rows, int64_t length, const Places *to,
                     int threads) {
     Work work;
-    char *memory;
     threads = team_size(threads);
-    if (!make_work(&work, &memory, stack, rows * length, 0, threads)) return -1;
+    if (!make_work(&work, stack, rows * length, 0, threads)) return -1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Team team = this_team(work.phases);
         Run run = {stack, NULL, work, rows * length, &team};
         run_source(&run, states, length, to);
     }
-    free(memory);
     return 0;
 }
 
@@ -52,7 +62,7 @@ int spec2seq_source(const Stack *stack, const float *states, int64_t rows, int64
 int spec2seq_linear(const Linear *linear, const float *x, int64_t tokens, float *y, int threads) {
     int64_t stride = (code_width(linear->inputs) + 63) / 64 * 64;
     Phase phases[2] = {0};
-    char *memory = aligned_alloc(64, (size_t)(tokens * (stride + 64)));
+    char *memory = buffers((size_t)(tokens * (stride + 64)));
     if (!memory) return -1;
     int8_t *codes = (int8_t *)memory;
     float *scales = (float *)(memory + tokens * stride);
@@ -69,7 +79,6 @@ int spec2seq_linear(const Linear *linear, const float *x, int64_t tokens, float 
                     quantise(x + token * linear->inputs, linear->inputs, codes + token * stride, scales + token);
         linear_layer(linear, &in, &to, tokens, &team);
     }
-    free(memory);
     return 0;
 }
 
@@ -80,7 +89,7 @@ int spec2seq_choose(const Chooser *chooser, const float *states, int64_t rows, i
     int64_t code_stride = code_width(largest(width, inner)), phases = 10 * slots + 4;
     size_t floats = (size_t)(all * inner + rows * (2 * width + inner) + all);
     size_t bytes = (size_t)phases * sizeof(Phase) + floats * sizeof(float) + (size_t)(all * code_stride);
-    char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    char *memory = buffers(bytes);
     if (!memory) return -1;
     memset(memory, 0, (size_t)phases * sizeof(Phase));
     float *at = (float *)(memory + (size_t)phases * sizeof(Phase));
@@ -99,7 +108,6 @@ int spec2seq_choose(const Chooser *chooser, const float *states, int64_t rows, i
         own.team = &team;
         choose(&own);
     }
-    free(memory);
     return 0;
 }
 

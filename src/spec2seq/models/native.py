@@ -65,10 +65,11 @@ class _Weights:
         bias = self.pointer(module.bias)
         outputs, inputs = module.weight.shape
         if isinstance(module, QuantizedLinear):
-            codes = _panels(module.weight, 4)
-            sums = module.weight.sum(1, dtype=torch.int32)
-            return c.Linear(None, self.pointer(codes), self.pointer(module.scale), self.pointer(sums), bias, inputs,
-                            outputs)  # fmt: skip
+            rest = (0, -outputs % c.PANEL)
+            scales = nn.functional.pad(module.scale, rest)
+            sums = nn.functional.pad(module.weight.sum(1, dtype=torch.int32), rest)
+            codes = self.pointer(_panels(module.weight, 4))
+            return c.Linear(None, codes, self.pointer(scales), self.pointer(sums), bias, inputs, outputs)
         return c.Linear(self.pointer(_panels(module.weight, 1)), None, None, None, bias, inputs, outputs)
 
     def norm(self, module: nn.Module) -> c.Norm:

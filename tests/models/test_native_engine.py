@@ -1,0 +1,130 @@
+"""The engine over the compiled executor: lossless is exact, in float32 and int8, without ties."""
+
+import copy
+import ctypes
+import subprocess
+import sys
+import warnings
+
+import native_models
+import pytest
+import tiny
+import torch
+from native_models import DTYPES, needs_compiler
+
+from spec2seq import Assisted, Greedy, Lookup, SpecDec
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.decoding.lengths import FixedLength
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.kernels import build, library
+from spec2seq.models import executor, native
+
+
+def block_drafter(family: str, dtype: str, run: str = "native", **shape) -> CachedBlockDrafter:
+    """The same random drafter for `native_models.seq2seq` of the same family and dtype."""
+    drafter = copy.deepcopy(tiny.cached_drafter(tiny.seq2seq(family), **shape).model).float()
+    executor.prepare(drafter, dtype, run)
+    return CachedBlockDrafter(drafter)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_lossless_is_greedy(family, dtype, batch_size):
+    model = native_models.seq2seq(family, dtype)
+    sources = tiny.sources(tiny.transformers_model(family), 6)
+    greedy = model.generate(sources, Greedy(), max_new_tokens=20, batch_size=1).sequences
+    little = tiny.noisy_copy(native_models.seq2seq(family, "float32", "torch"), 0.3)
+    for method in (
+        SpecDec(block_drafter(family, dtype), 4), Assisted(little.drafter(), 3), Lookup(4),
+        SpecDec(block_drafter(family, dtype, shortlist=40, follow_width=0), 3),
+    ):  # fmt: skip
+        out = model.generate(sources, method, max_new_tokens=20, batch_size=batch_size)
+        assert out.sequences == greedy
+        assert out.stats.drafted
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [{}, {"shortlist": 40}, {"follow_width": 0}])
+def test_the_drafter_drafts_what_pytorch_drafts(family, shape):
+    sources = tiny.sources(tiny.transformers_model(family), 6)
+    counts = []
+    for run in ("native", "torch"):
+        model = native_models.seq2seq(family, "float32", run)
+        method = SpecDec(block_drafter(family, "float32", run, **shape), 4)
+        stats = model.generate(sources, method, max_new_tokens=20, batch_size=2).stats
+        counts.append((stats.accepted, stats.drafted, stats.verifier_passes))
+    assert counts[0] == counts[1]
+
+
+@needs_compiler
+def test_the_choice_of_tokens_is_pytorchs():
+    for dtype in DTYPES:
+        verifier = native_models.model("marian", dtype)
+        drafter = block_drafter("marian", dtype, shortlist=40).model
+        head = drafter.guess_head(verifier)
+        states, last = torch.randn(3, 4, 32), torch.tensor([5, 9, 30])
+        tokens, logits = native.NativeChooser(drafter, verifier, head)(states, last)
+        wanted, scored = drafter.choose(verifier, head, states, last, lambda logits, step: logits.argmax(-1))
+        assert torch.equal(tokens, wanted) and last.tolist() == [5, 9, 30]
+        torch.testing.assert_close(logits, scored, atol=0.05 if dtype == "int8" else 1e-4, rtol=1e-3)
+
+
+def test_without_a_compiler_pytorch_runs(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr(library, "find", library.find.__wrapped__)
+    assert "no-such-compiler" in native.unavailable()
+    for dtype in DTYPES:
+        model = copy.deepcopy(tiny.seq2seq("marian").model).float()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            executor.prepare(model, dtype, "auto")
+        assert model.decoder.native is None
+        assert ("no-such-compiler" in "".join(str(one.message) for one in seen)) == (dtype == "int8")
+        with pytest.raises(Spec2SeqError, match="no-such-compiler"):
+            executor.prepare(copy.deepcopy(tiny.seq2seq("marian").model).float(), dtype, "native")
+
+
+def test_a_broken_compiler_is_named(monkeypatch, tmp_path):
+    broken = tmp_path / "broken-cc"
+    broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(build.Unavailable, match="it is broken"):
+        build.build()
+    assert not list((tmp_path / "spec2seq").iterdir())
+
+
+@needs_compiler
+def test_two_processes_compile_at_once(tmp_path):
+    code = "from spec2seq.kernels.build import build; print(build())"
+    environment = {**build.os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, text=True) for _ in range(2)]
+    paths = {process.communicate()[0].strip() for process in both}
+    assert len(paths) == 1 and len(list((tmp_path / "spec2seq").iterdir())) == 1
+    assert ctypes.CDLL(paths.pop()).spec2seq_size() > 0
+
+
+def test_wrong_executors_are_refused():
+    with pytest.raises(UsageError, match="auto, native, torch"):
+        executor.check("float32", "fast")
+    with pytest.raises(UsageError, match="float32 and int8"):
+        executor.check("bfloat16", "native")
+
+
+@needs_compiler
+def test_int8_keeps_the_fingerprint():
+    assert native_models.seq2seq("marian", "int8").fingerprint() == tiny.seq2seq("marian").fingerprint()
+
+
+@needs_compiler
+def test_fixed_lengths_at_a_batch_of_different_rows():
+    """Rows of one batch that have different numbers of pending tokens and drafted ones."""
+    model = native_models.seq2seq("t5", "int8")
+    sources = tiny.sources(tiny.transformers_model("t5"), 8)
+    little = tiny.noisy_copy(native_models.seq2seq("t5", "float32", "torch"), 0.3)
+    method = Assisted(little.drafter(), 5)
+    assert isinstance(method.length, FixedLength)
+    greedy = model.generate(sources, Greedy(), max_new_tokens=15, batch_size=1).sequences
+    assert model.generate(sources, method, max_new_tokens=15, batch_size=8).sequences == greedy
