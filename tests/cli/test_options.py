@@ -37,7 +37,7 @@ OTHER = {
 }  # fmt: skip
 RUN = {
     "model": "m", "dtype": "float64", "device": "cpu", "threads": 1, "batch_size": 3, "max_new_tokens": 5,
-    "truncate": True, "src_lang": "a", "tgt_lang": "b", "prefix": "c",
+    "truncate": True, "src_lang": "a", "tgt_lang": "b", "prefix": "c", "executor": "torch",
 }  # fmt: skip
 METHOD_OPTIONS = [name for name, option in OPTIONS.items() if option.of_method]
 PRESETS = {

@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from spec2seq import Lookup, NgramLookup, UsageError
+from spec2seq.decoding.drafters import LookupSession
 from spec2seq.decoding.rows import Rows
 
 START, EOS, PAD = 0, 1, 2
@@ -22,7 +23,7 @@ def draft(
     for slot, (_, output) in enumerate(rows):
         state.tokens[slot, 1 : 1 + len(output)] = torch.tensor(output, dtype=torch.long)
         state.lengths[slot] = state.host_lengths[slot] = 1 + len(output)
-    session = NgramLookup(longest, least).session(state, None)
+    session = LookupSession(NgramLookup(longest, least), state, shared=True)
     found = session.draft(k, torch.tensor(room or [98] * len(rows)), None, None)
     assert found.tokens.shape[1] <= k
     assert found.calls == 1 and found.probabilities is None and found.unsure is None

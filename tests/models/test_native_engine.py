@@ -12,7 +12,7 @@ import tiny
 import torch
 from native_models import DTYPES, needs_compiler
 
-from spec2seq import Assisted, Greedy, Lookup, SpecDec
+from spec2seq import Assisted, Greedy, Lookup, NgramLookup, SpecDec
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.lengths import FixedLength
 from spec2seq.errors import Spec2SeqError, UsageError
@@ -41,7 +41,7 @@ def test_lossless_is_greedy(family, dtype, batch_size):
     ):  # fmt: skip
         out = model.generate(sources, method, max_new_tokens=20, batch_size=batch_size)
         assert out.sequences == greedy
-        assert out.stats.drafted
+        assert out.stats.drafted or isinstance(method.drafter, NgramLookup)  # it may find nothing
 
 
 @needs_compiler

@@ -113,7 +113,7 @@ class NativeStack:
             scale=first.head_width**-0.5 if scale is None else scale,
             final_norm=None if final_norm is None else ctypes.pointer(self.weights.norm(final_norm)),
             relative=self.weights.pointer(relative), reach=0 if relative is None else relative.shape[1] // 2,
-            relative_layer=first.heads * relative.shape[1] if architecture.relative_per_layer else 0,
+            relative_layer=0 if relative is None or len(relative) == first.heads else first.heads * relative.shape[1],
         )  # fmt: skip
 
     def _layer(self, layer: Layer) -> c.Layer:
