@@ -116,7 +116,11 @@ def phases(results: dict[str, Any]) -> list[Block]:
     parts = {name: [row.get(key, 0.0) for row in rows] for key, name in PHASES.items()}
     axes = Axes("ms per token", "")
     plot = bar_plot(
-        [method_label(row) for row in rows], parts, axes, "Milliseconds per token by phase, a bar a method", "phases"
+        [row_label(row, results["recipe"]["dtype"][0]) for row in rows],
+        parts,
+        axes,
+        "Milliseconds per token by phase, a bar a method",
+        "phases",
     )
     return [
         Figure(

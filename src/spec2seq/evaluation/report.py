@@ -76,8 +76,8 @@ def _summary(results: dict[str, Any]) -> list[Block]:
         f"{data['max_new_tokens']} new tokens, {recipe['rounds']} interleaved rounds at batch size 1 "
         f"({recipe['side_rounds']} of beam search, variants and peers' speculation), {recipe['batch_rounds']} above, "
         "each engine and dtype in a process of its own. Ratios are medians of the rounds' own ratios with the "
-        "interquartile range; above 1 is faster than the baseline, greedy of the engine named in "
-        f"{recipe['dtype'][0]} at the same batch size."
+        "interquartile range; above 1 is faster than the baseline: greedy of the engine named "
+        f"at the same batch size, in the row's dtype if the engine has it, else in {recipe['dtype'][0]}."
     )
     lossless = [row for row in measured(rows) if row["engine"] == "spec2seq" and row["batch_size"] == 1
                 and row["method"] != "greedy" and is_lossless(row)]  # fmt: skip

@@ -27,7 +27,8 @@ def readme_table(results: dict[str, Any]) -> str:
         f"Batch size 1, {data['timed_lines']} lines of `{data['file']}` stratified by length, the same weights, "
         f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, {peers}; medians of {recipe['rounds']} "
         f"interleaved rounds ({recipe['side_rounds']} of beam search and of peers' speculation), for ratios with the "
-        f"interquartile range; baselines in {recipe['dtype'][0]}. Quality of {data['lines']} lines. Revision "
+        f"interquartile range; a baseline has the row's dtype if its engine has it, else {recipe['dtype'][0]}. Quality "
+        f"of {data['lines']} lines. Revision "
         f"{manifest['revision']}, `{manifest['command']}`."
     )
     parts = [
@@ -131,8 +132,8 @@ def phase_table(rows: Sequence[dict[str, Any]]) -> Table:
         cells = [
             f"{phases[name]:.2f} ({phases[name] / phases['all']:.0%})" if name in phases else "–" for name in PHASES
         ]
-        made.append([method_label(phases), *cells, number(phases["all"])])
-    return Table(["our method", *PHASES.values(), "all"], made)
+        made.append([method_label(phases), phases["dtype"], *cells, number(phases["all"])])
+    return Table(["our method", "dtype", *PHASES.values(), "all"], made, left=2)
 
 
 def manifest_rows(manifest: dict[str, Any]) -> Table:

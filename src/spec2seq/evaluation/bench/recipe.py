@@ -10,7 +10,7 @@ from spec2seq.errors import UsageError
 OURS = ("greedy", "beam", "assisted", "lookup", "bild", "specdec")
 PEERS = ("hf", "hf-beam", "hf-assisted", "hf-lookup", "ctranslate2", "ctranslate2-beam")
 METRICS = ("bleu", "chrf", "rouge")
-TORCH_DTYPES = ("float32", "bfloat16", "float16", "float64")
+TORCH_DTYPES = ("float32", "bfloat16", "float16", "float64")  # Transformers'; ours are these and int8
 CT2_DTYPES = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16")
 
 
@@ -45,8 +45,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything but the models and the data. The first dtype is that of the baselines; an engine runs those of them
-    that it has."""
+    """Everything but the models and the data. An engine runs those dtypes that it has; a baseline that has not a row's
+    own runs in the first."""
 
     methods: tuple[str, ...] = OURS
     variants: tuple[Variant, ...] = ()
@@ -118,14 +118,15 @@ class Contender:
 
 def contenders(recipe: Recipe) -> list[Contender]:
     """Our greedy, the same again, our other methods and variants, then the peers, each in the dtypes it has."""
-    ours = [dtype for dtype in recipe.dtype if dtype in TORCH_DTYPES]
+    theirs = [dtype for dtype in recipe.dtype if dtype in TORCH_DTYPES]
+    ours = [dtype for dtype in recipe.dtype if dtype in (*TORCH_DTYPES, "int8")]
     made = [Contender("spec2seq", "greedy", dtype=ours[0]), Contender("spec2seq", "greedy", dtype=ours[0], again=True)]
     for dtype in ours:
         made += [Contender("spec2seq", method, dtype=dtype, side=method == "beam") for method in recipe.methods]
         made += [Contender("spec2seq", v.method, v.parameters, dtype, side=True) for v in recipe.variants]
     for peer in recipe.peers:
         engine, _, method = peer.partition("-")
-        dtypes = recipe.dtype if engine == "ctranslate2" else ours
+        dtypes = recipe.dtype if engine == "ctranslate2" else theirs
         made += [
             Contender(engine, method or "greedy", dtype=dtype, side=bool(method))
             for dtype in dtypes

@@ -81,13 +81,16 @@ class Scores:
         return [metric.signature() for metric in self.metrics]
 
 
-def baselines(recipe: Recipe, contenders: Sequence[Contender]) -> dict[str, str]:
-    """The contender that each ratio is taken to, where it takes part: greedy of each engine in the first dtype."""
+def baselines(recipe: Recipe, contenders: Sequence[Contender], dtype: str) -> dict[str, str]:
+    """The contenders that the ratios of a row in `dtype` are taken to, where they take part: greedy of each engine, in
+    the same dtype if the engine has it, else in the first."""
     keys = {"spec2seq": "greedy", "hf": "hf", "ctranslate2": "ctranslate2"}
+    greedy = [c for c in contenders if c.method == "greedy" and not c.parameters and not c.again]
     return {
         f"speedup_vs_{keys[c.engine]}": c.name
-        for c in contenders
-        if c.method == "greedy" and not c.parameters and c.dtype == recipe.dtype[0] and not c.again
+        for wanted in (recipe.dtype[0], dtype)  # the row's own comes last and stays
+        for c in greedy
+        if c.dtype == wanted
     }
 
 
@@ -95,8 +98,8 @@ def make_rows(
     recipe: Recipe, contenders: Sequence[Contender], measured: Measured, texts: Mapping[str, list[str]], scores: Scores
 ) -> list[dict[str, Any]]:
     """A row for each contender and batch size, in this order; one that was not measured says why."""
-    base = baselines(recipe, contenders)
-    quality = _qualities(contenders, measured, texts, scores, base["speedup_vs_greedy"])
+    first = baselines(recipe, contenders, recipe.dtype[0])
+    quality = _qualities(contenders, measured, texts, scores, first["speedup_vs_greedy"])
     rows = []
     for contender in contenders:
         for size in recipe.batch_sizes:
@@ -110,6 +113,7 @@ def make_rows(
                 "extra_parameters": _extra_parameters(contender, measured.sizes),
                 "peak_memory_mb": measured.peaks.get(name, {}).get(size),
             }
+            base = baselines(recipe, contenders, contender.dtype)
             rows.append(identity | _speed(contender, size, measured, base) | quality[name] | memory)
     return rows
 
