@@ -106,7 +106,11 @@ def test_drafts_from_the_cache_are_drafts_from_scratch(family, batch_size, short
                 model.model, cache, inputs, features, torch.tensor([0]), torch.tensor([n]), k, n + k - 1, len(source)
             )
             chosen, _ = drafter.choose(
-                model.model, drafter.guess_head(model.model), states, inputs[:, -1], lambda logits, step: logits.argmax(-1)
+                model.model,
+                drafter.guess_head(model.model),
+                states,
+                inputs[:, -1],
+                lambda logits, step: logits.argmax(-1),
             )
             assert chosen[0].tolist() == tokens
 

@@ -25,8 +25,14 @@ from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
 from spec2seq.models.layers import (
-    Block, CrossAttention, Layer, additive_mask, cross_keys_values, make_norm, relative_bucket,
-)  # fmt: skip
+    Block,
+    CrossAttention,
+    Layer,
+    additive_mask,
+    cross_keys_values,
+    make_norm,
+    relative_bucket,
+)
 from spec2seq.models.quantize import QuantizedLinear
 
 KIND = "cached"
@@ -97,7 +103,9 @@ class CachedDrafter(nn.Module):
         return drafter_folder.load(folder, KIND, CachedDrafterConfig, cls).float().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration and weights, float16. Raises Spec2SeqError if `folder` exists."""
+        """Write configuration and weights, float16. Raises Spec2SeqError if `folder` exists, or in int8."""
+        if isinstance(self.mix, QuantizedLinear):
+            raise Spec2SeqError("an int8 drafter is not saved; save it as it was loaded, and load it with dtype int8")
         config = CachedDrafterConfig(self.architecture, self.shape, self.verifier)
         drafter_folder.save(folder, KIND, dataclasses.asdict(config), copy.deepcopy(self).half())
 
@@ -170,7 +178,9 @@ class CachedDrafter(nn.Module):
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values of the sources once."""
         native = self.native is not None and self.native.takes(encoded.states)
-        key_value = self.native.keys_values(encoded.states) if native else cross_keys_values(self.layers, encoded.states)
+        key_value = (
+            self.native.keys_values(encoded.states) if native else cross_keys_values(self.layers, encoded.states)
+        )
         cache.put_source(first_slot, key_value, encoded.lengths)
 
     def guess(
