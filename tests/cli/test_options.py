@@ -31,7 +31,7 @@ OTHER = {
 }  # fmt: skip
 RUN = {
     "model": "m", "dtype": "float64", "device": "cpu", "threads": 1, "batch_size": 3, "max_new_tokens": 5,
-    "truncate": True,
+    "truncate": True, "executor": "torch",
 }  # fmt: skip
 METHOD_OPTIONS = [name for name, option in OPTIONS.items() if option.of_method]
 PRESETS = {
