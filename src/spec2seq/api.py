@@ -21,7 +21,7 @@ from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import executor as executors
-from spec2seq.models import families, languages
+from spec2seq.models import families, int8_folder, languages
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
@@ -122,15 +122,12 @@ class Seq2Seq:
         try:
             config = transformers.AutoConfig.from_pretrained(name)
             families.family_of(config, name)
-            theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-                name, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            model, config, generation_config = _load_weights(config, name, dtype)
         except Spec2SeqError:
             raise
         except Exception as error:  # a broken configuration raises anything, from KeyError to the hub's own kinds
             reason = _first_line(error)
             raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
-        _check_complete(name, loading)
         # Without its files Transformers makes an empty tokenizer up for some families.
         words = str(tokenizer or name)
         if os.path.isdir(words) and not any(os.path.isfile(os.path.join(words, file)) for file in TOKENIZER_FILES):
@@ -143,9 +140,8 @@ class Seq2Seq:
             if "tiktoken" in reason:  # what Transformers tries last, and is misleading
                 reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
             raise Spec2SeqError(f"{words}: its tokenizer could not be loaded: {reason}") from None
-        model = families.load(theirs.config, theirs.state_dict(), name)
         executors.prepare(model.to(where), dtype, executor)
-        loaded = cls(model, theirs.config, tokenizer, theirs.generation_config)
+        loaded = cls(model, config, tokenizer, generation_config)
         return loaded.for_task(src_lang, tgt_lang, prefix)
 
     @classmethod
@@ -200,19 +196,25 @@ class Seq2Seq:
         return LittleModel(self.model.first_layers(layers), self.tokenizer, shares_encoder=True)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what `AutoModelForSeq2SeqLM.from_pretrained` and `Seq2Seq.from_pretrained` load back.
+        """Write what `AutoModelForSeq2SeqLM.from_pretrained` and `Seq2Seq.from_pretrained` load back; the weights of
+        an int8 model as they are, for `Seq2Seq.from_pretrained(folder, "int8")` alone.
 
         Raises Spec2SeqError if `folder` exists. It appears whole or not at all.
         """
         import transformers
 
         with whole_folder(folder) as temporary:
-            with torch.device("meta"):  # only its configuration and its list of tied weights are wanted
-                config = copy.deepcopy(self.config)
-                theirs = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=self.model.dtype)
-            model = self.model if self.model.device.type == "cpu" else copy.deepcopy(self.model).cpu()
-            theirs.save_pretrained(temporary, state_dict=families.export(model, self.config))
-            for part in (self.tokenizer, self.generation_config):
+            parts = [self.tokenizer, self.generation_config]
+            if executors.is_int8(self.model):
+                int8_folder.save(self.model, temporary)
+                parts.append(self.config)
+            else:
+                with torch.device("meta"):  # only its configuration and its list of tied weights are wanted
+                    config = copy.deepcopy(self.config)
+                    theirs = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=self.model.dtype)
+                model = self.model if self.model.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+                theirs.save_pretrained(temporary, state_dict=families.export(model, self.config))
+            for part in parts:
                 if part is not None:
                     part.save_pretrained(temporary)
 
@@ -437,6 +439,21 @@ class _Run:
         stats.drafter_passes += counts.drafter_calls
         stats.seconds += time.perf_counter() - started
         return completion
+
+
+def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
+    """The model in a folder or of the hub, its configuration and its generation config."""
+    import transformers
+
+    if os.path.isfile(os.path.join(name, int8_folder.FILE)):
+        if dtype != "int8":
+            raise UsageError(f'{name}: its weights are int8; load it with dtype="int8" (--dtype int8)')
+        return int8_folder.load(config, name), config, transformers.GenerationConfig.from_pretrained(name)
+    theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        name, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    _check_complete(name, loading)
+    return families.load(theirs.config, theirs.state_dict(), name), theirs.config, theirs.generation_config
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:

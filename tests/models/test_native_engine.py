@@ -12,7 +12,7 @@ import tiny
 import torch
 from native_models import DTYPES, needs_compiler
 
-from spec2seq import Assisted, Greedy, Lookup, NgramLookup, SpecDec
+from spec2seq import Assisted, Greedy, Lookup, NgramLookup, Seq2Seq, SpecDec
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.lengths import FixedLength
 from spec2seq.errors import Spec2SeqError, UsageError
@@ -128,3 +128,20 @@ def test_fixed_lengths_at_a_batch_of_different_rows():
     assert isinstance(method.length, FixedLength)
     greedy = model.generate(sources, Greedy(), max_new_tokens=15, batch_size=1).sequences
     assert model.generate(sources, method, max_new_tokens=15, batch_size=8).sequences == greedy
+
+
+@needs_compiler
+def test_an_int8_folder_is_loaded_as_it_was_saved(family, tmp_path):
+    made = native_models.seq2seq(family, "int8")
+    made.tokenizer = tiny.tokenizer(tiny.transformers_model(family))
+    made.save_pretrained(tmp_path / "saved")
+    loaded = Seq2Seq.from_pretrained(tmp_path / "saved", "int8")
+    assert loaded.model.decoder.native is not None
+    assert loaded.fingerprint() == made.fingerprint()
+    sources = tiny.sources(tiny.transformers_model(family), 5)
+    assert loaded.generate(sources, max_new_tokens=20).sequences == made.generate(sources, max_new_tokens=20).sequences
+    with pytest.raises(UsageError, match="int8"):
+        Seq2Seq.from_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "int8.safetensors").write_bytes(b"broken")
+    with pytest.raises(Spec2SeqError, match="does not fit"):
+        Seq2Seq.from_pretrained(tmp_path / "saved", "int8")

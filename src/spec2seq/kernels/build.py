@@ -12,8 +12,9 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
 MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
-FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ())  # the first that compiles is taken
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
+         "-pthread", "-fopenmp-simd")  # fmt: skip
+VARIANTS = (("-march=native",), ("-mcpu=native",), ())  # the first that compiles is taken
 LONGEST = 120  # seconds of one compilation
 
 

@@ -3,17 +3,13 @@
 #define SPEC2SEQ_COMMON_H
 
 #include <math.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
+#include "team.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16 /* floats of a `vec`; the compiler splits it where the machine's vectors are shorter */
@@ -42,64 +38,6 @@ typedef struct {
     Linear self_qkv, self_out, cross_query, cross_key_value, cross_out, ffn_in, ffn_out;
     Norm self_norm, cross_norm, ffn_norm;
 } Layer;
-
-/* A pass is a row of phases. A phase is split into as many shares as there are threads; each thread takes its own and
- * then any that nobody has begun, so that on a busy machine nobody waits for a thread that does not run. */
-typedef struct {
-    _Alignas(64) atomic_ullong taken; /* a bit for each share */
-    atomic_int done;                  /* how many shares are */
-} Phase;
-
-typedef struct {
-    Phase *phase; /* the present one; zeros at first */
-    int index, count, tried, busy;
-} Team;
-
-#define MOST_THREADS 64
-
-static void relax(int spins) {
-#ifdef __x86_64__
-    if (spins < 1000) {
-        _mm_pause();
-        return;
-    }
-#endif
-    if (spins >= 1000) sched_yield();
-}
-
-/* The next share of this phase's `total` things, from `*first` up to `*end`. Returns 0 when the whole phase is done,
- * and every thread may read what it wrote; the next call belongs to the next phase. */
-static int next_share(Team *team, int64_t total, int64_t *first, int64_t *end) {
-    Phase *phase = team->phase;
-    if (team->busy && team->count > 1) atomic_fetch_add_explicit(&phase->done, 1, memory_order_release);
-    team->busy = 0;
-    while (team->tried < team->count) {
-        int share = (team->index + team->tried++) % team->count;
-        unsigned long long bit = 1ULL << share;
-        if (team->count > 1) {
-            if (atomic_load_explicit(&phase->taken, memory_order_relaxed) & bit) continue;
-            if (atomic_fetch_or_explicit(&phase->taken, bit, memory_order_relaxed) & bit) continue;
-        }
-        *first = total * share / team->count;
-        *end = total * (share + 1) / team->count;
-        return team->busy = 1;
-    }
-    if (team->count > 1)
-        for (int spins = 0; atomic_load_explicit(&phase->done, memory_order_acquire) < team->count; spins++)
-            relax(spins);
-    team->phase++;
-    team->tried = 0;
-    return 0;
-}
-
-/* The team of one thread of an OpenMP region. */
-static Team this_team(Phase *phases) {
-#ifdef _OPENMP
-    return (Team){phases, omp_get_thread_num(), omp_get_num_threads(), 0, 0};
-#else
-    return (Team){phases, 0, 1, 0, 0};
-#endif
-}
 
 INLINE vec load(const float *from) { return *(const loose_vec *)from; }
 INLINE void store(float *to, vec value) { *(loose_vec *)to = value; }

@@ -65,8 +65,6 @@ FUNCTIONS = {
 @functools.cache
 def find() -> tuple[ctypes.CDLL | None, str]:
     """The library, compiled if need be; or None and the reason why there is none."""
-    import torch  # noqa: F401 (its OpenMP runtime must be loaded first, so that there is one pool of threads)
-
     try:
         library = ctypes.CDLL(str(build()))
     except (Unavailable, OSError) as error:

@@ -3,8 +3,6 @@
 #include "choose.h"
 #include "stack.h"
 
-static int team_size(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
-
 /* Memory for the buffers of a call, at a multiple of 64; null where it is short. It is kept for the calling thread's
  * next call: fresh pages would cost more than the arithmetic on them. */
 static char *buffers(size_t bytes) {
@@ -21,6 +19,7 @@ static char *buffers(size_t bytes) {
 
 /* Buffers for a run over `tokens`. Returns 0 where memory is short. */
 static int make_work(Work *work, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
+    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
     char *memory = buffers(carve(work, NULL, stack, tokens, keys, threads));
     if (!memory) return 0;
     carve(work, memory, stack, tokens, keys, threads);
@@ -28,18 +27,34 @@ static int make_work(Work *work, const Stack *stack, int64_t tokens, int64_t key
     return 1;
 }
 
+typedef struct {
+    const Stack *stack;
+    const Pass *pass;
+    const Work *work;
+    const float *states; /* of sources */
+    const Places *to;
+    int64_t tokens, length;
+} Call;
+
+static void stack_job(void *argument, Team *team) {
+    const Call *call = argument;
+    Run run = {call->stack, call->pass, *call->work, call->tokens, team};
+    run_stack(&run);
+}
+
+static void source_job(void *argument, Team *team) {
+    const Call *call = argument;
+    Run run = {call->stack, NULL, *call->work, call->tokens, team};
+    run_source(&run, call->states, call->length, call->to);
+}
+
 /* Run all layers over the tokens of a pass. */
 int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
     Work work;
     int64_t tokens = pass->rows * pass->length;
-    threads = team_size(threads);
     if (!make_work(&work, stack, tokens, largest(pass->horizon, pass->source_horizon), threads)) return -1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Team team = this_team(work.phases);
-        Run run = {stack, pass, work, tokens, &team};
-        run_stack(&run);
-    }
+    Call call = {.stack = stack, .pass = pass, .work = &work, .tokens = tokens};
+    run_team(threads, work.phases, stack_job, &call);
     return 0;
 }
 
@@ -47,15 +62,30 @@ int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
 int spec2seq_source(const Stack *stack, const float *states, int64_t rows, int64_t length, const Places *to,
                     int threads) {
     Work work;
-    threads = team_size(threads);
     if (!make_work(&work, stack, rows * length, 0, threads)) return -1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Team team = this_team(work.phases);
-        Run run = {stack, NULL, work, rows * length, &team};
-        run_source(&run, states, length, to);
-    }
+    Call call = {.stack = stack, .work = &work, .states = states, .to = to, .tokens = rows * length, .length = length};
+    run_team(threads, work.phases, source_job, &call);
     return 0;
+}
+
+typedef struct {
+    const Linear *linear;
+    Inputs in;
+    Outputs to;
+    int64_t tokens;
+    int8_t *codes;
+    float *scales;
+} LinearCall;
+
+static void linear_job(void *argument, Team *team) {
+    const LinearCall *call = argument;
+    int64_t width = call->linear->inputs, token, end;
+    if (call->linear->codes)
+        while (next_share(team, call->tokens, &token, &end))
+            for (; token < end; token++)
+                quantise(call->in.values + token * width, width, call->codes + token * call->in.code_stride,
+                         call->scales + token);
+    linear_layer(call->linear, &call->in, &call->to, call->tokens, team);
 }
 
 /* One linear layer: x [tokens][inputs] to y [tokens][outputs]. */
@@ -66,20 +96,16 @@ int spec2seq_linear(const Linear *linear, const float *x, int64_t tokens, float 
     if (!memory) return -1;
     int8_t *codes = (int8_t *)memory;
     float *scales = (float *)(memory + tokens * stride);
-    threads = team_size(threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Team team = this_team(phases);
-        Inputs in = {x, linear->inputs, codes, scales, stride};
-        Outputs to = {y, linear->outputs, NULL, 0};
-        int64_t token, end;
-        if (linear->codes)
-            while (next_share(&team, tokens, &token, &end))
-                for (; token < end; token++)
-                    quantise(x + token * linear->inputs, linear->inputs, codes + token * stride, scales + token);
-        linear_layer(linear, &in, &to, tokens, &team);
-    }
+    Inputs in = {x, linear->inputs, codes, scales, stride};
+    LinearCall call = {linear, in, {y, linear->outputs, NULL, 0}, tokens, codes, scales};
+    run_team(threads, phases, linear_job, &call);
     return 0;
+}
+
+static void choose_job(void *argument, Team *team) {
+    Choice own = *(const Choice *)argument;
+    own.team = team;
+    choose(&own);
 }
 
 /* Choose the likeliest token of every slot from left to right. `previous` [rows] is written over. */
@@ -100,14 +126,7 @@ int spec2seq_choose(const Chooser *chooser, const float *states, int64_t rows, i
     choice.state = choice.told + rows * inner;
     choice.scales = choice.state + rows * width;
     choice.codes = (int8_t *)(choice.scales + all);
-    threads = team_size(threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Team team = this_team((Phase *)memory);
-        Choice own = choice;
-        own.team = &team;
-        choose(&own);
-    }
+    run_team(threads, (Phase *)memory, choose_job, &choice);
     return 0;
 }
 

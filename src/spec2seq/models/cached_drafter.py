@@ -32,7 +32,7 @@ from spec2seq.models.layers import (
     cross_keys_values,
     make_norm,
     relative_bucket,
-)  # fmt: skip
+)
 from spec2seq.models.quantize import QuantizedLinear
 
 KIND = "cached"
@@ -103,7 +103,9 @@ class CachedDrafter(nn.Module):
         return drafter_folder.load(folder, KIND, CachedDrafterConfig, cls).float().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration and weights, float16. Raises Spec2SeqError if `folder` exists."""
+        """Write configuration and weights, float16. Raises Spec2SeqError if `folder` exists, or in int8."""
+        if isinstance(self.mix, QuantizedLinear):
+            raise Spec2SeqError("an int8 drafter is not saved; save it as it was loaded, and load it with dtype int8")
         config = CachedDrafterConfig(self.architecture, self.shape, self.verifier)
         drafter_folder.save(folder, KIND, dataclasses.asdict(config), copy.deepcopy(self).half())
 

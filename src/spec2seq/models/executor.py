@@ -8,7 +8,7 @@ from torch import nn
 from spec2seq.config import check_choice
 from spec2seq.errors import UsageError
 from spec2seq.models import native
-from spec2seq.models.quantize import quantize
+from spec2seq.models.quantize import QuantizedLinear, quantize
 from spec2seq.options import DTYPES, EXECUTORS
 
 WEIGHTS = {name: torch.float32 if name == "int8" else getattr(torch, name) for name in DTYPES}  # while loading
@@ -21,12 +21,16 @@ def check(dtype: str, executor: str) -> None:
         raise UsageError(f"executor native runs float32 and int8; dtype is {dtype!r}")
 
 
+def is_int8(model: nn.Module) -> bool:
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
 def prepare(model: nn.Module, dtype: str, executor: str) -> None:
     """Make a loaded model int8 where asked, and attach the compiled executor where asked and possible.
 
     Raises Spec2SeqError where executor "native" is not possible. "auto" warns where int8 has to do without it.
     """
-    if dtype == "int8":
+    if dtype == "int8" and not is_int8(model):
         if model.device.type != "cpu":
             raise UsageError(f"dtype int8 is for CPUs; device is {str(model.device)!r}")
         quantize(model)

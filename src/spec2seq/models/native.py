@@ -172,8 +172,7 @@ class NativeStack:
         return out, hidden
 
     def keys_values(self, states: Tensor) -> Tensor:
-        """What `cross_keys_values` does: states `[rows, length, width]` → `[layers, 2, rows, heads, length,
-        head_width]`."""
+        """What `cross_keys_values` does, of states `[rows, length, width]`."""
         (rows, length, _), (layers, heads, head_width) = states.shape, self.shape
         states = states.contiguous()
         key_value = states.new_empty(layers, 2, rows, heads, length, head_width)
@@ -182,7 +181,7 @@ class NativeStack:
 
 
 class NativeChooser:
-    """`CachedDrafter.choose` in one call, where the likeliest tokens are picked; `head` is `guess_head`'s."""
+    """`CachedDrafter.choose` in one call, where the likeliest tokens are picked; `head` is what `guess_head` gave."""
 
     def __init__(self, drafter: CachedDrafter, verifier: EncoderDecoder, head: nn.Module):
         self.weights, self.guessable = _Weights(), head.weight.shape[0]
