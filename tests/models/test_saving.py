@@ -145,7 +145,7 @@ def test_a_broken_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int3"}, "dtype is 'int3'; allowed: float64, float32, "),
+        ({"dtype": "int3"}, "dtype is 'int3'; allowed: float32, int8, "),
         ({"device": "tpu9000"}, "device is 'tpu9000'; allowed: cpu, cuda"),
     ],
 )
