@@ -22,7 +22,7 @@ def draft(
     for slot, (_, output) in enumerate(rows):
         state.tokens[slot, 1 : 1 + len(output)] = torch.tensor(output, dtype=torch.long)
         state.lengths[slot] = state.host_lengths[slot] = 1 + len(output)
-    session = NgramLookup(longest, least).session(state, None)
+    session = NgramLookup(longest, least).session(state, tiny.seq2seq("marian").model)
     found = session.draft(k, torch.tensor(room or [98] * len(rows)), None, None)
     assert found.tokens.shape[1] <= k
     assert found.calls == 1 and found.probabilities is None and found.unsure is None
