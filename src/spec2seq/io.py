@@ -153,10 +153,10 @@ def check_lines(model: "Seq2Seq", lines: Iterable[Line], truncate: bool, where: 
 
 
 def row_object(row: "Row", text_key: str, trace: bool) -> dict[str, Any]:
-    """A row for JSON: its text under `text_key`, `tokens`, `stats`, of beam search `hypotheses`, and `trace` if asked
-    for."""
+    """A row for JSON: its text under `text_key`, `tokens`, `stats`, `hypotheses` if there are several, and `trace` if
+    asked for."""
     made = {text_key: row.text, "tokens": row.tokens, "stats": row.counts.as_dict()}
-    if row.hypotheses:
+    if len(row.hypotheses) > 1:
         made["hypotheses"] = [
             {text_key: found.text, "tokens": found.tokens, "score": found.score} for found in row.hypotheses
         ]
