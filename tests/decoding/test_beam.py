@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from spec2seq import Beam, Seq2Seq, UsageError
+from spec2seq import Beam, Greedy, Sample, Seq2Seq, UsageError
 
 CAP = 16
 # Each stopping rule with each kind of penalty.
@@ -135,3 +135,12 @@ def test_values_out_of_range(settings, message):
 def test_more_hypotheses_than_beams_of_the_model():
     with pytest.raises(UsageError, match="num_return_sequences is 9; allowed: from 1 to 5"):
         tiny.seq2seq("bart").generate([[5, 2]], Beam(num_return_sequences=9), max_new_tokens=3)
+
+
+@pytest.mark.parametrize("method", [Greedy(), Sample()])
+def test_several_outputs_a_source_are_refused_by_other_methods(method):
+    model = copy.copy(tiny.seq2seq("bart"))
+    model.generation_config = copy.deepcopy(model.generation_config)
+    model.generation_config.num_return_sequences = 3
+    with pytest.raises(UsageError, match="num_return_sequences=3 is not supported by this method"):
+        model.generate([[5, 2]], method, max_new_tokens=3)

@@ -64,7 +64,15 @@ class Speculative:
         return self.acceptance.lossless and (self.verify_tail or self.drafter is None)
 
     def completed(self, settings: Mapping[str, Any]) -> "Speculative":
-        """This, with what it leaves open taken from a model's generation config."""
+        """This, with what it leaves open taken from a model's generation config.
+
+        Raises UsageError where that asks for several outputs a source.
+        """
+        several = settings.get("num_return_sequences")
+        if several not in (None, 1):
+            raise UsageError(
+                f"generation setting num_return_sequences={several} is not supported by this method; Beam gives several"
+            )
         if self.acceptance.sampling is None:
             return self
         sampling = self.acceptance.sampling.completed(settings)
