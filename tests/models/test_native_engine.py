@@ -2,9 +2,11 @@
 
 import copy
 import ctypes
+import itertools
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import native_models
 import pytest
@@ -15,9 +17,12 @@ from native_models import DTYPES, needs_compiler
 from spec2seq import Assisted, Greedy, Lookup, NgramLookup, Seq2Seq, SpecDec
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.lengths import FixedLength
+from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.native_loop import NativeLoop
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.kernels import build, library
 from spec2seq.models import executor, native
+from spec2seq.models.native_drafter import NativeChooser
 
 
 def block_drafter(family: str, dtype: str, run: str = "native", **shape) -> CachedBlockDrafter:
@@ -44,6 +49,50 @@ def test_lossless_is_greedy(family, dtype, batch_size):
         assert out.stats.drafted or isinstance(method.drafter, NgramLookup)  # it may find nothing
 
 
+METHODS = {
+    "greedy": lambda drafter: Greedy(),
+    "exact": lambda drafter: SpecDec(drafter, 4),
+    "adaptive": lambda drafter: Speculative(drafter, Alternating()),  # drafts now and then
+    "top-beta": lambda drafter: SpecDec(drafter, 4, beta=3, tau=2.0),
+    "top-1": lambda drafter: SpecDec(drafter, 3, beta=1, tau=0.0),
+}
+
+
+class Alternating(FixedLength):
+    """k is 0, 3, 0, 0, 2 …, whatever was measured."""
+
+    def chooser(self):
+        order = itertools.cycle([0, 3, 0, 0, 2, 4])
+        return SimpleNamespace(choose=lambda: next(order), observe=lambda *given: None, spent=lambda *given: None)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_iteration_in_one_call_is_the_one_over_tensors(family, dtype, method, batch_size, monkeypatch):
+    model = native_models.seq2seq(family, dtype)
+    sources = tiny.sources(tiny.transformers_model(family), 7)
+    drafter = block_drafter(family, dtype, shortlist=40, hidden_layers=(1, 2))
+    runs = []
+    for in_one_call in (True, False):
+        if not in_one_call:
+            monkeypatch.setattr(NativeLoop, "can_run", lambda *given: False)
+        out = model.generate(sources, METHODS[method](drafter), max_new_tokens=17, batch_size=batch_size, trace=True)
+        counts = {name: value for name, value in vars(out.stats).items() if name not in ("seconds", "phases")}
+        runs.append((out.sequences, [row.trace for row in out.rows], counts))
+    assert runs[0] == runs[1]
+
+
+@needs_compiler
+def test_a_row_is_what_it_is_alone_in_one_call(family):
+    model = native_models.seq2seq(family, "int8")
+    sources = tiny.sources(tiny.transformers_model(family), 6)
+    method = SpecDec(block_drafter(family, "int8"), 4, beta=3, tau=2.0)
+    together, alone = (model.generate(sources, method, max_new_tokens=15, batch_size=size).sequences for size in (4, 1))
+    assert together == alone
+
+
 @needs_compiler
 @pytest.mark.parametrize("shape", [{}, {"shortlist": 40}, {"follow_width": 0}])
 def test_the_drafter_drafts_what_pytorch_drafts(family, shape):
@@ -64,7 +113,7 @@ def test_the_choice_of_tokens_is_pytorchs():
         drafter = block_drafter("marian", dtype, shortlist=40).model
         head = drafter.guess_head(verifier)
         states, last = torch.randn(3, 4, 32), torch.tensor([5, 9, 30])
-        tokens, logits = native.NativeChooser(drafter, verifier, head)(states, last)
+        tokens, logits = NativeChooser(drafter, verifier, head)(states, last)
         wanted, scored = drafter.choose(verifier, head, states, last, lambda logits, step: logits.argmax(-1))
         assert torch.equal(tokens, wanted) and last.tolist() == [5, 9, 30]
         torch.testing.assert_close(logits, scored, atol=0.05 if dtype == "int8" else 1e-4, rtol=1e-3)

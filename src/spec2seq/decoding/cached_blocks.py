@@ -17,7 +17,7 @@ from spec2seq.models import executor as executors
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
-from spec2seq.models.native import NativeChooser
+from spec2seq.models.native_drafter import NativeChooser, NativeDrafter
 
 # For each drafter and verifier: checking them and preparing the head take milliseconds.
 _prepared: WeakKeyDictionary[Any, WeakKeyDictionary] = WeakKeyDictionary()
@@ -54,8 +54,10 @@ class CachedBlockDrafter:
         if verifier not in known:
             self._check(verifier)
             head = self.model.guess_head(verifier)
-            chooser = None if self.model.native is None else NativeChooser(self.model, verifier, head)
-            known[verifier] = head, chooser
+            native = None
+            if self.model.native is not None:
+                native = NativeDrafter(self.model, NativeChooser(self.model, verifier, head))
+            known[verifier] = head, native
         return CachedSession(self.model, rows, verifier, *known[verifier])
 
     def _check(self, verifier: EncoderDecoder) -> None:
@@ -81,10 +83,10 @@ class CachedSession:
     """`fed[slot]` tokens of a row are in the cache; `pending[slot]` has the verifier's states that chose the rest."""
 
     def __init__(
-        self, model: CachedDrafter, rows: Rows, verifier: EncoderDecoder, head: nn.Module, chooser: NativeChooser | None
+        self, model: CachedDrafter, rows: Rows, verifier: EncoderDecoder, head: nn.Module, native: NativeDrafter | None
     ):
         self.model, self.rows, self.verifier = model, rows, verifier
-        self.cache, self.head, self.chooser = model.new_cache(rows.slots), head, chooser
+        self.cache, self.head, self.native = model.new_cache(rows.slots), head, native
         self.fed = [0] * rows.slots
         features = len(model.shape.hidden_layers) * model.architecture.width
         self.pending = torch.zeros(0, 1, features, dtype=verifier.dtype, device=verifier.device)
@@ -124,8 +126,8 @@ class CachedSession:
             drawn.append(sampling.probabilities(logits))
             return draw(drawn[-1], uniform(rows.seeds[:n], rows.lengths[:n] + step, DRAFT))
 
-        if self.chooser is not None and sampling is None:
-            drafted, logits = self.chooser(states, last)
+        if self.native is not None and sampling is None:
+            drafted, logits = self.native.chooser(states, last)
         else:
             drafted, logits = self.model.choose(self.verifier, self.head, states, last, pick)
         length = torch.minimum(room, _through(drafted == rows.eos_token_id))

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +14,21 @@ from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.native_loop import HEAD, NativeLoop
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
+
+
+class Asked(NamedTuple):
+    """Of a draft what is counted for every row; as in `Draft`."""
+
+    calls: int
+    fed: int
+    asked: int
 
 
 class Engine:
@@ -43,6 +53,9 @@ class Engine:
         self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
         self.sampling: Sampling | None = method.acceptance.sampling
         self.chooser = method.chooser(verifier, slots) if self.session is not None else None
+        self.native = None
+        if not self.processors and NativeLoop.can_run(verifier, method, self.session):
+            self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
         self.stats = Stats()
         self.ids = itertools.count()
 
@@ -87,20 +100,52 @@ class Engine:
         if self.rows.count:
             full = 4 * self.rows.count >= 3 * self.rows.slots
             admitted = time.perf_counter()
-            with self._phase("draft"):
-                draft = self._draft()
-                tail = self._unverified_tail(draft)
-            decoded = None
-            if tail is None or not tail.all():
-                with self._phase("verify"):
-                    decoded = self._verify(draft)
-            with self._phase("judge"):
-                verdict = self._judge(decoded, draft, tail)
-                done = self._commit(draft, verdict, decoded, tail)
+            k = self._draft_length()
+            done = self._iterate(k) if self.native is None else self._iterate_native(k)
             if self.chooser is not None and full:  # with few rows left an iteration is not a usual one
-                self.chooser.spent(draft.asked, time.perf_counter() - admitted)
+                self.chooser.spent(k, time.perf_counter() - admitted)
         self.stats.seconds += time.perf_counter() - started
         return done
+
+    def _draft_length(self) -> int:
+        """The k to ask the drafter for; 0 where there is no room for a draft, or no drafter."""
+        rows = self.rows
+        k = self.chooser.choose() if self.chooser else 0
+        opening = self.method.starts == "verifier" and rows.horizon == 1
+        return 0 if k < 1 or rows.room < 1 or opening else k
+
+    def _iterate(self, k: int) -> list[Completion]:
+        """One iteration over tensors."""
+        with self._phase("draft"):
+            draft = self._draft(k)
+            tail = self._unverified_tail(draft)
+        decoded = None
+        if tail is None or not tail.all():
+            with self._phase("verify"):
+                decoded = self._verify(draft)
+        with self._phase("judge"):
+            verdict = self._judge(decoded, draft, tail)
+            return self._commit(draft, verdict, decoded, tail)
+
+    def _iterate_native(self, k: int) -> list[Completion]:
+        """The same in one call of the compiled executor."""
+        rows = self.rows
+        report, fed = self.native.run(k)
+        self.stats.verifier_passes += 1
+        self.stats.drafter_passes += k > 0
+        if self.profile:
+            for name, seconds in zip(("draft", "verify", "judge"), self.native.iteration.seconds, strict=True):
+                self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
+        emitted = [row[HEAD : HEAD + row[2]] for row in report]
+        finished = [
+            new[-1] == rows.eos_token_id or length >= limit
+            for new, length, limit in zip(emitted, rows.host_lengths, rows.host_limits, strict=False)
+        ]
+        drafted, accepted = [row[0] for row in report], [row[1] for row in report]
+        tokens = [[row[HEAD + k + 1 + place] for row in report] for place in range(k)]
+        asked = Asked(int(k > 0), fed, k)
+        self._book(asked, emitted, accepted, drafted, finished, [0] * rows.count, tokens)
+        return self._release(finished)
 
     def _admit(self) -> None:
         group = self.scheduler.admissible()
@@ -118,18 +163,18 @@ class Engine:
         self.verifier.admit(self.cache, first, encoded)
         if self.session is not None:
             self.session.admit(first, encoded)
+        if self.native is not None:
+            self.native.admit(first)
 
-    def _draft(self) -> Draft:
+    def _draft(self, k: int) -> Draft:
         rows = self.rows
         n = rows.count
-        k = self.chooser.choose() if self.chooser else 0
-        opening = self.method.starts == "verifier"
-        if k < 1 or rows.room < 1 or (opening and rows.horizon == 1):
+        if not k:
             return Draft(rows.tokens.new_zeros(n, 0), rows.lengths.new_zeros(n))
         rows.reserve(rows.horizon + k + 1)
         # The verifier adds a token of its own, so a draft leaves room for one.
         spare = rows.limits[:n] - rows.lengths[:n] - 1
-        if opening:
+        if self.method.starts == "verifier":
             spare = spare.where(rows.lengths[:n] > 1, 0)
         draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
         self.stats.drafter_passes += draft.calls
@@ -262,6 +307,8 @@ class Engine:
             self.cache.move(last, slot)
             if self.session is not None:
                 self.session.move(last, slot)
+            if self.native is not None:
+                self.native.move(last, slot)
         return self.scheduler.leave(slot)
 
     @contextlib.contextmanager

@@ -13,8 +13,51 @@ typedef struct {
     int64_t place, reach;  /* the query's place */
 } Keys;
 
-INLINE void scores_of(const Keys *k, const float *query, float *scores) {
+#ifdef __AVX512F__
+static const int8_t TURNED[16] = {0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15};
+
+/* Lane i of the result is the sum over x[TURNED[i]]: all are added up in one order, whichever place they have. */
+INLINE __m512 lane_sums(__m512 *x) {
+    for (int i = 0; i < 8; i++)
+        x[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 8], 0x44), _mm512_shuffle_f32x4(x[i], x[i + 8], 0xee));
+    for (int i = 0; i < 4; i++)
+        x[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 4], 0x88), _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd));
+    for (int i = 0; i < 2; i++)
+        x[i] = _mm512_add_ps(_mm512_shuffle_ps(x[i], x[i + 2], 0x44), _mm512_shuffle_ps(x[i], x[i + 2], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_ps(x[0], x[1], 0x88), _mm512_shuffle_ps(x[0], x[1], 0xdd));
+}
+
+/* Scores of 16 keys at once; `parts` is a constant wherever this is inlined. */
+INLINE void scores_of_parts(const Keys *k, const float *query, float *scores, int parts) {
+    for (int64_t first = 0; first < k->visible; first += 16) {
+        __m512 products[16];
+        for (int i = 0; i < 16; i++) {
+            int64_t place = first + i < k->visible ? first + i : k->visible - 1;
+            const float *key = k->keys + place * k->key_stride;
+            __m512 total = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
+            for (int part = 1; part < parts; part++)
+                total = _mm512_fmadd_ps(_mm512_loadu_ps(query + 16 * part), _mm512_loadu_ps(key + 16 * part), total);
+            products[TURNED[i]] = total;
+        }
+        _mm512_storeu_ps(scores + first, _mm512_mul_ps(lane_sums(products), _mm512_set1_ps(k->scale)));
+    }
+}
+#endif
+
+/* Scores of all keys; `scores` has room for a multiple of 16. */
+INLINE void dots_of(const Keys *k, const float *query, float *scores) {
+#ifdef __AVX512F__
+    switch (k->width) {
+    case 32: scores_of_parts(k, query, scores, 2); return;
+    case 64: scores_of_parts(k, query, scores, 4); return;
+    case 128: scores_of_parts(k, query, scores, 8); return;
+    }
+#endif
     for (int64_t j = 0; j < k->visible; j++) scores[j] = dot(query, k->keys + j * k->key_stride, k->width) * k->scale;
+}
+
+INLINE void scores_of(const Keys *k, const float *query, float *scores) {
+    dots_of(k, query, scores);
     if (k->relative) {
         for (int64_t j = 0; j < k->visible; j++) {
             int64_t distance = k->place - j;

@@ -23,7 +23,7 @@ typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4), may_a
 /* The structures below are mirrored in library.py, field by field; every field has eight bytes. */
 typedef struct {
     const float *weight; /* panels [outputs / PANEL][inputs][PANEL], or null in int8 */
-    const int8_t *codes; /* panels [outputs / PANEL][inputs / 4][PANEL][4], or null in float32 */
+    const int8_t *codes; /* panels [outputs / PANEL][code_width / 4][PANEL][4], or null in float32 */
     const float *scales; /* of the codes of each output, filled up to whole panels */
     const int32_t *sums; /* of the codes of each output, likewise */
     const float *bias;   /* [outputs] or null */

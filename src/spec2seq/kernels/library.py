@@ -10,6 +10,7 @@ ACTIVATIONS = {
     "relu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3, "tanh": 4
 }  # fmt: skip
 PANEL = 64  # outputs of a linear layer that lie together
+CODES = 64  # and inputs in int8, see code_width
 
 
 def _structure(name: str, **fields: type) -> type[Structure]:
@@ -53,11 +54,40 @@ Pass = _structure(
 Chooser = _structure(
     "Chooser", **_of(Linear, "state token out head"), **_of(c_void_p, "embedding shortlist"), width=c_int64
 )
+Embedding = _structure(
+    "Embedding", **_of(c_void_p, "table positions"), **_of(c_int64, "places offset pad"), scale=c_double,
+    norm=POINTER(Norm),
+)  # fmt: skip
+Decoder = _structure("Decoder", stack=POINTER(Stack), embedding=Embedding, head=Linear, logit_scale=c_double)
+Scored = _structure("Scored", tokens=c_void_p, stride=c_int64, logits=c_void_p, best=c_void_p)
+Drafter = _structure(
+    "Drafter", stack=POINTER(Stack), mix=Linear, slots=c_void_p, chooser=POINTER(Chooser), hidden_layers=c_void_p,
+    hidden=c_int64,
+)  # fmt: skip
+Iteration = _structure(
+    "Iteration",
+    verifier=POINTER(Decoder),
+    drafter=POINTER(Drafter),
+    **_of(c_int64, "rows k horizon"),
+    tokens=c_void_p,
+    token_stride=c_int64,
+    **_of(c_void_p, "lengths limits source_lengths"),
+    source_horizon=c_int64,
+    **_of(Places, "own source draft_own draft_source"),
+    **_of(c_void_p, "fed pending"),
+    **_of(c_int64, "pending_stride eos beta"),
+    tau=c_double,
+    report=c_void_p,
+    report_stride=c_int64,
+    seconds=c_double * 3,
+)
 
 FUNCTIONS = {
     "spec2seq_stack": (POINTER(Stack), POINTER(Pass), c_int),
     "spec2seq_source": (POINTER(Stack), c_void_p, c_int64, c_int64, POINTER(Places), c_int),
     "spec2seq_linear": (POINTER(Linear), c_void_p, c_int64, c_void_p, c_int),
+    "spec2seq_decode": (POINTER(Decoder), POINTER(Pass), POINTER(Scored), c_int),
+    "spec2seq_iterate": (POINTER(Iteration), c_int),
     "spec2seq_choose": (POINTER(Chooser), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int),
 }
 

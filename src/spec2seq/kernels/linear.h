@@ -10,6 +10,7 @@
 #define VECS (PANEL / LANES)
 #ifdef __AVX512F__
 #define TILE 6 /* rows at once: 24 of the 32 registers hold sums */
+#define AHEAD 8192 /* bytes of weights that are on their way before they are used */
 #else
 #define TILE 1
 #endif
@@ -36,7 +37,8 @@ typedef struct {
     int64_t add_stride;
 } Outputs;
 
-INLINE int64_t code_width(int64_t inputs) { return (inputs + 3) / 4 * 4; }
+/* Codes of a row, filled up with zeros to whole tiles of a matrix unit. */
+INLINE int64_t code_width(int64_t inputs) { return (inputs + 63) / 64 * 64; }
 
 /* Symmetric codes of one row, -127 to 127, by the largest magnitude in it. */
 static void quantise(const float *x, int64_t n, int8_t *codes, float *scale) {
@@ -60,14 +62,17 @@ static void quantise(const float *x, int64_t n, int8_t *codes, float *scale) {
 /* The sums of one panel for `rows` tokens, a constant wherever this is inlined, so that they stay in registers. */
 INLINE void float_tile(const Linear *linear, int64_t panel, const Inputs *in, int64_t token, int rows, vec (*total)[VECS]) {
     const float *weight = linear->weight + panel * linear->inputs * PANEL, *x = in->values + token * in->stride;
+    vec sums[TILE][VECS]; /* a local array: else every addition is stored */
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECS; v++) total[r][v] = (vec){0};
+        for (int v = 0; v < VECS; v++) sums[r][v] = (vec){0};
     for (int64_t k = 0; k < linear->inputs; k++, weight += PANEL) {
         vec w[VECS];
         for (int v = 0; v < VECS; v++) w[v] = load(weight + v * LANES);
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < VECS; v++) total[r][v] += w[v] * x[r * in->stride + k];
+            for (int v = 0; v < VECS; v++) sums[r][v] += w[v] * x[r * in->stride + k];
     }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECS; v++) total[r][v] = sums[r][v];
 }
 
 INLINE int32_t four_codes(const int8_t *x) {
@@ -77,18 +82,29 @@ INLINE int32_t four_codes(const int8_t *x) {
 }
 
 /* Integer sums of one panel: weights [groups][PANEL][4] and codes x [rows][stride]. */
+#if OFFSET && defined(__AMX_INT8__) && defined(__linux__)
+#include "matrix_unit.h"
+#define MATRIX_UNIT
+#endif
 #if OFFSET
 INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows, ivec (*total)[VECS]) {
+    __m512i sums[TILE][VECS]; /* a local array: else every addition is stored */
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECS; v++) total[r][v] = (ivec){0};
+        for (int v = 0; v < VECS; v++) sums[r][v] = _mm512_setzero_si512();
     for (int64_t k = 0; k < groups; k++, weight += 4 * PANEL) {
         __m512i w[VECS];
-        for (int v = 0; v < VECS; v++) w[v] = _mm512_loadu_si512(weight + v * 64);
+        for (int v = 0; v < VECS; v++) {
+            w[v] = _mm512_loadu_si512(weight + v * 64);
+            _mm_prefetch((const char *)weight + AHEAD + v * 64, _MM_HINT_T0);
+        }
         for (int r = 0; r < rows; r++) {
             __m512i four = _mm512_set1_epi32(four_codes(x + r * stride + 4 * k));
-            for (int v = 0; v < VECS; v++) total[r][v] = (ivec)_mm512_dpbusd_epi32((__m512i)total[r][v], four, w[v]);
+            for (int v = 0; v < VECS; v++) /* not the intrinsic, around which GCC 12 copies every sum */
+                __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[r][v]) : "v"(four), "v"(w[v]));
         }
     }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECS; v++) total[r][v] = (ivec)sums[r][v];
 }
 #elif defined(__AVX2__)
 /* The machine multiplies unsigned by signed bytes: |x| by w with the sign of x, whose pairs fit 16 bits. */
@@ -145,30 +161,71 @@ INLINE void put(const Linear *linear, const Outputs *to, int64_t token, int64_t 
     }
 }
 
-INLINE void tile(const Linear *linear, int64_t panel, const Inputs *in, const Outputs *to, int64_t token, int rows) {
-    vec result[TILE][VECS];
+/* Sums of codes to results, and write them. */
+INLINE void put_codes(const Linear *linear, int64_t panel, const Inputs *in, const Outputs *to, int64_t token, int rows,
+                      ivec (*sums)[VECS]) {
     int64_t first = panel * PANEL;
+    vec scale[VECS];
+    ivec offset[VECS];
+    for (int v = 0; v < VECS; v++) {
+        scale[v] = load(linear->scales + first + v * LANES);
+        offset[v] = *(const loose_ivec *)(linear->sums + first + v * LANES) * OFFSET;
+    }
+    for (int r = 0; r < rows; r++) {
+        vec result[VECS];
+        for (int v = 0; v < VECS; v++)
+            result[v] = __builtin_convertvector(sums[r][v] - offset[v], vec) * (scale[v] * in->scales[token + r]);
+        put(linear, to, token + r, first, result);
+    }
+}
+
+/* Where the codes of a panel begin. */
+INLINE const int8_t *panel_codes(const Linear *linear, int64_t panel) {
+    return linear->codes + panel * code_width(linear->inputs) * PANEL;
+}
+
+INLINE void tile(const Linear *linear, int64_t panel, const Inputs *in, const Outputs *to, int64_t token, int rows) {
     if (linear->weight) {
+        vec result[TILE][VECS];
         float_tile(linear, panel, in, token, rows, result);
+        for (int r = 0; r < rows; r++) put(linear, to, token + r, panel * PANEL, result[r]);
     } else {
         ivec sums[TILE][VECS];
-        int64_t groups = code_width(linear->inputs) / 4;
-        code_tile(linear->codes + panel * groups * 4 * PANEL, groups, in->codes + token * in->code_stride,
+        code_tile(panel_codes(linear, panel), code_width(linear->inputs) / 4, in->codes + token * in->code_stride,
                   in->code_stride, rows, sums);
-        for (int v = 0; v < VECS; v++) {
-            vec scale = load(linear->scales + first + v * LANES);
-            ivec offset = *(const loose_ivec *)(linear->sums + first + v * LANES) * OFFSET;
-            for (int r = 0; r < rows; r++)
-                result[r][v] = __builtin_convertvector(sums[r][v] - offset, vec) * (scale * in->scales[token + r]);
-        }
+        put_codes(linear, panel, in, to, token, rows, sums);
     }
-    for (int r = 0; r < rows; r++) put(linear, to, token + r, first, result[r]);
 }
+
+#ifdef MATRIX_UNIT
+/* The panels from `panel` to `end` for all tokens, 16 of them at once. */
+static void matrix_panels(const Linear *linear, const Inputs *in, const Outputs *to, int64_t tokens, int64_t panel, int64_t end) {
+    _Alignas(64) ivec sums[MATRIX_ROWS][VECS];
+    for (int64_t token = 0, stop; token < tokens; token = stop) {
+        int rows = tokens - token < MATRIX_ROWS ? (int)(tokens - token) : MATRIX_ROWS;
+        stop = rows < MATRIX_ROWS ? tokens : tokens / MATRIX_ROWS * MATRIX_ROWS;
+        matrix_rows(rows);
+        for (int64_t p = panel; p < end; p++)
+            for (int64_t block = token; block < stop; block += rows) {
+                matrix_tile(panel_codes(linear, p), code_width(linear->inputs), in->codes + block * in->code_stride,
+                            in->code_stride, (int32_t *)sums);
+                put_codes(linear, p, in, to, block, rows, sums);
+            }
+    }
+    _tile_release();
+}
+#endif
 
 /* One phase: a linear layer for all tokens. */
 static __attribute__((noinline)) void linear_layer(const Linear *linear, const Inputs *in, const Outputs *to, int64_t tokens, Team *team) {
     int64_t panel, end;
-    while (next_share(team, (linear->outputs + PANEL - 1) / PANEL, &panel, &end))
+    while (next_share(team, (linear->outputs + PANEL - 1) / PANEL, &panel, &end)) {
+#ifdef MATRIX_UNIT
+        if (linear->codes && tokens >= MATRIX_FROM && matrix_allowed()) {
+            matrix_panels(linear, in, to, tokens, panel, end);
+            continue;
+        }
+#endif
         for (; panel < end; panel++)
             for (int64_t token = 0; token < tokens; token += TILE) switch (tokens - token) {
                 case 1: tile(linear, panel, in, to, token, 1); break;
@@ -180,6 +237,7 @@ static __attribute__((noinline)) void linear_layer(const Linear *linear, const I
 #endif
                 default: tile(linear, panel, in, to, token, TILE);
                 }
+    }
 }
 
 #endif

@@ -1,7 +1,6 @@
 /* What Python calls, see models/native.py: each call runs one pass on a team of threads. They return 0, or -1 where
  * memory is short. */
-#include "choose.h"
-#include "stack.h"
+#include "iteration.h"
 
 /* Memory for the buffers of a call, at a multiple of 64; null where it is short. It is kept for the calling thread's
  * next call: fresh pages would cost more than the arithmetic on them. */
@@ -90,7 +89,7 @@ static void linear_job(void *argument, Team *team) {
 
 /* One linear layer: x [tokens][inputs] to y [tokens][outputs]. */
 int spec2seq_linear(const Linear *linear, const float *x, int64_t tokens, float *y, int threads) {
-    int64_t stride = (code_width(linear->inputs) + 63) / 64 * 64;
+    int64_t stride = code_width(linear->inputs);
     Phase phases[2] = {0};
     char *memory = buffers((size_t)(tokens * (stride + 64)));
     if (!memory) return -1;
@@ -130,5 +129,56 @@ int spec2seq_choose(const Chooser *chooser, const float *states, int64_t rows, i
     return 0;
 }
 
+typedef struct {
+    const Decoder *decoder;
+    Run run;
+    Scored scored;
+} DecoderCall;
+
+static void decoder_job(void *argument, Team *team) {
+    DecoderCall call = *(const DecoderCall *)argument;
+    call.run.team = team;
+    if (call.scored.logits) {
+        run_decoder(&call.run, call.decoder, &call.scored);
+    } else {
+        embed_tokens(&call.run, &call.decoder->embedding, &call.scored);
+        run_stack(&call.run);
+    }
+}
+
+/* A decoder's pass over tokens [rows][stride]: states, and logits where they are asked for. */
+int spec2seq_decode(const Decoder *decoder, Pass *pass, const Scored *scored, int threads) {
+    const Stack *stack = decoder->stack;
+    int64_t tokens = pass->rows * pass->length;
+    DecoderCall call = {decoder, {stack, pass, .tokens = tokens}, *scored};
+    int64_t phases = DECODER_PHASES(stack->count);
+    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
+    int64_t keys = largest(pass->horizon, pass->source_horizon);
+    size_t first = (size_t)phases * sizeof(Phase);
+    char *memory = buffers(first + carve(&call.run.work, NULL, stack, tokens, keys, threads));
+    if (!memory) return -1;
+    memset(memory, 0, first);
+    carve(&call.run.work, memory + first, stack, tokens, keys, threads);
+    pass->input = pass->output;
+    run_team(threads, (Phase *)memory, decoder_job, &call);
+    return 0;
+}
+
+/* One iteration of the decoding loop over the rows in flight. */
+int spec2seq_iterate(Iteration *iteration, int threads) {
+    Iterate call = {.it = iteration};
+    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
+    plan_iteration(&call);
+    char *memory = buffers(carve_iteration(&call, NULL, threads));
+    if (!memory) return -1;
+    carve_iteration(&call, memory, threads);
+    fill_iteration(&call);
+    run_team(threads, call.phases, iteration_job, &call);
+    return 0;
+}
+
 /* The bytes of the structures, to be compared with Python's. */
-int spec2seq_size(void) { return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser)); }
+int spec2seq_size(void) {
+    return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser) + sizeof(Decoder) + sizeof(Scored) +
+                 sizeof(Drafter) + sizeof(Iteration));
+}

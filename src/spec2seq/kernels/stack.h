@@ -244,7 +244,7 @@ static void copy_states(const Run *run, float *to, const float *from) {
 static void run_stack(const Run *run) {
     const Pass *p = run->pass;
     const Stack *s = run->stack;
-    copy_states(run, p->output, p->input);
+    if (p->input != p->output) copy_states(run, p->output, p->input);
     if (!s->pre_norm) prepare(run, p->output, s->width);
     for (int64_t index = 0; index < s->count; index++) {
         if (p->hidden) copy_states(run, p->hidden[index], p->output);

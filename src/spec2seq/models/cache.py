@@ -43,10 +43,14 @@ class Cache:
 
     def put_source(self, first_slot: int, key_value: Tensor, lengths: Tensor) -> None:
         """Fill the slots from `first_slot` on with `[layers, 2, rows, heads, source length, head_width]`."""
-        rows, length = key_value.shape[2], key_value.shape[4]
-        self.reserve_source(length)
-        self.source[:, :, first_slot : first_slot + rows, :, :length] = key_value
-        self.source_lengths[first_slot : first_slot + rows] = lengths
+        self.source_places(first_slot, lengths, key_value.shape[4])[:] = key_value
+
+    def source_places(self, first_slot: int, lengths: Tensor, longest: int) -> Tensor:
+        """Where the slots from `first_slot` on get their sources of `lengths[rows]`: a view of the shape above."""
+        rows = slice(first_slot, first_slot + lengths.shape[0])
+        self.reserve_source(longest)
+        self.source_lengths[rows] = lengths
+        return self.source[:, :, rows, :, :longest]
 
     def move(self, source: int, target: int) -> None:
         """Copy slot `source` over slot `target`: the last row in flight takes the place of a finished one."""

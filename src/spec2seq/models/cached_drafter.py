@@ -23,7 +23,7 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.models import drafter_folder
 from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.cache import Cache
-from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
+from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder, put_source
 from spec2seq.models.layers import (
     Block,
     CrossAttention,
@@ -177,11 +177,7 @@ class CachedDrafter(nn.Module):
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values of the sources once."""
-        native = self.native is not None and self.native.takes(encoded.states)
-        key_value = (
-            self.native.keys_values(encoded.states) if native else cross_keys_values(self.layers, encoded.states)
-        )
-        cache.put_source(first_slot, key_value, encoded.lengths)
+        put_source(cache, first_slot, encoded, self.layers, self.native)
 
     def guess(
         self,
@@ -289,11 +285,14 @@ class CachedDrafter(nn.Module):
         """Additive `[rows, heads or 1, queries, keys]` from visible `[rows, queries, keys]` and places."""
         if self.architecture.position_rows is not None:
             return additive_mask(~visible, dtype)[:, None]
-        a = self.architecture
-        distance = query_place[:, :, None] - key_place[:, None]
-        buckets = relative_bucket(distance, a.relative_buckets, a.relative_max_distance, bidirectional=False)
-        bias = F.embedding(buckets, self.relative_bias).permute(0, 3, 1, 2)
+        bias = self.bias_by_distance(query_place[:, :, None] - key_place[:, None])
         return bias.masked_fill(~visible[:, None], -torch.inf)
+
+    def bias_by_distance(self, distance: Tensor) -> Tensor:
+        """As `Stack.bias_by_distance`, with a table of its own for all layers."""
+        a = self.architecture
+        buckets = relative_bucket(distance, a.relative_buckets, a.relative_max_distance, bidirectional=False)
+        return F.embedding(buckets, self.relative_bias).permute(0, 3, 1, 2)
 
     def _cross(self, encoded: Encoded) -> CrossAttention:
         return CrossAttention(cross_keys_values(self.layers, encoded.states), encoded.lengths)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from spec2seq.config import check_range
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache
-from spec2seq.models.layers import Block, CrossAttention, Stack
+from spec2seq.models.layers import Block, CrossAttention, Layer, Stack, cross_keys_values
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class EncoderDecoder(nn.Module):
         if tied_head:
             self.head.weight = self.target_embedding
         self.native_head: Any = None  # as Stack.native
+        self.native: Any = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,10 +66,11 @@ class EncoderDecoder(nn.Module):
         made = _shallow(self)
         made.decoder = _shallow(self.decoder)
         made.decoder.layers = self.decoder.layers[:count]
-        if self.decoder.native is not None:
-            made.decoder.native = self.decoder.native.first_layers(count)
         shape = dataclasses.replace(self.architecture.decoder, layers=count)
         made.architecture = dataclasses.replace(self.architecture, decoder=shape)
+        if self.native is not None:
+            made.native = self.native.first_layers(count)
+            made.decoder.native = made.native.stack
         return made
 
     def new_cache(self, slots: int) -> Cache:
@@ -82,7 +85,7 @@ class EncoderDecoder(nn.Module):
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values once, into the slots from `first_slot` on."""
-        cache.put_source(first_slot, self.decoder.cross_keys_values(encoded.states), encoded.lengths)
+        put_source(cache, first_slot, encoded, self.decoder.layers, self.decoder.native)
 
     def decode_block(
         self,
@@ -114,25 +117,29 @@ class EncoderDecoder(nn.Module):
         """
         rows, length = tokens.shape
         starts = None if uniform else lengths
-        positions: Tensor | slice = slice(horizon - length, horizon)
-        if starts is not None:
-            places = lengths[:, None] + torch.arange(length, device=tokens.device)
-            # Padding of a ragged block may lie beyond the last position; its output is never used.
-            positions = (
-                places
-                if self.architecture.max_positions is None
-                else places.clamp(max=self.architecture.max_positions - 1)
-            )
         block = Block(rows, length, horizon, cache, starts, length, visible)
         cross = self.cross_attention(cache, rows, sources, source_horizon)
-        x = self.decoder.embed(self.target_embedding, tokens, positions)
-        x, hidden = self.decoder(x, block, cross, hidden_layers)
+        logits = None
+        if self.native is not None and self.native.takes(self.target_embedding):
+            x, hidden, logits = self.native(tokens, block, cross, hidden_layers, logit_positions is None)
+        else:
+            x = self.decoder.embed(self.target_embedding, tokens, self._positions(starts, length, horizon))
+            x, hidden = self.decoder(x, block, cross, hidden_layers)
         states = x.view(rows, length, -1)
         asked = states
         if logit_positions is not None:
             asked = states.gather(1, logit_positions[:, :, None].expand(-1, -1, states.shape[2]))
         hidden = {layer: state.view(rows, length, -1) for layer, state in hidden.items()}
-        return Decoded(self.logits(asked), states, hidden)
+        return Decoded(self.logits(asked) if logits is None else logits.view(rows, length, -1), states, hidden)
+
+    def _positions(self, starts: Tensor | None, length: int, horizon: int) -> Tensor | slice:
+        """Of the new tokens, `[rows, length]`, or of all rows."""
+        if starts is None:
+            return slice(horizon - length, horizon)
+        places = starts[:, None] + torch.arange(length, device=starts.device)
+        most = self.architecture.max_positions
+        # Padding of a ragged block may lie beyond the last position; its output is never used.
+        return places if most is None else places.clamp(max=most - 1)
 
     def logits(self, states: Tensor) -> Tensor:
         """States `[..., width]` → logits `[..., vocabulary]`."""
@@ -151,6 +158,14 @@ class EncoderDecoder(nn.Module):
         padded = sources > 1 or source_horizon is None
         lengths = cache.source_lengths[:sources] if padded else None
         return CrossAttention(cache.source[:, :, :sources, :, :length], lengths)
+
+
+def put_source(cache: Cache, first_slot: int, encoded: Encoded, layers: Iterable[Layer], native: Any) -> None:
+    """Compute what cross-attention of the layers sees of the sources, with the compiled executor where it is given."""
+    if native is not None and native.takes(encoded.states):
+        native.keys_values(encoded.states, cache.source_places(first_slot, encoded.lengths, encoded.states.shape[1]))
+    else:
+        cache.put_source(first_slot, cross_keys_values(layers, encoded.states), encoded.lengths)
 
 
 def _shallow(module: nn.Module) -> Any:

@@ -260,12 +260,6 @@ class Stack(nn.Module):
             positions = torch.arange(positions.start, positions.stop, device=tokens.device)
         return self.positions[torch.where(real, positions + a.position_offset, a.pad_token_id)]
 
-    def cross_keys_values(self, states: Tensor) -> Tensor:
-        """What cross-attention sees of sources `[rows, length, width]`; see the function of this name."""
-        if self.native is not None and self.native.takes(states):
-            return self.native.keys_values(states)
-        return cross_keys_values(self.layers, states)
-
     def bias_by_distance(self, distance: Tensor) -> Tensor:
         """Relative bias (Raffel et al. 2020, section 2.1) for query minus key distances `[rows, queries, keys]`:
         `[rows, tables * heads, queries, keys]`."""

@@ -4,8 +4,10 @@ It reads the same description of a pass (`Block`, `CrossAttention`) as the layer
 A row's result is the same bit for bit, whichever block or batch it travels in.
 """
 
+import contextlib
 import copy
 import ctypes
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -47,9 +49,32 @@ def attach(model: EncoderDecoder | CachedDrafter) -> None:
     for stack in (model.encoder, model.decoder):
         stack.native = NativeStack(stack.layers, stack.final_norm, stack.architecture, _relative_table(stack))
     model.native_head = NativeLinear(model.head)
+    model.native = NativeDecoder(model)
 
 
-class _Weights:
+_CHUNK = 1 << 24  # bytes
+_chunk: list = []  # the present one, and how much of it is used
+
+
+def _in_huge_pages(tensor: Tensor) -> Tensor:
+    """A copy that lies beside the others: a pass reads all weights, and with pages of 4 KiB it would wait for the
+    translation of their addresses."""
+    size = -(-tensor.nbytes // 64) * 64
+    if not size:
+        return tensor
+    if not _chunk or _chunk[1] + size > len(_chunk[0]):
+        memory = mmap.mmap(-1, max(_CHUNK, size))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        _chunk[:] = [memory, 0]
+    memory, used = _chunk
+    _chunk[1] += size
+    placed = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=used).view(tensor.shape)
+    return placed.copy_(tensor)
+
+
+class Weights:
     """Packed weights, kept alive for the pointers that C holds."""
 
     def __init__(self) -> None:
@@ -58,7 +83,7 @@ class _Weights:
     def pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        self.kept.append(tensor.detach().contiguous())
+        self.kept.append(_in_huge_pages(tensor.detach().contiguous()))
         return self.kept[-1].data_ptr()
 
     def linear(self, module: nn.Module) -> c.Linear:
@@ -68,7 +93,7 @@ class _Weights:
             rest = (0, -outputs % c.PANEL)
             scales = nn.functional.pad(module.scale, rest)
             sums = nn.functional.pad(module.weight.sum(1, dtype=torch.int32), rest)
-            codes = self.pointer(_panels(module.weight, 4))
+            codes = self.pointer(_panels(module.weight, 4, c.CODES))
             return c.Linear(None, codes, self.pointer(scales), self.pointer(sums), bias, inputs, outputs)
         return c.Linear(self.pointer(_panels(module.weight, 1)), None, None, None, bias, inputs, outputs)
 
@@ -80,14 +105,14 @@ class NativeLinear:
     """One linear layer, such as the head."""
 
     def __init__(self, module: nn.Module):
-        self.weights = _Weights()
+        self.weights = Weights()
         self.linear, self.outputs = self.weights.linear(module), module.weight.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """x `[..., inputs]` → `[..., outputs]`."""
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.outputs)
-        _call("spec2seq_linear", self.linear, x.data_ptr(), x.numel() // x.shape[-1], y.data_ptr())
+        call("spec2seq_linear", self.linear, x.data_ptr(), x.numel() // x.shape[-1], y.data_ptr())
         return y
 
     def __deepcopy__(self, memo: dict) -> None:
@@ -101,7 +126,7 @@ class NativeStack:
     def __init__(
         self, layers: Sequence[Layer], final_norm: nn.Module | None, architecture: Architecture, relative: Tensor | None
     ):
-        self.weights, first = _Weights(), layers[0]
+        self.weights, first = Weights(), layers[0]
         self.layers = (c.Layer * len(layers))(*(self._layer(layer) for layer in layers))
         scale = architecture.attention_scale
         self.shape = (len(layers), first.heads, first.head_width)
@@ -143,9 +168,18 @@ class NativeStack:
         """What `Stack.forward` does."""
         x = x.contiguous()
         out, hidden = torch.empty_like(x), {layer: torch.empty_like(x) for layer in hidden_layers}
-        kept = [x, out]  # tensors whose memory the call reads
+        kept = [x]
+        run = self.describe(block, cross, out, hidden, kept)
+        run.input = x.data_ptr()
+        call("spec2seq_stack", self.stack, run)
+        return out, hidden
+
+    def describe(
+        self, block: Block, cross: CrossAttention | None, out: Tensor, hidden: dict[int, Tensor], kept: list
+    ) -> c.Pass:
+        """A pass in C's terms; `kept` gets what has to live as long as the call."""
         run = c.Pass(
-            input=x.data_ptr(), output=out.data_ptr(), rows=block.rows, length=block.length, horizon=block.horizon,
+            output=out.data_ptr(), rows=block.rows, length=block.length, horizon=block.horizon,
             causal=block.causal, starts=_integers(block.starts, kept),
         )  # fmt: skip
         if hidden:
@@ -153,9 +187,10 @@ class NativeStack:
             for layer, tensor in hidden.items():
                 pointers[layer] = tensor.data_ptr()
             run.hidden = ctypes.addressof(pointers)
+            kept.append(pointers)
         if block.cache is not None:
             block.cache.reserve(block.horizon)
-            run.own = _places(block.cache.own)
+            run.own = places_of(block.cache.own)
         if block.ends is not None:
             ends = block.ends.expand(block.rows, block.length)
             run.ends = _integers(ends, kept, contiguous=False)
@@ -166,43 +201,66 @@ class NativeStack:
             kept.append(mask)
             run.mask, (run.mask_row, run.mask_head, run.mask_query, _) = mask.data_ptr(), mask.stride()
         if cross is not None:
-            run.source, run.source_lengths = _places(cross.key_value), _integers(cross.lengths, kept)
+            run.source, run.source_lengths = places_of(cross.key_value), _integers(cross.lengths, kept)
             run.sources, run.source_horizon = cross.key_value.shape[2], cross.key_value.shape[4]
-        _call("spec2seq_stack", self.stack, run)
-        return out, hidden
+        return run
 
-    def keys_values(self, states: Tensor) -> Tensor:
-        """What `cross_keys_values` does, of states `[rows, length, width]`."""
-        (rows, length, _), (layers, heads, head_width) = states.shape, self.shape
+    def keys_values(self, states: Tensor, to: Tensor) -> None:
+        """What `cross_keys_values` does, of states `[rows, length, width]`, into `to`."""
+        rows, length, _ = states.shape
         states = states.contiguous()
-        key_value = states.new_empty(layers, 2, rows, heads, length, head_width)
-        _call("spec2seq_source", self.stack, states.data_ptr(), rows, length, _places(key_value))
-        return key_value
+        call("spec2seq_source", self.stack, states.data_ptr(), rows, length, places_of(to))
 
 
-class NativeChooser:
-    """`CachedDrafter.choose` in one call, where the likeliest tokens are picked; `head` is what `guess_head` gave."""
+class NativeDecoder:
+    """A decoder with its embedding and its head: from token ids to states, logits and the likeliest next tokens."""
 
-    def __init__(self, drafter: CachedDrafter, verifier: EncoderDecoder, head: nn.Module):
-        self.weights, self.guessable = _Weights(), head.weight.shape[0]
-        network = drafter.follow
-        parts = {} if network is None else {name: getattr(network, name) for name in ("state", "token", "out")}
-        self.chooser = c.Chooser(
-            **{name: self.weights.linear(part) for name, part in parts.items()}, head=self.weights.linear(head),
-            embedding=self.weights.pointer(verifier.target_embedding), width=drafter.architecture.width,
-            shortlist=self.weights.pointer(drafter.shortlist) if drafter.shape.shortlist else None,
+    def __init__(self, model: EncoderDecoder):
+        a, decoder, self.weights = model.architecture, model.decoder, Weights()
+        norm = decoder.embedding_norm
+        positions = None if a.position_rows is None else decoder.positions
+        self.stack, self.vocabulary = decoder.native, a.vocabulary
+        self.takes = self.stack.takes
+        embedding = c.Embedding(
+            table=self.weights.pointer(model.target_embedding), positions=self.weights.pointer(positions),
+            places=a.position_rows or 0, offset=a.position_offset, pad=a.pad_token_id if a.skip_padding else -1,
+            scale=a.embedding_scale, norm=None if norm is None else ctypes.pointer(self.weights.norm(norm)),
+        )  # fmt: skip
+        self.decoder = c.Decoder(
+            stack=ctypes.pointer(self.stack.stack), embedding=embedding, head=model.native_head.linear,
+            logit_scale=a.logit_scale,
         )  # fmt: skip
 
-    def __call__(self, states: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        """States `[rows, k, width]` and last tokens `[rows]` → tokens `[rows, k]`, logits `[rows, k, guessable]`."""
-        (rows, k, _), states, previous = states.shape, states.contiguous(), previous.clone()
-        tokens, logits = previous.new_empty(rows, k), states.new_empty(rows, k, self.guessable)
-        _call("spec2seq_choose", self.chooser, states.data_ptr(), rows, k, previous.data_ptr(), tokens.data_ptr(),
-              logits.data_ptr())  # fmt: skip
-        return tokens, logits
+    def first_layers(self, count: int) -> "NativeDecoder":
+        """As `EncoderDecoder.first_layers`."""
+        made = copy.copy(self)
+        made.stack = self.stack.first_layers(count)
+        made.decoder = c.Decoder.from_buffer_copy(self.decoder)
+        made.decoder.stack, made.whole = ctypes.pointer(made.stack.stack), self.decoder
+        return made
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+    def __call__(
+        self, tokens: Tensor, block: Block, cross: CrossAttention, hidden_layers: tuple[int, ...], scored: bool
+    ) -> tuple[Tensor, dict[int, Tensor], Tensor | None]:
+        """Tokens `[rows, length]` → states and those of `hidden_layers` `[rows * length, width]`; with `scored` also
+        logits `[rows * length, vocabulary]`."""
+        size, width = tokens.numel(), self.stack.stack.width
+        tokens = tokens if tokens.stride(1) == 1 else tokens.contiguous()
+        out = torch.empty(size, width)
+        hidden = {layer: torch.empty_like(out) for layer in hidden_layers}
+        logits = torch.empty(size, self.vocabulary) if scored else None
+        kept: list = []
+        run = self.stack.describe(block, cross, out, hidden, kept)
+        asked = c.Scored(tokens.data_ptr(), tokens.stride(0), None if logits is None else logits.data_ptr(), None)
+        call("spec2seq_decode", self.decoder, run, asked)
+        return out, hidden, logits
 
 
-def _call(name: str, *arguments) -> None:
+def call(name: str, *arguments) -> None:
+    """Call a function of the library. Raises Spec2SeqError where there is none, MemoryError where memory is short."""
     library, reason = c.find()
     if library is None:
         raise Spec2SeqError(f"the native executor is not available: {reason}")
@@ -210,7 +268,7 @@ def _call(name: str, *arguments) -> None:
         raise MemoryError(f"{name}: not enough memory for its buffers")
 
 
-def _places(key_value: Tensor) -> c.Places:
+def places_of(key_value: Tensor) -> c.Places:
     """Keys and values `[layers, 2, rows, heads, places, head_width]`, a place's numbers together."""
     *steps, place, one = key_value.stride()
     assert (place, one) == (key_value.shape[5], 1)
@@ -224,10 +282,11 @@ def _integers(tensor: Tensor | None, kept: list[Tensor], contiguous: bool = True
     return kept[-1].data_ptr()
 
 
-def _panels(weight: Tensor, group: int) -> Tensor:
-    """Weights `[outputs, inputs]` → `[outputs / PANEL, inputs / group, PANEL, group]`, filled up with zeros."""
+def _panels(weight: Tensor, group: int, whole: int = 1) -> Tensor:
+    """Weights `[outputs, inputs]` → `[outputs / PANEL, inputs / group, PANEL, group]`, filled up with zeros to
+    multiples of PANEL outputs and of `whole` inputs."""
     outputs, inputs = weight.shape
-    padded = nn.functional.pad(weight.detach(), (0, -inputs % group, 0, -outputs % c.PANEL))
+    padded = nn.functional.pad(weight.detach(), (0, -inputs % whole, 0, -outputs % c.PANEL))
     return padded.view(-1, c.PANEL, padded.shape[1] // group, group).transpose(1, 2).contiguous()
 
 

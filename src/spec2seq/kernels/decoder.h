@@ -1,0 +1,78 @@
+/* A decoder's pass from token ids to the likeliest next ones. */
+#ifndef SPEC2SEQ_DECODER_H
+#define SPEC2SEQ_DECODER_H
+
+#include "choose.h"
+#include "stack.h"
+
+typedef struct {
+    const float *table;     /* [vocabulary][width] */
+    const float *positions; /* [places][width], or null */
+    int64_t places, offset; /* of the first place; what lies behind the last has its position */
+    int64_t pad;            /* the id that has its own row of `positions`; -1: none */
+    double scale;
+    const Norm *norm; /* of the sum, or null */
+} Embedding;
+
+typedef struct {
+    const Stack *stack;
+    Embedding embedding;
+    Linear head;
+    double logit_scale;
+} Decoder;
+
+/* What a pass reads and writes besides its states. */
+typedef struct {
+    const int64_t *tokens; /* [rows][stride] */
+    int64_t stride;
+    float *logits; /* [rows * length][vocabulary] */
+    int64_t *best; /* [rows * length], the first among equals; null: not asked */
+} Scored;
+
+/* The embedding of a token at a place, see Stack.embed. */
+static void embed(const Embedding *e, int64_t width, double eps, int64_t token, int64_t place, float *to) {
+    const float *from = e->table + token * width, *position = NULL;
+    float scale = (float)e->scale;
+    place += e->offset;
+    if (e->positions) position = e->positions + (token == e->pad ? token : place < e->places ? place : e->places - 1) * width;
+    for (int64_t i = 0; i < width; i++) to[i] = from[i] * scale + (position ? position[i] : 0.0f);
+    if (e->norm) normalise(e->norm, (float)eps, to, to, width);
+}
+
+/* One phase: the inputs of a pass, into its output. */
+static void embed_tokens(const Run *run, const Embedding *embedding, const Scored *scored) {
+    const Pass *p = run->pass;
+    const Stack *s = run->stack;
+    int64_t at, end;
+    while (next_share(run->team, run->tokens, &at, &end))
+        for (; at < end; at++)
+            embed(embedding, s->width, s->eps, scored->tokens[at / p->length * scored->stride + at % p->length],
+                  start_of(p, at / p->length) + at % p->length, p->output + at * s->width);
+}
+
+/* The head's part of a pass: scores of every state, and the likeliest token behind each. */
+static void score_tokens(const Run *run, const Decoder *decoder, const Scored *scored) {
+    float scale = (float)decoder->logit_scale, *scaled = scale == 1.0f ? run->pass->output : run->work.normed;
+    int64_t width = run->stack->width, vocabulary = decoder->head.outputs, token, end;
+    while (next_share(run->team, run->tokens, &token, &end))
+        for (; token < end; token++) {
+            const float *state = run->pass->output + token * width;
+            for (int64_t i = 0; scaled != run->pass->output && i < width; i++) scaled[token * width + i] = state[i] * scale;
+            quantise_token(run, scaled + token * width, width, token);
+        }
+    apply(run, &decoder->head, scaled, scored->logits);
+    if (!scored->best) return;
+    while (next_share(run->team, run->tokens, &token, &end))
+        for (; token < end; token++) scored->best[token] = likeliest(scored->logits + token * vocabulary, vocabulary);
+}
+
+/* A whole pass: `run->pass->input` is what embed_tokens wrote. */
+static void run_decoder(const Run *run, const Decoder *decoder, const Scored *scored) {
+    embed_tokens(run, &decoder->embedding, scored);
+    run_stack(run);
+    score_tokens(run, decoder, scored);
+}
+
+#define DECODER_PHASES(layers) (PHASES(layers) + 8)
+
+#endif

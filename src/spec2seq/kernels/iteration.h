@@ -1,0 +1,289 @@
+/* One iteration of the decoding loop in one call: draft a block, verify it, judge it, commit what stands. */
+#ifndef SPEC2SEQ_ITERATION_H
+#define SPEC2SEQ_ITERATION_H
+
+#include "decoder.h"
+
+/* The cached block drafter, see CachedDrafter. */
+typedef struct {
+    const Stack *stack;
+    Linear mix;
+    const float *slots; /* [block_size - 1][width] */
+    const Chooser *chooser;
+    const int64_t *hidden_layers; /* [hidden], of the verifier, whose states it reads */
+    int64_t hidden;
+} Drafter;
+
+/* The rows in flight and what they keep. */
+typedef struct {
+    const Decoder *verifier;
+    const Drafter *drafter; /* null: no drafts */
+    int64_t rows, k, horizon; /* k: the longest draft; horizon: the most tokens of any row */
+    int64_t *tokens, token_stride, *lengths;
+    const int64_t *limits, *source_lengths;
+    int64_t source_horizon;
+    Places own, source, draft_own, draft_source;
+    int64_t *fed;   /* [rows] tokens that the drafter's cache has */
+    float *pending; /* [rows][pending_stride] states that chose the others */
+    int64_t pending_stride;
+    int64_t eos, beta; /* a drafted token stands among the `beta` likeliest at most `tau` below the best; 1: exact */
+    double tau;
+    int64_t *report; /* [rows][report_stride]: drafted, accepted, how many are emitted, those, the draft */
+    int64_t report_stride;
+    double seconds[3]; /* spent drafting, verifying and judging */
+} Iteration;
+
+typedef struct {
+    Iteration *it;
+    Pass draft, verify;
+    Work draft_work, verify_work;
+    Scored scored;
+    Choice choice;
+    int64_t fresh, draft_tokens, verify_tokens;
+    int64_t *draft_starts, *draft_ends, *block, *starts;
+    float *mixed_in, *mixed, *draft_states, *mix_scales;
+    int8_t *mix_codes;
+    float **hidden;
+    int64_t mix_stride;
+    Phase *phases;
+} Iterate;
+
+#define REPORT_HEAD 3
+
+static int64_t row_fresh(const Iteration *it, int64_t row) { return it->lengths[row] - it->fed[row]; }
+
+/* What the drafter reads: new tokens with the states that chose them through `mix`, then slots right behind them. */
+static void draft_inputs(const Iterate *call, Team *team) {
+    const Iteration *it = call->it;
+    const Drafter *d = it->drafter;
+    const Embedding *e = &it->verifier->embedding;
+    int64_t width = d->stack->width, wide = width * (1 + d->hidden), length = call->draft.length, at, end;
+    while (next_share(team, it->rows * call->fresh, &at, &end))
+        for (; at < end; at++) {
+            int64_t row = at / call->fresh, step = at % call->fresh, place = it->fed[row] + step;
+            float *to = call->mixed_in + at * wide;
+            if (step >= row_fresh(it, row)) { /* nothing sees it */
+                memset(to, 0, (size_t)wide * sizeof(float));
+            } else {
+                embed(e, width, d->stack->eps, it->tokens[row * it->token_stride + place], place, to);
+                memcpy(to + width, it->pending + row * it->pending_stride + step * (wide - width),
+                       (size_t)(wide - width) * sizeof(float));
+            }
+            if (d->mix.codes) quantise(to, wide, call->mix_codes + at * call->mix_stride, call->mix_scales + at);
+        }
+    Inputs in = {call->mixed_in, wide, call->mix_codes, call->mix_scales, call->mix_stride};
+    Outputs to = {call->mixed, width, NULL, 0};
+    linear_layer(&d->mix, &in, &to, it->rows * call->fresh, team);
+    while (next_share(team, it->rows * length, &at, &end))
+        for (; at < end; at++) {
+            int64_t row = at / length, step = at % length, slot = step - row_fresh(it, row);
+            float *x = call->draft.output + at * width;
+            if (slot < 0) {
+                memcpy(x, call->mixed + (row * call->fresh + step) * width, (size_t)width * sizeof(float));
+                continue;
+            }
+            slot = slot < it->k - 1 ? slot : 0; /* behind the last one: nothing sees it */
+            memcpy(x, d->slots + slot * width, (size_t)width * sizeof(float));
+            int64_t place = it->fed[row] + step + e->offset;
+            if (e->positions)
+                for (int64_t i = 0; i < width; i++)
+                    x[i] += e->positions[(place < e->places ? place : e->places - 1) * width + i];
+        }
+}
+
+/* Draft k tokens for every row, and say how many of them count. */
+static void draft(const Iterate *call, Team *team) {
+    const Iteration *it = call->it;
+    int64_t width = it->drafter->stack->width, length = call->draft.length, at, end;
+    Run run = {it->drafter->stack, &call->draft, call->draft_work, call->draft_tokens, team};
+    draft_inputs(call, team);
+    run_stack(&run);
+    while (next_share(team, it->rows * it->k, &at, &end))
+        for (; at < end; at++) {
+            int64_t row = at / it->k, step = row_fresh(it, row) - 1 + at % it->k;
+            memcpy(call->draft_states + at * width, call->draft.output + (row * length + step) * width,
+                   (size_t)width * sizeof(float));
+        }
+    Choice choice = call->choice;
+    choice.team = team;
+    choose(&choice);
+    while (next_share(team, it->rows, &at, &end))
+        for (; at < end; at++) {
+            const int64_t *drafted = call->choice.tokens + at * it->k;
+            int64_t room = it->limits[at] - it->lengths[at] - 1, count = 0;
+            while (count < room && count < it->k)
+                if (drafted[count++] == it->eos) break;
+            it->report[at * it->report_stride] = count;
+            memcpy(call->block + at * (it->k + 1) + 1, drafted, (size_t)it->k * sizeof(int64_t));
+        }
+}
+
+/* Whether the verifier lets a drafted token stand (SpecDec, section 3.2). */
+static int stands(const Iteration *it, const float *logits, int64_t vocabulary, int64_t token, int64_t best) {
+    if (token == best) return 1;
+    float score = logits[token];
+    int64_t better = 0;
+    if (it->beta <= 1 || !(score > -INFINITY) || !(logits[best] - score <= (float)it->tau)) return 0;
+    for (int64_t i = 0; i < vocabulary; i++) better += logits[i] > score;
+    return better < it->beta;
+}
+
+/* Commit what stands of a row's draft and the verifier's own token behind it. */
+static void judge_row(const Iterate *call, int64_t row) {
+    const Iteration *it = call->it;
+    int64_t vocabulary = it->verifier->head.outputs, first = row * (it->k + 1), length = it->lengths[row];
+    int64_t *report = it->report + row * it->report_stride, *emitted = report + REPORT_HEAD;
+    const int64_t *drafted = call->block + first + 1, *best = call->scored.best + first;
+    int64_t accepted = 0, count = 0;
+    while (accepted < report[0] && stands(it, call->scored.logits + (first + accepted) * vocabulary, vocabulary,
+                                          drafted[accepted], best[accepted]))
+        accepted++;
+    report[1] = accepted;
+    for (int64_t i = 0; i <= accepted; i++) {
+        emitted[count++] = i < accepted ? drafted[i] : best[i];
+        if (emitted[count - 1] == it->eos) break;
+    }
+    report[2] = count;
+    memcpy(emitted + it->k + 1, drafted, (size_t)it->k * sizeof(int64_t));
+    memcpy(it->tokens + row * it->token_stride + length, emitted, (size_t)count * sizeof(int64_t));
+    it->lengths[row] = length + count;
+    if (!it->drafter) return;
+    if (it->k) it->fed[row] = length;
+    int64_t layers = it->drafter->hidden, width = it->verifier->stack->width, waiting = length - it->fed[row];
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t layer = 0; layer < layers; layer++)
+            memcpy(it->pending + row * it->pending_stride + ((waiting + i) * layers + layer) * width,
+                   call->hidden[it->drafter->hidden_layers[layer]] + (first + i) * width, (size_t)width * sizeof(float));
+}
+
+static void iteration_job(void *argument, Team *team) {
+    const Iterate *call = argument;
+    Iteration *it = call->it;
+    int64_t row, end, began = nanoseconds(), drafted, verified;
+    if (it->k) draft(call, team);
+    drafted = nanoseconds();
+    Run run = {it->verifier->stack, &call->verify, call->verify_work, call->verify_tokens, team};
+    run_decoder(&run, it->verifier, &call->scored);
+    verified = nanoseconds();
+    while (next_share(team, it->rows, &row, &end))
+        for (; row < end; row++) judge_row(call, row);
+    if (team->index) return;
+    it->seconds[0] = (double)(drafted - began) * 1e-9;
+    it->seconds[1] = (double)(verified - drafted) * 1e-9;
+    it->seconds[2] = (double)(nanoseconds() - verified) * 1e-9;
+}
+
+#define TAKE(field, count)                                              \
+    do {                                                                \
+        call->field = memory ? (void *)(memory + used) : NULL;          \
+        used += ((size_t)(count) * sizeof *call->field + 63) / 64 * 64; \
+    } while (0)
+
+/* Carve the draft's buffers. */
+static size_t carve_draft(Iterate *call, char *memory, size_t used, int threads) {
+    const Iteration *it = call->it;
+    const Drafter *d = it->drafter;
+    const Chooser *m = d->chooser;
+    int64_t width = d->stack->width, wide = width * (1 + d->hidden), all = it->rows * it->k, inner = m->token.outputs;
+    call->mix_stride = code_width(wide);
+    call->choice.code_stride = code_width(largest(width, inner));
+    TAKE(draft_starts, it->rows);
+    TAKE(draft_ends, call->draft_tokens);
+    TAKE(mixed_in, it->rows * call->fresh * wide);
+    TAKE(mixed, it->rows * call->fresh * width);
+    TAKE(mix_scales, it->rows * call->fresh);
+    TAKE(mix_codes, it->rows * call->fresh * call->mix_stride);
+    TAKE(draft.output, call->draft_tokens * width);
+    TAKE(draft_states, all * width);
+    TAKE(choice.previous, it->rows);
+    TAKE(choice.tokens, all);
+    TAKE(choice.logits, all * m->head.outputs);
+    TAKE(choice.seen, it->rows * width);
+    TAKE(choice.inner, all * inner);
+    TAKE(choice.told, it->rows * inner);
+    TAKE(choice.state, it->rows * width);
+    TAKE(choice.scales, all);
+    TAKE(choice.codes, all * call->choice.code_stride);
+    return used + carve(&call->draft_work, memory ? memory + used : NULL, d->stack, call->draft_tokens,
+                        largest(call->draft.horizon, it->source_horizon), threads);
+}
+
+/* Carve all buffers out of `memory`; with null only count. Returns the bytes. */
+static size_t carve_iteration(Iterate *call, char *memory, int threads) {
+    const Iteration *it = call->it;
+    const Stack *s = it->verifier->stack;
+    size_t used = 0;
+    int64_t layers = s->count + 1, phases = DECODER_PHASES(s->count) + 4;
+    if (it->k) phases += PHASES(it->drafter->stack->count) + 10 * it->k + 16;
+    TAKE(phases, phases);
+    if (memory) memset(call->phases, 0, (size_t)phases * sizeof(Phase));
+    TAKE(block, call->verify_tokens);
+    TAKE(starts, it->rows);
+    TAKE(hidden, layers);
+    TAKE(verify.output, call->verify_tokens * s->width);
+    TAKE(scored.logits, call->verify_tokens * it->verifier->head.outputs);
+    TAKE(scored.best, call->verify_tokens);
+    if (memory) memset(call->hidden, 0, (size_t)layers * sizeof *call->hidden);
+    for (int64_t i = 0; it->drafter && i < it->drafter->hidden; i++) {
+        float *states = memory ? (float *)(memory + used) : NULL;
+        used += ((size_t)(call->verify_tokens * s->width) * sizeof(float) + 63) / 64 * 64;
+        if (memory) call->hidden[it->drafter->hidden_layers[i]] = states;
+    }
+    if (it->k) used = carve_draft(call, memory, used, threads);
+    return used + carve(&call->verify_work, memory ? memory + used : NULL, s, call->verify_tokens,
+                        largest(call->verify.horizon, it->source_horizon), threads);
+}
+#undef TAKE
+
+/* Sizes of the passes; what lies in buffers comes later. */
+static void plan_iteration(Iterate *call) {
+    const Iteration *it = call->it;
+    call->fresh = 0;
+    int64_t most_fed = 0;
+    for (int64_t row = 0; it->k && row < it->rows; row++) {
+        call->fresh = largest(call->fresh, row_fresh(it, row));
+        most_fed = largest(most_fed, it->fed[row]);
+    }
+    call->verify_tokens = it->rows * (it->k + 1);
+    call->verify = (Pass){.rows = it->rows, .length = it->k + 1, .horizon = it->horizon + it->k, .own = it->own,
+                          .causal = it->k + 1, .source = it->source, .source_lengths = it->source_lengths,
+                          .sources = it->rows, .source_horizon = it->source_horizon};
+    if (!it->k) return;
+    int64_t length = call->fresh + it->k - 1;
+    call->draft_tokens = it->rows * length;
+    call->draft = (Pass){.rows = it->rows, .length = length, .horizon = most_fed + length, .own = it->draft_own,
+                         .source = it->draft_source, .source_lengths = it->source_lengths, .sources = it->rows,
+                         .source_horizon = it->source_horizon, .ends_row = length, .ends_query = 1};
+}
+
+/* Where rows begin and what queries see. */
+static void fill_iteration(Iterate *call) {
+    const Iteration *it = call->it;
+    for (int64_t row = 0; row < it->rows; row++) {
+        call->starts[row] = it->lengths[row] - 1;
+        call->block[row * (it->k + 1)] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
+        it->report[row * it->report_stride] = 0;
+    }
+    call->verify.starts = call->starts;
+    call->verify.hidden = call->hidden;
+    call->scored.tokens = call->block;
+    call->scored.stride = it->k + 1;
+    call->verify.input = call->verify.output;
+    if (!it->k) return;
+    call->draft.input = call->draft.output;
+    call->draft.starts = call->draft_starts;
+    call->draft.ends = call->draft_ends;
+    call->choice.chooser = it->drafter->chooser;
+    call->choice.states = call->draft_states;
+    call->choice.rows = it->rows;
+    call->choice.slots = it->k;
+    for (int64_t row = 0; row < it->rows; row++) {
+        int64_t fresh = row_fresh(it, row), *ends = call->draft_ends + row * call->draft.length;
+        call->draft_starts[row] = it->fed[row];
+        call->choice.previous[row] = call->block[row * (it->k + 1)];
+        for (int64_t step = 0; step < call->draft.length; step++) /* a token sees what came before, a slot the block */
+            ends[step] = it->fed[row] + (step < fresh ? step + 1 : fresh + it->k - 1);
+    }
+}
+
+#endif
