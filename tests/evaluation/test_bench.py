@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 
@@ -6,7 +7,9 @@ from evaluation.conftest import ASSISTED, LINES, TIMED
 from evaluation.tiny_folder import MAX_NEW_TOKENS, models
 
 from spec2seq.errors import UsageError
+from spec2seq.evaluation.bench.engines import Engines
 from spec2seq.evaluation.bench.recipe import PEERS, Contender, Recipe, contenders, load_recipe
+from spec2seq.evaluation.peers import Workload
 
 FIELDS = {
     "engine", "method", "parameters", "batch_size", "dtype", "seconds", "ms_per_token", "latency_p50_ms",
@@ -140,3 +143,17 @@ def test_the_study_has_every_length_and_batch_size(studied):
         assert cell["rows"][0]["drafted_per_call"] == 0 and cell["rows"][1]["drafted_per_call"] > 0
         assert all(row["ms_per_token"] > 0 for row in cell["rows"])
     assert [row["method"] for row in studied["break_even"]] == ["assisted", "lookup"]
+
+
+def test_an_engine_runs_with_the_threads_that_make_it_faster(local_workers, monkeypatch):
+    workload = Workload(models(), [[5, 6, 2], [7, 2]], MAX_NEW_TOKENS, threads=2)
+    monkeypatch.setattr(Engines, "_seconds", lambda self, process, job: 3.0 - job["batch_size"] * (process in one))
+    with contextlib.ExitStack() as stack:
+        made = Engines(workload, {})
+        made.start(stack, [("spec2seq", "float32"), ("hf", "float32")])
+        one = [made.single["spec2seq", "float32"]]  # twice as fast as the other; the second engine's is not
+        made.choose_threads([1, 2], [0, 1])
+        assert made.worker("spec2seq", "float32", 2) is one[0] and made.threads_of("spec2seq", "float32", 1) == 1
+        assert (
+            made.worker("hf", "float32") is made.workers["hf", "float32"] and made.threads_of("hf", "float32", 1) == 2
+        )

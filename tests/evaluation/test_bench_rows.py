@@ -40,6 +40,7 @@ def rows():
         outputs, {name: [0] if name == HF.name else [0, 1] for name in costs} , {1: one, 8: eight},
         {GREEDY.name: 0.5}, {GREEDY.name: {1: 100.0, 8: 200.0}}, {},
         {(CT2.name, None): "none here", (HF.name, 8): "no"},
+        {(name, size): 2 if size == 8 else 1 for name in costs for size in (1, 8)},
     )  # fmt: skip
     measured.outputs[HF.name] = {"sequences": [[1, 2]], "verifier_calls": None, "extra": {}}
     scores = Scores(("bleu", "chrf"), ["a b c d e", "f g h i j"])
@@ -50,6 +51,7 @@ def rows():
 def test_ratios_are_to_greedy_of_each_engine_at_the_same_batch_size(rows):
     fast = rows["spec2seq", "lookup", False, 1]
     assert fast["speedup_vs_greedy"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert fast["threads"] == 1 and rows["spec2seq", "lookup", False, 8]["threads"] == 2
     assert fast["speedup_vs_hf"]["median"] == 4.0 and fast["speedup_vs_ctranslate2"] is None
     assert rows["spec2seq", "lookup", False, 8]["speedup_vs_greedy"]["median"] == 0.5
     assert rows["spec2seq", "lookup", False, 8]["speedup_vs_hf"] is None

@@ -25,8 +25,8 @@ def readme_table(results: dict[str, Any]) -> str:
     peers = ", ".join(f"{name} {versions[key]}" for key, name in PACKAGES.items() if key in versions)
     caption = (
         f"Batch size 1, {data['timed_lines']} lines of `{data['file']}` stratified by length, the same weights, "
-        f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, {peers}; medians of {recipe['rounds']} "
-        f"interleaved rounds ({recipe['side_rounds']} of beam search and of peers' speculation), for ratios with the "
+        f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, or one where an engine is faster with it, {peers}; "
+        f"medians of {recipe['rounds']} interleaved rounds ({recipe['side_rounds']} of beam search and of peers' speculation), for ratios with the "
         f"interquartile range; a baseline has the row's dtype if its engine has it, else {recipe['dtype'][0]}. Quality "
         f"of {data['lines']} lines. Revision "
         f"{manifest['revision']}, `{manifest['command']}`."
@@ -94,7 +94,7 @@ def head_cells(row: dict[str, Any]) -> list[str]:
 def speed_table(rows: Sequence[dict[str, Any]], short: bool = False) -> Table:
     """Rows of one batch size. `short` has what README shows."""
     more = ["tokens per second", "seconds"]
-    head = ["engine", "method", "dtype", "ms per token", "tokens per verifier call", *RATIOS.values(),
+    head = ["engine", "method", "dtype", "threads", "ms per token", "tokens per verifier call", *RATIOS.values(),
             "same tokens as our greedy", "BLEU", *([] if short else more)]  # fmt: skip
     made = []
     for row in rows:
@@ -107,7 +107,8 @@ def speed_table(rows: Sequence[dict[str, Any]], short: bool = False) -> Table:
             f"{seconds['median']:.2f} ({seconds['low']:.2f}–{seconds['high']:.2f})",
         ]
         made.append([
-            *head_cells(row), number(row["ms_per_token"]), number(row["tokens_per_verifier_call"]),
+            *head_cells(row), str(row["threads"] or "all"), number(row["ms_per_token"]),
+            number(row["tokens_per_verifier_call"]),
             *(ratio(row[key]) for key in RATIOS), share(row["identical_to_our_greedy"]), number(row["bleu"], 1),
             *([] if short else cells),
         ])  # fmt: skip

@@ -1,6 +1,7 @@
 """The processes of a bench: one for each engine and dtype, asked one after the other."""
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,23 @@ from spec2seq.evaluation.bench.recipe import Contender, Recipe
 from spec2seq.evaluation.memory import fresh_peaks
 from spec2seq.evaluation.peers import Job, Workload, worker
 
+PROBES = 3  # rounds in which an engine shows with how many threads it is faster
 SETTLE = 0.25  # seconds between two calls: OpenMP threads that are told nothing spin for up to 0.2 before they sleep
 
 
 class Engines:
-    """Asks the process of a contender; `missing` has the reasons of those that could not start."""
+    """Asks the process of a contender; `missing` has the reasons of those that could not start.
+
+    `single` are the same engines with one thread, and `threads` says which of the two is asked, by engine, dtype and
+    batch size; see `choose_threads`.
+    """
 
     def __init__(self, workload: Workload, environment: dict[str, str] | None):
         self.workload, self.environment = workload, environment
         self.workers: dict[tuple[str, str], worker.Worker] = {}
+        self.single: dict[tuple[str, str], worker.Worker] = {}
         self.missing: dict[tuple[str, str], str] = {}
+        self.threads: dict[tuple[str, str, int], int] = {}
 
     def start(self, stack: contextlib.ExitStack, keys: Iterable[tuple[str, str]]) -> None:
         """Start a process for each engine and dtype. Raises Spec2SeqError if ours cannot start."""
@@ -34,12 +42,46 @@ class Engines:
                 if engine == "spec2seq":
                     raise
                 self.missing[engine, dtype] = str(error)
+                continue
+            if (self.workload.threads or 1) > 1:
+                process = worker.Worker(engine, replace(given, threads=1), self.environment)
+                self.single[engine, dtype] = stack.enter_context(process)
+
+    def choose_threads(self, sizes: Iterable[int], lines: list[int]) -> None:
+        """Let each engine run with all threads or with one, whichever takes its greedy decoding less time: where cores
+        are shared, threads that wait for one another can make a pass several times slower."""
+        for size in sizes:
+            for (engine, dtype), one in self.single.items():
+                job = vars(Job("greedy", {}, lines, size))
+                with contextlib.suppress(Spec2SeqError):  # what cannot run says so when it is measured
+                    for process in (self.workers[engine, dtype], one):
+                        process.ask("time", job=job)  # warm
+                    fastest = {
+                        threads: min(self._seconds(process, job) for _ in range(PROBES))
+                        for threads, process in ((self.workload.threads, self.workers[engine, dtype]), (1, one))
+                    }
+                    self.threads[engine, dtype, size] = min(fastest, key=fastest.__getitem__)
+
+    def _seconds(self, process: worker.Worker, job: dict[str, Any]) -> float:
+        time.sleep(SETTLE)
+        started = time.perf_counter()
+        process.ask("time", job=job)
+        return time.perf_counter() - started
+
+    def threads_of(self, engine: str, dtype: str, batch_size: int) -> int | None:
+        """How many threads it is given."""
+        return self.threads.get((engine, dtype, batch_size), self.workload.threads)
+
+    def worker(self, engine: str, dtype: str, batch_size: int = 1) -> worker.Worker:
+        """The process that is asked."""
+        one = self.single and self.threads_of(engine, dtype, batch_size) == 1
+        return (self.single if one else self.workers)[engine, dtype]
 
     def ask(self, contender: Contender, do: str, lines: list[int] | None = None, batch_size: int = 1,
             max_new_tokens: int | None = None) -> Any:  # fmt: skip
         """Raises the Spec2SeqError that the process answers."""
         job = Job(contender.method, contender.parameters, lines, batch_size, max_new_tokens)
-        return self.workers[contender.engine, contender.dtype].ask(do, job=vars(job))
+        return self.worker(contender.engine, contender.dtype, batch_size).ask(do, job=vars(job))
 
     def peaks(self, contender: Contender, batch_sizes: Iterable[int]) -> dict[int, float | None]:
         """Peak MiB of a fresh process by batch size; see `fresh_peaks`."""

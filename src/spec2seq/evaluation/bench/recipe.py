@@ -60,7 +60,7 @@ class Recipe:
     quality_lines: int | None = 500  # stratified by length; none: all
     metrics: tuple[str, ...] = ("bleu", "chrf")
     fields: tuple[str, ...] = ("source", "reference")  # of a .jsonl
-    threads: int | None = None
+    threads: int | None = None  # an engine that is faster with one is given one
     device: str = "cpu"
     memory: bool = True
     openmp: str = "passive"  # how waiting threads of every engine wait

@@ -39,6 +39,7 @@ class Measured:
         peaks: MiB by batch size.
         sizes: parameters and bytes by part.
         refusals: reasons, by contender and batch size; batch size None is all.
+        threads: that the contender was given, by contender and batch size.
     """
 
     outputs: dict[str, dict[str, Any]]
@@ -48,6 +49,7 @@ class Measured:
     peaks: dict[str, dict[int, float | None]]
     sizes: dict[str, Any]
     refusals: dict[tuple[str, int | None], str]
+    threads: dict[tuple[str, int], int | None]
 
 
 class Scores:
@@ -125,6 +127,7 @@ def _speed(contender: Contender, size: int, measured: Measured, base: Mapping[st
     latencies = line_milliseconds(timed, name)
     first = measured.first_token.get(name) if size == 1 else None
     return {
+        "threads": measured.threads[name, size],
         "rounds": len(timed.timings.seconds[name]),
         "new_tokens": tokens,
         "seconds": seconds.as_dict(),

@@ -85,6 +85,8 @@ class Bench:
     def measure(self, say: Callable[[str], Any]) -> Measured:
         """Warm up, tell `say` the estimate, decode all lines, take the time."""
         refusals: dict[tuple[str, int | None], str] = {}
+        for size in self.recipe.batch_sizes:
+            self.engines.choose_threads([size], self._warm_lines(size))
         passes = self._warm_up(refusals)
         say(f"this takes about {self._estimate(passes) / 60:.0f} minutes")
         able = [c for c in self.contenders if (c.name, None) not in refusals]
@@ -98,8 +100,9 @@ class Bench:
                 if self.recipe.memory and not c.again:
                     peaks[c.name] = self.engines.peaks(c, self.recipe.batch_sizes)
                 advance()
-        sizes = self.engines.workers[self.greedy.engine, self.greedy.dtype].ask("sizes")
-        return Measured(outputs, scored, timed, first, peaks, sizes, refusals)
+        sizes = self.engines.worker(self.greedy.engine, self.greedy.dtype).ask("sizes")
+        threads = {(c.name, size): self.engines.threads_of(c.engine, c.dtype, size) for c, size in self._jobs({})}
+        return Measured(outputs, scored, timed, first, peaks, sizes, refusals, threads)
 
     def more(self, measured: Measured) -> dict[str, Any]:
         """What belongs to no single row: agreement, phases, costs of a pass, latency by length, acceptance."""
@@ -113,7 +116,7 @@ class Bench:
         ]
         some = self.timed_lines[:: max(1, len(self.timed_lines) // PROFILED_LINES)]
         stats = {c: measured.outputs[c.name]["extra"]["stats"] for c in ours if c.method != "beam"}
-        worker = self.engines.workers[self.greedy.engine, self.greedy.dtype]
+        worker = self.engines.worker(self.greedy.engine, self.greedy.dtype)
         return {
             "latency": latency,
             "acceptance": [c.identity() | acceptance(found) for c, found in stats.items() if found["drafted"]],
@@ -153,8 +156,7 @@ class Bench:
                 refusals[c.name, None] = self.engines.missing[c.engine, c.dtype]
                 continue
             for size in self.recipe.batch_sizes:
-                step = max(1, len(self.timed_lines) // WARM_LINES)
-                lines = self.timed_lines[::step] if size == 1 else self.timed_lines
+                lines = self._warm_lines(size)
                 started = time.perf_counter()
                 try:
                     self.engines.ask(c, "time", lines, size)
@@ -167,6 +169,9 @@ class Bench:
                     continue
                 found[c, size] = (time.perf_counter() - started) * len(self.timed_lines) / len(lines)
         return found
+
+    def _warm_lines(self, size: int) -> list[int]:
+        return self.timed_lines[:: max(1, len(self.timed_lines) // WARM_LINES)] if size == 1 else self.timed_lines
 
     def _estimate(self, passes: dict[tuple[Contender, int], float]) -> float:
         """Seconds, roughly: a batch of the quality run is taken for the largest that was warmed up."""
@@ -221,7 +226,7 @@ class Bench:
 
     def _agreement(self, measured: Measured) -> list[dict[str, Any]]:
         """Other engines' greedy against ours: equal lines, and each difference with our logit gap there."""
-        worker = self.engines.workers[self.greedy.engine, self.greedy.dtype]
+        worker = self.engines.worker(self.greedy.engine, self.greedy.dtype)
         mine, found = measured.outputs[self.greedy.name]["sequences"], []
         for c in self.contenders:
             if c.method != "greedy" or c.again or c == self.greedy or c.name not in measured.outputs:
