@@ -75,7 +75,8 @@ def _summary(results: dict[str, Any]) -> list[Block]:
         f"for time. The same weights and token ids in and ids out for every engine (no tokenizer is timed), at most "
         f"{data['max_new_tokens']} new tokens, {recipe['rounds']} interleaved rounds at batch size 1 "
         f"({recipe['side_rounds']} of beam search, variants and peers' speculation), {recipe['batch_rounds']} above, "
-        "each engine and dtype in a process of its own, with all threads or one, whichever is faster for it. Ratios are medians of the rounds' own ratios with the "
+        "each engine and dtype in a process of its own, with all threads or with one, whichever is faster for it. "
+        "Ratios are medians of the rounds' own ratios with the "
         "interquartile range; above 1 is faster than the baseline: greedy of the engine named "
         f"at the same batch size, in the row's dtype if the engine has it, else in {recipe['dtype'][0]}."
     )
