@@ -154,7 +154,5 @@ def test_an_engine_runs_with_the_threads_that_make_it_faster(local_workers, monk
         one = [made.single["spec2seq", "float32"]]  # twice as fast as the other; the second engine's is not
         made.choose_threads([1, 2], [0, 1])
         assert made.worker("spec2seq", "float32", 2) is one[0] and made.threads_of("spec2seq", "float32", 1) == 1
-        assert (
-            made.worker("hf", "float32") is made.workers["hf", "float32"]
+        assert made.worker("hf", "float32") is made.workers["hf", "float32"]
         assert made.threads_of("hf", "float32", 1) == 2
-        )
