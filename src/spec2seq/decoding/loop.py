@@ -14,7 +14,7 @@ from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
-from spec2seq.decoding.native_loop import HEAD, NativeLoop
+from spec2seq.decoding.native_loop import NativeLoop
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
@@ -129,22 +129,19 @@ class Engine:
 
     def _iterate_native(self, k: int) -> list[Completion]:
         """The same in one call of the compiled executor."""
-        rows = self.rows
-        report, fed = self.native.run(k)
+        rows, found = self.rows, self.native.run(k)
         self.stats.verifier_passes += 1
-        self.stats.drafter_passes += k > 0
+        self.stats.drafter_passes += found.calls
         if self.profile:
             for name, seconds in zip(("draft", "verify", "judge"), self.native.iteration.seconds, strict=True):
                 self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
-        emitted = [row[HEAD : HEAD + row[2]] for row in report]
         finished = [
             new[-1] == rows.eos_token_id or length >= limit
-            for new, length, limit in zip(emitted, rows.host_lengths, rows.host_limits, strict=False)
+            for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
         ]
-        drafted, accepted = [row[0] for row in report], [row[1] for row in report]
-        tokens = [[row[HEAD + k + 1 + place] for row in report] for place in range(k)]
-        asked = Asked(int(k > 0), fed, k)
-        self._book(asked, emitted, accepted, drafted, finished, [0] * rows.count, tokens)
+        asked = Asked(found.calls, found.fed, k)
+        unsure = [0] * rows.count
+        self._book(asked, found.emitted, found.accepted, found.drafted, finished, unsure, found.tokens)
         return self._release(finished)
 
     def _admit(self) -> None:

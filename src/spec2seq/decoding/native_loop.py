@@ -1,5 +1,7 @@
 """Iterations in one call of the compiled executor, for the methods that need no more than it knows."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,18 @@ from spec2seq.models.native import call, places_of
 HEAD = 3  # numbers of a row's report before its tokens
 
 
+class Iterated(NamedTuple):
+    """Of every row: how many tokens were drafted and accepted, and what was emitted; the draft `[width][rows]`; the
+    drafter's passes, and the tokens that every row was fed in them."""
+
+    drafted: list[int]
+    accepted: list[int]
+    emitted: list[list[int]]
+    tokens: list[list[int]]
+    calls: int
+    fed: int
+
+
 class NativeLoop:
     """Drafting, verifying, judging and committing for all rows in flight, without Python in between.
 
@@ -29,17 +43,17 @@ class NativeLoop:
         self.rows, self.cache, self.session, self.decoder = rows, cache, session, verifier.native
         self.host_fed = [0] * rows.slots
         self.fed = torch.zeros(rows.slots, dtype=torch.long)
-        most, features = 0, 0
+        features, self.longest = 0, 0
         self.iteration = c.Iteration(eos=rows.eos_token_id, beta=1)
         self.iteration.verifier.contents = self.decoder.decoder
         if session is not None:
-            most = session.model.shape.block_size
+            self.longest = session.model.shape.block_size
             features = len(session.model.shape.hidden_layers) * verifier.architecture.width
             self.iteration.drafter.contents = session.native.drafter
         if isinstance(method.acceptance, TopBeta):
             self.iteration.beta, self.iteration.tau = method.acceptance.beta, method.acceptance.tau
-        self.pending = torch.zeros(rows.slots, most + 2, features)
-        self.report = torch.zeros(rows.slots, HEAD + 2 * most + 1, dtype=torch.long)
+        self.pending = torch.zeros(rows.slots, self.longest + 2, features)
+        self.report = torch.zeros(rows.slots, HEAD + 2 * self.longest + 1, dtype=torch.long)
         self.described: dict[str, Tensor] = {}
 
     @staticmethod
@@ -63,10 +77,10 @@ class NativeLoop:
         self.fed[target], self.pending[target] = self.fed[source], self.pending[source]
         self.host_fed[target] = self.host_fed[source]
 
-    def run(self, k: int) -> tuple[list[list[int]], int]:
-        """Draft k tokens, 0: none, and commit what stands. For every row: how many tokens were drafted, accepted and
-        emitted, the emitted ones (k + 1 places) and the draft; and the tokens that the drafter was fed."""
+    def run(self, k: int) -> Iterated:
+        """Draft k tokens, or as many as the drafter can; 0: none. Commit what stands."""
         rows, it, n = self.rows, self.iteration, self.rows.count
+        k = min(k, self.longest)
         horizon, fed = rows.horizon, 0
         rows.reserve(horizon + k + 1)
         self.cache.reserve(horizon + k)
@@ -92,7 +106,10 @@ class NativeLoop:
         report = self.report[:n].tolist()
         for slot, row in enumerate(report):
             rows.host_lengths[slot] += row[2]
-        return report, fed
+        return Iterated(
+            [row[0] for row in report], [row[1] for row in report], [row[HEAD : HEAD + row[2]] for row in report],
+            [[row[HEAD + k + 1 + place] for row in report] for place in range(k)], int(k > 0), fed,
+        )  # fmt: skip
 
     def _describe(self, name: str, tensor: Tensor) -> None:
         """Tell where keys and values lie; they move when their cache grows."""

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import ctypes
 import mmap
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -54,6 +55,7 @@ def attach(model: EncoderDecoder | CachedDrafter) -> None:
 
 _CHUNK = 1 << 24  # bytes
 _chunk: list = []  # the present one, and how much of it is used
+_placing = threading.Lock()
 
 
 def _in_huge_pages(tensor: Tensor) -> Tensor:
@@ -62,14 +64,16 @@ def _in_huge_pages(tensor: Tensor) -> Tensor:
     size = -(-tensor.nbytes // 64) * 64
     if not size:
         return tensor
-    if not _chunk or _chunk[1] + size > len(_chunk[0]):
-        memory = mmap.mmap(-1, max(_CHUNK, size))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without them
-                memory.madvise(mmap.MADV_HUGEPAGE)
-        _chunk[:] = [memory, 0]
-    memory, used = _chunk
-    _chunk[1] += size
+    with _placing:
+        if not _chunk or _chunk[1] + size > len(_chunk[0]):
+            # Private: a forked process that goes on in the same chunk must not write into its parent's.
+            memory = mmap.mmap(-1, max(_CHUNK, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # a kernel without them
+                    memory.madvise(mmap.MADV_HUGEPAGE)
+            _chunk[:] = [memory, 0]
+        memory, used = _chunk
+        _chunk[1] += size
     placed = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=used).view(tensor.shape)
     return placed.copy_(tensor)
 
