@@ -45,8 +45,8 @@ class CTranslate2:
         for call in calls:
             started = time.perf_counter()
             results = self.translator.translate_batch(
-                call, max_decoding_length=job.cap(self.workload), min_decoding_length=0, max_input_length=0,
-                return_end_token=True, max_batch_size=job.batch_size, **options | job.parameters,
+                call, max_decoding_length=job.cap(self.workload), max_input_length=0, return_end_token=True,
+                max_batch_size=job.batch_size, **{"min_decoding_length": 0} | options | job.parameters,
             )  # fmt: skip
             made += [result.hypotheses[0] for result in results]
             seconds.append(time.perf_counter() - started)

@@ -1,0 +1,33 @@
+import json
+
+import pytest
+from evaluation.tiny_folder import models
+
+from spec2seq.errors import UsageError
+from spec2seq.evaluation import parts
+
+
+def test_passes_of_both_engines_are_measured_for_both_sizes(local_workers, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(parts, "CASES", [("spec2seq", "int8", 1), ("ctranslate2", "int8", 1)])
+    monkeypatch.setattr(parts, "Worker", parts_worker())
+    monkeypatch.setattr(parts, "BASE", {"decoder_ffn_dim": 48})
+    parts.main(["--models", str(models()), "--out", str(tmp_path), "--rounds", "2"])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "parts.json"), str(tmp_path / "parts.md")]
+    found = json.loads((tmp_path / "parts.json").read_text(encoding="utf-8"))
+    assert list(found["models"]) == ["models/ende", "Transformer-base"]
+    for rows in found["models"].values():
+        ours, theirs = rows
+        assert ours["first_ms"] > 0 and all(ours["pass_ms"][str(n)] > 0 for n in parts.LENGTHS)
+        assert theirs["pass_ms"].keys() == {"1"}
+    assert "| CTranslate2 |" not in (tmp_path / "parts.md").read_text() and str(tmp_path) not in json.dumps(found)
+
+
+def parts_worker():
+    from evaluation.local import Local
+
+    return Local
+
+
+def test_a_wrong_number_of_rounds_is_named():
+    with pytest.raises(UsageError, match="rounds is 0"):
+        parts.main(["--rounds", "0"])
