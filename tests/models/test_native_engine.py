@@ -14,8 +14,9 @@ import tiny
 import torch
 from native_models import DTYPES, needs_compiler
 
-from spec2seq import Assisted, Greedy, Lookup, NgramLookup, Seq2Seq, SpecDec
+from spec2seq import Assisted, BiLD, Greedy, Lookup, NgramLookup, Seq2Seq, SpecDec
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.decoding.drafters import LittleSession
 from spec2seq.decoding.lengths import FixedLength
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import NativeLoop
@@ -82,6 +83,30 @@ def test_an_iteration_in_one_call_is_the_one_over_tensors(family, dtype, method,
         counts = {name: value for name, value in vars(out.stats).items() if name not in ("seconds", "phases")}
         runs.append((out.sequences, [row.trace for row in out.rows], counts))
     assert runs[0] == runs[1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_draft_in_one_call_is_the_one_over_tensors(family, dtype, batch_size, monkeypatch):
+    model = native_models.seq2seq(family, dtype)
+    little = Seq2Seq(tiny.noisy_copy(tiny.seq2seq(family), 0.3).model.float(), model.config, model.tokenizer)
+    executor.prepare(little.model, dtype, "native")
+    sources = tiny.sources(tiny.transformers_model(family), 7)
+    drafter = little.drafter()
+    for make in (  # anew for each run: what an adaptive rule has learned stays with its method
+        lambda: Assisted(drafter, 3), lambda: Speculative(drafter, Alternating()), lambda: BiLD(drafter, 0.05, 2.0),
+        lambda: BiLD(drafter, None, 4.0, 3), lambda: BiLD(drafter, 0.03, 1.0, starts="verifier", verify_tail=True),
+    ):  # fmt: skip
+        runs = []
+        for in_one_call in (True, False):
+            with monkeypatch.context() as patch:
+                if not in_one_call:
+                    patch.setattr(LittleSession, "_draft_native", LittleSession._draft_over_tensors)
+                out = model.generate(sources, make(), max_new_tokens=17, batch_size=batch_size, trace=True)
+            counts = {name: value for name, value in vars(out.stats).items() if name not in ("seconds", "phases")}
+            runs.append((out.sequences, [row.trace for row in out.rows], counts))
+        assert runs[0] == runs[1]
 
 
 @needs_compiler

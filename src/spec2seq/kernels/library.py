@@ -81,12 +81,27 @@ Iteration = _structure(
     report_stride=c_int64,
     seconds=c_double * 3,
 )
+LittleDraft = _structure(
+    "LittleDraft",
+    decoder=POINTER(Decoder),
+    **_of(c_int64, "rows k fresh"),
+    tokens=c_void_p,
+    token_stride=c_int64,
+    **_of(c_void_p, "lengths fed room source_lengths"),
+    source_horizon=c_int64,
+    **_of(Places, "own source"),
+    **_of(c_int64, "eos common"),
+    confidence=c_double,
+    **_of(c_void_p, "drafted counts unsure"),
+    **_of(c_int64, "steps width"),
+)
 
 FUNCTIONS = {
     "spec2seq_stack": (POINTER(Stack), POINTER(Pass), c_int),
     "spec2seq_source": (POINTER(Stack), c_void_p, c_int64, c_int64, POINTER(Places), c_int),
     "spec2seq_linear": (POINTER(Linear), c_void_p, c_int64, c_void_p, c_int),
     "spec2seq_decode": (POINTER(Decoder), POINTER(Pass), POINTER(Scored), c_int),
+    "spec2seq_draft": (POINTER(LittleDraft), c_int),
     "spec2seq_iterate": (POINTER(Iteration), c_int),
     "spec2seq_choose": (POINTER(Chooser), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int),
 }

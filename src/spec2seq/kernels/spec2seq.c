@@ -1,6 +1,7 @@
 /* What Python calls, see models/native.py: each call runs one pass on a team of threads. They return 0, or -1 where
  * memory is short. */
 #include "iteration.h"
+#include "little.h"
 
 /* Memory for the buffers of a call, at a multiple of 64; null where it is short. It is kept for the calling thread's
  * next call: fresh pages would cost more than the arithmetic on them. */
@@ -177,8 +178,24 @@ int spec2seq_iterate(Iteration *iteration, int threads) {
     return 0;
 }
 
+/* A little model's draft. */
+int spec2seq_draft(LittleDraft *draft, int threads) {
+    Little call = {.draft = draft};
+    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
+    for (int64_t row = 0; row < draft->rows; row++) {
+        call.longest = largest(call.longest, draft->lengths[row]);
+        call.most_fed = largest(call.most_fed, draft->fed[row]);
+    }
+    char *memory = buffers(carve_little(&call, NULL, threads));
+    if (!memory) return -1;
+    carve_little(&call, memory, threads);
+    fill_little(&call);
+    run_team(threads, call.phases, little_job, &call);
+    return 0;
+}
+
 /* The bytes of the structures, to be compared with Python's. */
 int spec2seq_size(void) {
     return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser) + sizeof(Decoder) + sizeof(Scored) +
-                 sizeof(Drafter) + sizeof(Iteration));
+                 sizeof(Drafter) + sizeof(Iteration) + sizeof(LittleDraft));
 }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spec2seq.errors import Spec2SeqError
 from spec2seq.kernels import library as c
 from spec2seq.models.architecture import Architecture
+from spec2seq.models.cache import Cache
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.layers import Block, CrossAttention, Layer, Stack
@@ -242,6 +243,30 @@ class NativeDecoder:
         made.decoder = c.Decoder.from_buffer_copy(self.decoder)
         made.decoder.stack, made.whole = ctypes.pointer(made.stack.stack), self.decoder
         return made
+
+    def draft(
+        self, cache: Cache, tokens: Tensor, lengths: Tensor, fed: Tensor, room: Tensor, k: int, fresh: int,
+        source_horizon: int, confidence: float | None, eos: int, common: int,
+    ) -> tuple[Tensor, Tensor, Tensor, int]:  # fmt: skip
+        """Write up to k tokens behind the rows 0…n-1, each the likeliest among the first `common`, and stop where all
+        rows are at their `room[n]`, at the end token or below `confidence`.
+
+        Of `lengths` tokens `[slots, ...]` the cache has `fed[n]`; `fresh` is the largest difference. Returns tokens
+        `[n, width]`, how many count, who stopped because it was unsure `[n]`, and the number of passes.
+        """
+        n = fed.shape[0]
+        drafted, (counts, unsure), room = tokens.new_empty(n, k), tokens.new_empty(2, n), room.contiguous()
+        asked = c.LittleDraft(
+            rows=n, k=k, fresh=fresh, tokens=tokens.data_ptr(), token_stride=tokens.stride(0),
+            lengths=lengths.data_ptr(), fed=fed.data_ptr(), room=room.data_ptr(),
+            source_lengths=cache.source_lengths.data_ptr(), source_horizon=source_horizon,
+            own=places_of(cache.own), source=places_of(cache.source), eos=eos, common=common,
+            confidence=-1.0 if confidence is None else confidence, drafted=drafted.data_ptr(),
+            counts=counts.data_ptr(), unsure=unsure.data_ptr(),
+        )  # fmt: skip
+        asked.decoder.contents = self.decoder
+        call("spec2seq_draft", asked)
+        return drafted[:, : asked.width], counts, unsure, asked.steps
 
     def __deepcopy__(self, memo: dict) -> None:
         return None
