@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,21 +13,13 @@ from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
-from spec2seq.decoding.native_loop import NativeLoop
+from spec2seq.decoding.native_loop import Iterated, NativeLoop
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
-
-
-class Asked(NamedTuple):
-    """Of a draft what is counted for every row; as in `Draft`."""
-
-    calls: int
-    fed: int
-    asked: int
 
 
 class Engine:
@@ -139,9 +130,8 @@ class Engine:
             new[-1] == rows.eos_token_id or length >= limit
             for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
         ]
-        asked = Asked(found.calls, found.fed, k)
         unsure = [0] * rows.count
-        self._book(asked, found.emitted, found.accepted, found.drafted, finished, unsure, found.tokens)
+        self._book(found, found.emitted, found.accepted, found.drafted, finished, unsure, found.tokens)
         return self._release(finished)
 
     def _admit(self) -> None:
@@ -258,7 +248,7 @@ class Engine:
         host = torch.cat([packed, draft.tokens.T]).tolist()
         return *host[:4], host[4:]
 
-    def _book(self, draft, emitted, accepted, drafted, finished, unsure, tokens) -> None:
+    def _book(self, draft: Draft | Iterated, emitted, accepted, drafted, finished, unsure, tokens) -> None:
         """Count what every row in flight got, `emitted[slot]`, and let the length rule learn from it."""
         for slot, request in enumerate(self.scheduler.running):
             new = emitted[slot]

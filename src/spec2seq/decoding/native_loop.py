@@ -20,7 +20,7 @@ HEAD = 3  # numbers of a row's report before its tokens
 
 class Iterated(NamedTuple):
     """Of every row: how many tokens were drafted and accepted, and what was emitted; the draft `[width][rows]`; the
-    drafter's passes, and the tokens that every row was fed in them."""
+    drafter's passes, the tokens that every row was fed in them, and the k that was asked for."""
 
     drafted: list[int]
     accepted: list[int]
@@ -28,6 +28,7 @@ class Iterated(NamedTuple):
     tokens: list[list[int]]
     calls: int
     fed: int
+    asked: int
 
 
 class NativeLoop:
@@ -79,7 +80,7 @@ class NativeLoop:
 
     def run(self, k: int) -> Iterated:
         """Draft k tokens, or as many as the drafter can; 0: none. Commit what stands."""
-        rows, it, n = self.rows, self.iteration, self.rows.count
+        rows, it, n, asked = self.rows, self.iteration, self.rows.count, k
         k = min(k, self.longest)
         horizon, fed = rows.horizon, 0
         rows.reserve(horizon + k + 1)
@@ -108,7 +109,7 @@ class NativeLoop:
             rows.host_lengths[slot] += row[2]
         return Iterated(
             [row[0] for row in report], [row[1] for row in report], [row[HEAD : HEAD + row[2]] for row in report],
-            [[row[HEAD + k + 1 + place] for row in report] for place in range(k)], int(k > 0), fed,
+            [[row[HEAD + k + 1 + place] for row in report] for place in range(k)], int(k > 0), fed, asked,
         )  # fmt: skip
 
     def _describe(self, name: str, tensor: Tensor) -> None:

@@ -25,6 +25,21 @@ typedef struct {
     Team *team;
 } Choice;
 
+#define CHOICE_PHASES(slots) (10 * (slots) + 4) /* no choice has more */
+
+/* Carve the buffers behind `previous`, `tokens` and `logits` out of `memory`; returns the bytes that are used then. */
+static size_t carve_choice(Choice *c, char *memory, size_t used) {
+    int64_t inner = c->chooser->token.outputs, width = c->chooser->width, all = c->rows * c->slots;
+    c->code_stride = code_width(width > inner ? width : inner);
+    TAKE(c, inner, all * inner);
+    TAKE(c, seen, c->rows * width);
+    TAKE(c, told, c->rows * inner);
+    TAKE(c, state, c->rows * width);
+    TAKE(c, scales, all);
+    TAKE(c, codes, all * c->code_stride);
+    return used;
+}
+
 /* One phase, and before it in int8 one for the codes: rows of `values`, `stride` apart, through a linear layer. */
 static void through(const Choice *c, const Linear *linear, const float *values, int64_t stride, int64_t rows, Outputs to) {
     Inputs in = {values, stride, c->codes, c->scales, c->code_stride};

@@ -39,6 +39,13 @@ typedef struct {
     Norm self_norm, cross_norm, ffn_norm;
 } Layer;
 
+/* Room for `count` things at `to->field` out of `memory`, of which `used` bytes are taken; without memory only count. */
+#define TAKE(to, field, count)                                        \
+    do {                                                              \
+        (to)->field = memory ? (void *)(memory + used) : NULL;        \
+        used += ((size_t)(count) * sizeof *(to)->field + 63) / 64 * 64; \
+    } while (0)
+
 INLINE vec load(const float *from) { return *(const loose_vec *)from; }
 INLINE void store(float *to, vec value) { *(loose_vec *)to = value; }
 

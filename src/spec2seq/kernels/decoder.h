@@ -29,12 +29,18 @@ typedef struct {
     int64_t *best; /* [rows * length], the first among equals; null: not asked */
 } Scored;
 
+/* What a token gets for its place; null where positions are told by distances. */
+static const float *position_of(const Embedding *e, int64_t width, int64_t token, int64_t place) {
+    place += e->offset;
+    if (!e->positions) return NULL;
+    if (e->pad >= 0 && token == e->pad) return e->positions + token * width;
+    return e->positions + (place < e->places ? place : e->places - 1) * width;
+}
+
 /* The embedding of a token at a place, see Stack.embed. */
 static void embed(const Embedding *e, int64_t width, double eps, int64_t token, int64_t place, float *to) {
-    const float *from = e->table + token * width, *position = NULL;
+    const float *from = e->table + token * width, *position = position_of(e, width, token, place);
     float scale = (float)e->scale;
-    place += e->offset;
-    if (e->positions) position = e->positions + (token == e->pad ? token : place < e->places ? place : e->places - 1) * width;
     for (int64_t i = 0; i < width; i++) to[i] = from[i] * scale + (position ? position[i] : 0.0f);
     if (e->norm) normalise(e->norm, (float)eps, to, to, width);
 }
@@ -72,7 +78,5 @@ static void run_decoder(const Run *run, const Decoder *decoder, const Scored *sc
     run_stack(run);
     score_tokens(run, decoder, scored);
 }
-
-#define DECODER_PHASES(layers) (PHASES(layers) + 8)
 
 #endif

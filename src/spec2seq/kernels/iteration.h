@@ -84,10 +84,8 @@ static void draft_inputs(const Iterate *call, Team *team) {
             }
             slot = slot < it->k - 1 ? slot : 0; /* behind the last one: nothing sees it */
             memcpy(x, d->slots + slot * width, (size_t)width * sizeof(float));
-            int64_t place = it->fed[row] + step + e->offset;
-            if (e->positions)
-                for (int64_t i = 0; i < width; i++)
-                    x[i] += e->positions[(place < e->places ? place : e->places - 1) * width + i];
+            const float *position = position_of(e, width, -1, it->fed[row] + step);
+            for (int64_t i = 0; position && i < width; i++) x[i] += position[i];
         }
 }
 
@@ -173,37 +171,24 @@ static void iteration_job(void *argument, Team *team) {
     it->seconds[2] = (double)(nanoseconds() - verified) * 1e-9;
 }
 
-#define TAKE(field, count)                                              \
-    do {                                                                \
-        call->field = memory ? (void *)(memory + used) : NULL;          \
-        used += ((size_t)(count) * sizeof *call->field + 63) / 64 * 64; \
-    } while (0)
-
 /* Carve the draft's buffers. */
 static size_t carve_draft(Iterate *call, char *memory, size_t used, int threads) {
     const Iteration *it = call->it;
     const Drafter *d = it->drafter;
-    const Chooser *m = d->chooser;
-    int64_t width = d->stack->width, wide = width * (1 + d->hidden), all = it->rows * it->k, inner = m->token.outputs;
+    int64_t width = d->stack->width, wide = width * (1 + d->hidden), all = it->rows * it->k;
     call->mix_stride = code_width(wide);
-    call->choice.code_stride = code_width(largest(width, inner));
-    TAKE(draft_starts, it->rows);
-    TAKE(draft_ends, call->draft_tokens);
-    TAKE(mixed_in, it->rows * call->fresh * wide);
-    TAKE(mixed, it->rows * call->fresh * width);
-    TAKE(mix_scales, it->rows * call->fresh);
-    TAKE(mix_codes, it->rows * call->fresh * call->mix_stride);
-    TAKE(draft.output, call->draft_tokens * width);
-    TAKE(draft_states, all * width);
-    TAKE(choice.previous, it->rows);
-    TAKE(choice.tokens, all);
-    TAKE(choice.logits, all * m->head.outputs);
-    TAKE(choice.seen, it->rows * width);
-    TAKE(choice.inner, all * inner);
-    TAKE(choice.told, it->rows * inner);
-    TAKE(choice.state, it->rows * width);
-    TAKE(choice.scales, all);
-    TAKE(choice.codes, all * call->choice.code_stride);
+    TAKE(call, draft_starts, it->rows);
+    TAKE(call, draft_ends, call->draft_tokens);
+    TAKE(call, mixed_in, it->rows * call->fresh * wide);
+    TAKE(call, mixed, it->rows * call->fresh * width);
+    TAKE(call, mix_scales, it->rows * call->fresh);
+    TAKE(call, mix_codes, it->rows * call->fresh * call->mix_stride);
+    TAKE(call, draft.output, call->draft_tokens * width);
+    TAKE(call, draft_states, all * width);
+    TAKE(call, choice.previous, it->rows);
+    TAKE(call, choice.tokens, all);
+    TAKE(call, choice.logits, all * d->chooser->head.outputs);
+    used = carve_choice(&call->choice, memory, used);
     return used + carve(&call->draft_work, memory ? memory + used : NULL, d->stack, call->draft_tokens,
                         largest(call->draft.horizon, it->source_horizon), threads);
 }
@@ -213,16 +198,16 @@ static size_t carve_iteration(Iterate *call, char *memory, int threads) {
     const Iteration *it = call->it;
     const Stack *s = it->verifier->stack;
     size_t used = 0;
-    int64_t layers = s->count + 1, phases = DECODER_PHASES(s->count) + 4;
-    if (it->k) phases += PHASES(it->drafter->stack->count) + 10 * it->k + 16;
-    TAKE(phases, phases);
+    int64_t layers = s->count + 1, phases = PHASES(s->count) + 4;
+    if (it->k) phases += PHASES(it->drafter->stack->count) + CHOICE_PHASES(it->k);
+    TAKE(call, phases, phases);
     if (memory) memset(call->phases, 0, (size_t)phases * sizeof(Phase));
-    TAKE(block, call->verify_tokens);
-    TAKE(starts, it->rows);
-    TAKE(hidden, layers);
-    TAKE(verify.output, call->verify_tokens * s->width);
-    TAKE(scored.logits, call->verify_tokens * it->verifier->head.outputs);
-    TAKE(scored.best, call->verify_tokens);
+    TAKE(call, block, call->verify_tokens);
+    TAKE(call, starts, it->rows);
+    TAKE(call, hidden, layers);
+    TAKE(call, verify.output, call->verify_tokens * s->width);
+    TAKE(call, scored.logits, call->verify_tokens * it->verifier->head.outputs);
+    TAKE(call, scored.best, call->verify_tokens);
     if (memory) memset(call->hidden, 0, (size_t)layers * sizeof *call->hidden);
     for (int64_t i = 0; it->drafter && i < it->drafter->hidden; i++) {
         float *states = memory ? (float *)(memory + used) : NULL;
@@ -233,7 +218,6 @@ static size_t carve_iteration(Iterate *call, char *memory, int threads) {
     return used + carve(&call->verify_work, memory ? memory + used : NULL, s, call->verify_tokens,
                         largest(call->verify.horizon, it->source_horizon), threads);
 }
-#undef TAKE
 
 /* Sizes of the passes; what lies in buffers comes later. */
 static void plan_iteration(Iterate *call) {
@@ -249,6 +233,7 @@ static void plan_iteration(Iterate *call) {
                           .causal = it->k + 1, .source = it->source, .source_lengths = it->source_lengths,
                           .sources = it->rows, .source_horizon = it->source_horizon};
     if (!it->k) return;
+    call->choice = (Choice){.chooser = it->drafter->chooser, .rows = it->rows, .slots = it->k};
     int64_t length = call->fresh + it->k - 1;
     call->draft_tokens = it->rows * length;
     call->draft = (Pass){.rows = it->rows, .length = length, .horizon = most_fed + length, .own = it->draft_own,
@@ -273,10 +258,7 @@ static void fill_iteration(Iterate *call) {
     call->draft.input = call->draft.output;
     call->draft.starts = call->draft_starts;
     call->draft.ends = call->draft_ends;
-    call->choice.chooser = it->drafter->chooser;
     call->choice.states = call->draft_states;
-    call->choice.rows = it->rows;
-    call->choice.slots = it->k;
     for (int64_t row = 0; row < it->rows; row++) {
         int64_t fresh = row_fresh(it, row), *ends = call->draft_ends + row * call->draft.length;
         call->draft_starts[row] = it->fed[row];

@@ -83,28 +83,30 @@ static void little_job(void *argument, Team *team) {
     }
 }
 
-#define TAKE(field, count)                                              \
-    do {                                                                \
-        call->field = memory ? (void *)(memory + used) : NULL;          \
-        used += ((size_t)(count) * sizeof *call->field + 63) / 64 * 64; \
-    } while (0)
-
 static size_t carve_little(Little *call, char *memory, int threads) {
     const LittleDraft *d = call->draft;
     const Stack *s = d->decoder->stack;
     size_t used = 0;
-    int64_t tokens = d->rows * d->fresh, phases = d->k * (DECODER_PHASES(s->count) + 4);
-    TAKE(phases, phases);
+    int64_t tokens = d->rows * d->fresh, phases = d->k * (PHASES(s->count) + 4);
+    TAKE(call, phases, phases);
     if (memory) memset(call->phases, 0, (size_t)phases * sizeof(Phase));
-    TAKE(output, tokens * s->width);
-    TAKE(logits, tokens * d->decoder->head.outputs);
-    TAKE(block, tokens);
-    TAKE(starts, d->k * d->rows);
-    TAKE(alive, d->rows);
+    TAKE(call, output, tokens * s->width);
+    TAKE(call, logits, tokens * d->decoder->head.outputs);
+    TAKE(call, block, tokens);
+    TAKE(call, starts, d->k * d->rows);
+    TAKE(call, alive, d->rows);
     return used + carve(&call->work, memory ? memory + used : NULL, s, tokens,
                         largest(call->longest + d->k + d->fresh, d->source_horizon), threads);
 }
-#undef TAKE
+
+/* Sizes of the passes; what lies in buffers comes later. */
+static void plan_little(Little *call) {
+    const LittleDraft *d = call->draft;
+    for (int64_t row = 0; row < d->rows; row++) {
+        call->longest = largest(call->longest, d->lengths[row]);
+        call->most_fed = largest(call->most_fed, d->fed[row]);
+    }
+}
 
 static void fill_little(Little *call) {
     LittleDraft *d = call->draft;

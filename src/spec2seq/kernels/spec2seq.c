@@ -17,14 +17,13 @@ static char *buffers(size_t bytes) {
     return kept;
 }
 
-/* Buffers for a run over `tokens`. Returns 0 where memory is short. */
-static int make_work(Work *work, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
-    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
-    char *memory = buffers(carve(work, NULL, stack, tokens, keys, threads));
-    if (!memory) return 0;
-    carve(work, memory, stack, tokens, keys, threads);
-    memset(work->phases, 0, PHASES(stack->count) * sizeof(Phase));
-    return 1;
+/* Buffers and phases for a run over `tokens`. Returns the phases; null where memory is short. */
+static Phase *make_work(Work *work, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
+    size_t phases = PHASES(stack->count) * sizeof(Phase);
+    char *memory = buffers(phases + carve(work, NULL, stack, tokens, keys, threads));
+    if (!memory) return NULL;
+    carve(work, memory + phases, stack, tokens, keys, threads);
+    return memset(memory, 0, phases);
 }
 
 typedef struct {
@@ -51,10 +50,11 @@ static void source_job(void *argument, Team *team) {
 /* Run all layers over the tokens of a pass. */
 int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
     Work work;
-    int64_t tokens = pass->rows * pass->length;
-    if (!make_work(&work, stack, tokens, largest(pass->horizon, pass->source_horizon), threads)) return -1;
+    int64_t tokens = pass->rows * pass->length, keys = largest(pass->horizon, pass->source_horizon);
+    Phase *phases = make_work(&work, stack, tokens, keys, threads);
+    if (!phases) return -1;
     Call call = {.stack = stack, .pass = pass, .work = &work, .tokens = tokens};
-    run_team(threads, work.phases, stack_job, &call);
+    run_team(threads, phases, stack_job, &call);
     return 0;
 }
 
@@ -62,9 +62,10 @@ int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
 int spec2seq_source(const Stack *stack, const float *states, int64_t rows, int64_t length, const Places *to,
                     int threads) {
     Work work;
-    if (!make_work(&work, stack, rows * length, 0, threads)) return -1;
+    Phase *phases = make_work(&work, stack, rows * length, 0, threads);
+    if (!phases) return -1;
     Call call = {.stack = stack, .work = &work, .states = states, .to = to, .tokens = rows * length, .length = length};
-    run_team(threads, work.phases, source_job, &call);
+    run_team(threads, phases, source_job, &call);
     return 0;
 }
 
@@ -111,21 +112,13 @@ static void choose_job(void *argument, Team *team) {
 /* Choose the likeliest token of every slot from left to right. `previous` [rows] is written over. */
 int spec2seq_choose(const Chooser *chooser, const float *states, int64_t rows, int64_t slots, int64_t *previous,
                     int64_t *tokens, float *logits, int threads) {
-    int64_t width = chooser->width, inner = chooser->token.outputs, all = rows * slots;
-    int64_t code_stride = code_width(largest(width, inner)), phases = 10 * slots + 4;
-    size_t floats = (size_t)(all * inner + rows * (2 * width + inner) + all);
-    size_t bytes = (size_t)phases * sizeof(Phase) + floats * sizeof(float) + (size_t)(all * code_stride);
-    char *memory = buffers(bytes);
+    Choice choice = {.chooser = chooser, .states = states, .rows = rows, .slots = slots,
+                     .previous = previous, .tokens = tokens, .logits = logits};
+    size_t phases = CHOICE_PHASES(slots) * sizeof(Phase);
+    char *memory = buffers(carve_choice(&choice, NULL, phases));
     if (!memory) return -1;
-    memset(memory, 0, (size_t)phases * sizeof(Phase));
-    float *at = (float *)(memory + (size_t)phases * sizeof(Phase));
-    Choice choice = {chooser, states, rows, slots, previous, tokens, logits, .code_stride = code_stride};
-    choice.inner = at;
-    choice.seen = choice.inner + all * inner;
-    choice.told = choice.seen + rows * width;
-    choice.state = choice.told + rows * inner;
-    choice.scales = choice.state + rows * width;
-    choice.codes = (int8_t *)(choice.scales + all);
+    carve_choice(&choice, memory, phases);
+    memset(memory, 0, phases);
     run_team(threads, (Phase *)memory, choose_job, &choice);
     return 0;
 }
@@ -149,26 +142,18 @@ static void decoder_job(void *argument, Team *team) {
 
 /* A decoder's pass over tokens [rows][stride]: states, and logits where they are asked for. */
 int spec2seq_decode(const Decoder *decoder, Pass *pass, const Scored *scored, int threads) {
-    const Stack *stack = decoder->stack;
-    int64_t tokens = pass->rows * pass->length;
-    DecoderCall call = {decoder, {stack, pass, .tokens = tokens}, *scored};
-    int64_t phases = DECODER_PHASES(stack->count);
-    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
+    DecoderCall call = {decoder, {decoder->stack, pass, .tokens = pass->rows * pass->length}, *scored};
     int64_t keys = largest(pass->horizon, pass->source_horizon);
-    size_t first = (size_t)phases * sizeof(Phase);
-    char *memory = buffers(first + carve(&call.run.work, NULL, stack, tokens, keys, threads));
-    if (!memory) return -1;
-    memset(memory, 0, first);
-    carve(&call.run.work, memory + first, stack, tokens, keys, threads);
+    Phase *phases = make_work(&call.run.work, decoder->stack, call.run.tokens, keys, threads);
+    if (!phases) return -1;
     pass->input = pass->output;
-    run_team(threads, (Phase *)memory, decoder_job, &call);
+    run_team(threads, phases, decoder_job, &call);
     return 0;
 }
 
 /* One iteration of the decoding loop over the rows in flight. */
 int spec2seq_iterate(Iteration *iteration, int threads) {
     Iterate call = {.it = iteration};
-    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
     plan_iteration(&call);
     char *memory = buffers(carve_iteration(&call, NULL, threads));
     if (!memory) return -1;
@@ -181,11 +166,7 @@ int spec2seq_iterate(Iteration *iteration, int threads) {
 /* A little model's draft. */
 int spec2seq_draft(LittleDraft *draft, int threads) {
     Little call = {.draft = draft};
-    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
-    for (int64_t row = 0; row < draft->rows; row++) {
-        call.longest = largest(call.longest, draft->lengths[row]);
-        call.most_fed = largest(call.most_fed, draft->fed[row]);
-    }
+    plan_little(&call);
     char *memory = buffers(carve_little(&call, NULL, threads));
     if (!memory) return -1;
     carve_little(&call, memory, threads);

@@ -41,7 +41,6 @@ typedef struct {
 typedef struct {
     float *normed, *wide, *query, *mixed, *inner, *scores, *scales;
     int8_t *codes;
-    Phase *phases;
     int64_t code_stride, score_stride;
 } Work;
 
@@ -53,7 +52,7 @@ typedef struct {
     Team *team;
 } Run;
 
-#define PHASES(layers) (20 * (layers) + 8) /* no pass has more */
+#define PHASES(layers) (20 * (layers) + 16) /* no pass has more, embedding and head included */
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -63,19 +62,14 @@ static size_t carve(Work *work, char *memory, const Stack *s, int64_t tokens, in
     size_t used = 0;
     work->code_stride = code_width(largest(largest(s->width, inner), s->ffn_width));
     work->score_stride = (keys + 15) / 16 * 16;
-#define TAKE(field, count)                                                \
-    work->field = memory ? (void *)(memory + used) : NULL;                \
-    used += ((size_t)(count) * sizeof *work->field + 63) / 64 * 64
-    TAKE(normed, tokens * s->width);
-    TAKE(wide, tokens * 3 * inner);
-    TAKE(query, tokens * inner);
-    TAKE(mixed, tokens * inner);
-    TAKE(inner, tokens * ffn_in);
-    TAKE(scores, threads * work->score_stride);
-    TAKE(scales, tokens);
-    TAKE(codes, tokens * work->code_stride);
-    TAKE(phases, PHASES(s->count));
-#undef TAKE
+    TAKE(work, normed, tokens * s->width);
+    TAKE(work, wide, tokens * 3 * inner);
+    TAKE(work, query, tokens * inner);
+    TAKE(work, mixed, tokens * inner);
+    TAKE(work, inner, tokens * ffn_in);
+    TAKE(work, scores, team_size(threads) * work->score_stride);
+    TAKE(work, scales, tokens);
+    TAKE(work, codes, tokens * work->code_stride);
     return used;
 }
 

@@ -157,9 +157,12 @@ static void learn(int late) {
     if (late) pool.alone = pool.penalty;
 }
 
+/* How many threads really are taken. */
+static int team_size(int threads) { return threads > MOST_THREADS ? MOST_THREADS : threads; }
+
 /* Run a job on up to `threads` threads, this one among them; `phases` are zeros, one for each phase. */
 static void run_team(int threads, Phase *phases, Job job, void *argument) {
-    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
+    threads = team_size(threads);
     int with_workers = threads > 1 && !pthread_mutex_trylock(&pool.owner); /* else another call has them */
     if (with_workers && pool.alone > 0) {
         pool.alone--;

@@ -60,11 +60,9 @@ _placing = threading.Lock()
 
 
 def _in_huge_pages(tensor: Tensor) -> Tensor:
-    """A copy that lies beside the others: a pass reads all weights, and with pages of 4 KiB it would wait for the
-    translation of their addresses."""
+    """A copy that lies beside the others of its kind: a pass reads all of them, and with pages of 4 KiB it would wait
+    for the translation of their addresses."""
     size = -(-tensor.nbytes // 64) * 64
-    if not size:
-        return tensor
     with _placing:
         if not _chunk or _chunk[1] + size > len(_chunk[0]):
             # Private: a forked process that goes on in the same chunk must not write into its parent's.
@@ -80,7 +78,7 @@ def _in_huge_pages(tensor: Tensor) -> Tensor:
 
 
 class Weights:
-    """Packed weights, kept alive for the pointers that C holds."""
+    """What C points to, kept alive: packed weights of its own, and the model's other tensors where they lie."""
 
     def __init__(self) -> None:
         self.kept: list[Tensor] = []
@@ -88,8 +86,12 @@ class Weights:
     def pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        self.kept.append(_in_huge_pages(tensor.detach().contiguous()))
+        self.kept.append(tensor.detach().contiguous())
         return self.kept[-1].data_ptr()
+
+    def packed(self, weight: Tensor, group: int, whole: int = 1) -> int:
+        """Of `_panels`."""
+        return self.pointer(_in_huge_pages(_panels(weight, group, whole)))
 
     def linear(self, module: nn.Module) -> c.Linear:
         bias = self.pointer(module.bias)
@@ -98,9 +100,9 @@ class Weights:
             rest = (0, -outputs % c.PANEL)
             scales = nn.functional.pad(module.scale, rest)
             sums = nn.functional.pad(module.weight.sum(1, dtype=torch.int32), rest)
-            codes = self.pointer(_panels(module.weight, 4, c.CODES))
+            codes = self.packed(module.weight, 4, c.CODES)
             return c.Linear(None, codes, self.pointer(scales), self.pointer(sums), bias, inputs, outputs)
-        return c.Linear(self.pointer(_panels(module.weight, 1)), None, None, None, bias, inputs, outputs)
+        return c.Linear(self.packed(module.weight, 1), None, None, None, bias, inputs, outputs)
 
     def norm(self, module: nn.Module) -> c.Norm:
         return c.Norm(self.pointer(module.weight), self.pointer(getattr(module, "bias", None)))
