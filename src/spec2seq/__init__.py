@@ -7,7 +7,7 @@ from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from spec2seq.api import Generation, Row, Seq2Seq
+    from spec2seq.api import Seq2Seq
     from spec2seq.decoding.acceptance import Exact, RejectionSampling, Rollback, TopBeta
     from spec2seq.decoding.block_drafters import BlockDrafter, PaperBlockDrafter
     from spec2seq.decoding.cached_blocks import CachedBlockDrafter
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, SpecDec, Speculative
     from spec2seq.decoding.official import OfficialBiLD
     from spec2seq.decoding.sampling import Sampling
+    from spec2seq.generation import Generation, Row
 
 __all__ = [
     "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter", "ConfidenceLength", "Exact",
@@ -26,7 +27,7 @@ __all__ = [
 
 # Importing torch takes seconds, so a name is imported when it is first used: `spec2seq --help` answers at once.
 _ROOMS = {
-    "spec2seq.api": ("Generation", "Row", "Seq2Seq"),
+    "spec2seq.api": ("Seq2Seq",),
     "spec2seq.decoding.acceptance": ("Exact", "RejectionSampling", "Rollback", "TopBeta"),
     "spec2seq.decoding.block_drafters": ("BlockDrafter", "PaperBlockDrafter"),
     "spec2seq.decoding.cached_blocks": ("CachedBlockDrafter",),
@@ -35,6 +36,7 @@ _ROOMS = {
     "spec2seq.decoding.methods": ("Assisted", "Beam", "BiLD", "Greedy", "Lookup", "Sample", "SpecDec", "Speculative"),
     "spec2seq.decoding.official": ("OfficialBiLD",),
     "spec2seq.decoding.sampling": ("Sampling",),
+    "spec2seq.generation": ("Generation", "Row"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -2,80 +2,35 @@
 
 import copy
 import dataclasses
-import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spec2seq.decoding.beam import beam_search
+from spec2seq.config import check_choice
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.logits import Processor, processors_from
-from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import log_probability
-from spec2seq.decoding.stats import Counts, Stats
+from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.generation import Generation, Hypothesis, Row
 from spec2seq.models import executor as executors
-from spec2seq.models import families, int8_folder, languages
+from spec2seq.models import families, int8_folder, languages, loading
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
-from spec2seq.pairing import check_pair
+from spec2seq.options import DTYPES
+from spec2seq.runner import Runner
 
-DTYPES = executors.WEIGHTS
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
-    "vocab-src.json",
-)  # fmt: skip
 DEFAULT_MAX_NEW_TOKENS = 256
 LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 WINDOW = 16  # batches that are sorted by length together
 
 Method = Speculative | Beam | OfficialBiLD
-
-
-@dataclasses.dataclass(frozen=True)
-class Hypothesis:
-    """One of the best outputs of beam search. `score` is its log-probability over its length to the power of
-    length_penalty."""
-
-    text: str | None
-    tokens: list[int]
-    score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One generated output: its text, its token ids (end token included) and its counts. `trace`, if asked for,
-    has one letter a token: d for the drafter, v for the verifier. Beam search adds its `hypotheses`, the best, which
-    is this output, first."""
-
-    text: str | None
-    tokens: list[int]
-    counts: Counts
-    trace: str | None = None
-    hypotheses: tuple[Hypothesis, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """The rows in the order of the sources, and the counts and seconds of the run."""
-
-    rows: list[Row]
-    stats: Stats
-
-    @property
-    def texts(self) -> list[str]:
-        return [row.text or "" for row in self.rows]
-
-    @property
-    def sequences(self) -> list[list[int]]:
-        return [row.tokens for row in self.rows]
 
 
 class Seq2Seq:
@@ -106,43 +61,13 @@ class Seq2Seq:
             tokenizer: folder or id of the tokenizer where the model's has none.
             src_lang, tgt_lang, prefix: see `for_task`.
         """
-        if dtype not in DTYPES:
-            raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
-        where = _torch_device(device)
+        check_choice("dtype", dtype, DTYPES)
+        where = loading.torch_device(device)
         executors.check(dtype, executor)
-        name = str(name)
-        if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
-            raise Spec2SeqError(f"{name}: no model here: config.json is missing")
-        if name.startswith((".", "/", "~")) and not os.path.exists(name):
-            raise Spec2SeqError(f"{name}: no such folder")
-        import transformers  # slow to import, and only loading needs it
-
-        from spec2seq.models import subwords  # so does this
-
-        try:
-            config = transformers.AutoConfig.from_pretrained(name)
-            families.family_of(config, name)
-            model, config, generation_config = _load_weights(config, name, dtype)
-        except Spec2SeqError:
-            raise
-        except Exception as error:  # a broken configuration raises anything, from KeyError to the hub's own kinds
-            reason = _first_line(error)
-            raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
-        # Without its files Transformers makes an empty tokenizer up for some families.
-        words = str(tokenizer or name)
-        if os.path.isdir(words) and not any(os.path.isfile(os.path.join(words, file)) for file in TOKENIZER_FILES):
-            raise Spec2SeqError(f"{words}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
-        subwords.register()
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(words)
-        except Exception as error:  # as above
-            reason = _first_line(error)
-            if "tiktoken" in reason:  # what Transformers tries last, and is misleading
-                reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
-            raise Spec2SeqError(f"{words}: its tokenizer could not be loaded: {reason}") from None
+        model, config, generation_config = loading.load_model(str(name), dtype)
+        words = loading.load_tokenizer(str(tokenizer or name))
         executors.prepare(model.to(where), dtype, executor)
-        loaded = cls(model, config, tokenizer, generation_config)
-        return loaded.for_task(src_lang, tgt_lang, prefix)
+        return cls(model, config, words, generation_config).for_task(src_lang, tgt_lang, prefix)
 
     @classmethod
     def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":
@@ -244,7 +169,7 @@ class Seq2Seq:
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = _Run(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, len(ids))
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, len(ids))
         done = run([ids[index] for index in order], list(order))
         rows = [None] * len(ids)
         for index, completion in done:
@@ -266,7 +191,7 @@ class Seq2Seq:
         line alone at batch size 1. Counts are added to `stats` as it goes."""
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
-        run = _Run(self, method or Greedy(), max_new_tokens, batch_size, trace, False)
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, False)
         run.stats = stats if stats is not None else run.stats
         size = 1 if batch_size == 1 else batch_size * WINDOW
         window: list[tuple[int, list[int]]] = []
@@ -381,100 +306,3 @@ class Seq2Seq:
 
     def _text(self, ids: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-class _Run:
-    """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`."""
-
-    def __init__(
-        self, seq2seq: Seq2Seq, method: Method, max_new_tokens: int | None, batch_size: int, trace: bool,
-        profile: bool, count: int | None = None,
-    ):  # fmt: skip
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
-        if profile and not isinstance(method, Speculative):
-            raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
-        if count:
-            batch_size = min(batch_size, count)  # costs are measured at the rows there are
-        method = method.completed(seq2seq.settings)
-        self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
-        self.cap = seq2seq.max_new_tokens(max_new_tokens)
-        self.processors = seq2seq.processors()
-        self.engine = None
-        self.stats = Stats()
-        if isinstance(getattr(method, "drafter", None), LittleModel):
-            check_pair(seq2seq, method.drafter)
-        if isinstance(method, Speculative):
-            self.engine = Engine(seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile)
-            self.stats = self.engine.stats
-
-    def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
-        if isinstance(self.method, OfficialBiLD):
-            return [(index, self._alone(source)) for source, index in zip(sources, indices, strict=True)]
-        if self.engine is None:
-            done = []
-            for start in range(0, len(sources), self.batch_size):
-                group = sources[start : start + self.batch_size]
-                found = beam_search(self.seq2seq.model, group, self.method, self.cap, self.processors, self.stats)
-                done += [(indices[start + completion.id], completion) for completion in found]
-            return done
-        self.engine.stats = self.stats
-        place = {}
-        seed = (self.engine.sampling.seed if self.engine.sampling else 0) * 1_000_003
-        for source, index in zip(sources, indices, strict=True):
-            place[self.engine.submit(source, self.cap, seed + index)] = index
-        done = []
-        while self.engine.busy:
-            done += [(place[completion.id], completion) for completion in self.engine.step()]
-        return done
-
-    def _alone(self, source: list[int]) -> Completion:
-        """A source in the official BiLD, whatever the batch size."""
-        started = time.perf_counter()
-        completion = self.method.decode(self.seq2seq.model, source, self.cap, self.processors)
-        counts, stats = completion.counts, self.stats
-        stats.add(counts)
-        stats.rows += 1
-        stats.verifier_passes += counts.verifier_calls
-        stats.drafter_passes += counts.drafter_calls
-        stats.seconds += time.perf_counter() - started
-        return completion
-
-
-def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
-    """The model in a folder or of the hub, its configuration and its generation config."""
-    import transformers
-
-    if os.path.isfile(os.path.join(name, int8_folder.FILE)):
-        if dtype != "int8":
-            raise UsageError(f'{name}: its weights are int8; load it with dtype="int8" (--dtype int8)')
-        return int8_folder.load(config, name), config, transformers.GenerationConfig.from_pretrained(name)
-    theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-        name, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    _check_complete(name, loading)
-    return families.load(theirs.config, theirs.state_dict(), name), theirs.config, theirs.generation_config
-
-
-def _check_complete(name: str, loading: dict[str, Any]) -> None:
-    """Transformers fills tensors that are missing or have another shape with random numbers and goes on."""
-    if loading["mismatched_keys"]:
-        tensor, found, wanted = sorted(loading["mismatched_keys"], key=str)[0]
-        raise Spec2SeqError(f"{name}: {tensor} has the shape {[*found]}; config.json asks for {[*wanted]}")
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise Spec2SeqError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _torch_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device is {name!r}; allowed: cpu, cuda, cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device is {name!r}, but no CUDA device is here; allowed: cpu")
-    return device

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from spec2seq.errors import Spec2SeqError, UsageError
 
 if TYPE_CHECKING:  # both import torch
-    from spec2seq.api import Method, Row, Seq2Seq
+    from spec2seq.api import Method, Seq2Seq
     from spec2seq.decoding.stats import Stats
+    from spec2seq.generation import Row
 
 RESULTS = ("output", "tokens", "stats", "trace", "hypotheses")
 
@@ -112,8 +113,8 @@ class Rows:
         self.rows = model.stream(self._feed(), method, stats=stats, **run)
 
     def __iter__(self) -> "Iterator[tuple[Line, Row]]":
-        from spec2seq.api import Row
         from spec2seq.decoding.stats import Counts
+        from spec2seq.generation import Row
 
         # Reading no line before the ones at hand are answered keeps a conversation over pipes alive.
         while self.ahead or self._read():

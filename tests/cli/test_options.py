@@ -8,11 +8,12 @@ import pytest
 import tiny
 import yaml
 
-from spec2seq import api
+from spec2seq import Seq2Seq
 from spec2seq.decoding import acceptance, methods
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
+from spec2seq.models import executor
 from spec2seq.options import (
     BESIDE,
     DTYPES,
@@ -217,8 +218,8 @@ def test_defaults_in_the_table_are_the_librarys():
 
 
 def test_dtypes_in_the_table_are_the_librarys():
-    assert set(DTYPES) == set(api.DTYPES)
-    keywords = inspect.signature(api.Seq2Seq.stream).parameters
+    assert set(DTYPES) == set(executor.WEIGHTS)
+    keywords = inspect.signature(Seq2Seq.stream).parameters
     assert OPTIONS["batch_size"].default == keywords["batch_size"].default
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import transformers
 
-from spec2seq.api import DTYPES
 from spec2seq.config import check_choice
 from spec2seq.evaluation.peers import Job, Run, Workload, batches
 from spec2seq.evaluation.timing import set_threads
+from spec2seq.models.executor import WEIGHTS
 
 METHODS = ("greedy", "beam", "assisted", "lookup")
 LOOKUP_TOKENS = 10  # what its documentation uses; without a number there is no prompt lookup
@@ -29,7 +29,7 @@ class Transformers:
         self.verifier = self._load(workload.models)
 
     def _load(self, folder) -> Any:
-        dtype = DTYPES[self.workload.dtype]
+        dtype = WEIGHTS[self.workload.dtype]
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval().to(self.workload.device)
         model.generation_config.max_length = None  # or every call warns that max_new_tokens goes first
         return model

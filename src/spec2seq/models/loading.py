@@ -1,0 +1,96 @@
+"""A model and its tokenizer from a folder or from the hub."""
+
+import os
+from typing import Any
+
+import torch
+
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models import executor, families, int8_folder
+from spec2seq.models.encoder_decoder import EncoderDecoder
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
+    "vocab-src.json",
+)  # fmt: skip
+
+
+def torch_device(name: str) -> torch.device:
+    """Raises UsageError for what is no device, or not on this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device is {name!r}; allowed: cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device is {name!r}, but no CUDA device is here; allowed: cpu")
+    return device
+
+
+def load_model(name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
+    """The model in a folder or of the hub, its configuration and its generation config.
+
+    Raises Spec2SeqError if there is none, or none of a supported family.
+    """
+    if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise Spec2SeqError(f"{name}: no model here: config.json is missing")
+    if name.startswith((".", "/", "~")) and not os.path.exists(name):
+        raise Spec2SeqError(f"{name}: no such folder")
+    import transformers  # slow to import, and only loading needs it
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        families.family_of(config, name)
+        return _load_weights(config, name, dtype)
+    except Spec2SeqError:
+        raise
+    except Exception as error:  # a broken configuration raises anything, from KeyError to the hub's own kinds
+        reason = _first_line(error)
+        raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer in a folder or of the hub. Raises Spec2SeqError if there is none that loads."""
+    # Without its files Transformers makes an empty tokenizer up for some families.
+    if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES):
+        raise Spec2SeqError(f"{name}: no tokenizer here: expected one of {', '.join(TOKENIZER_FILES)}")
+    import transformers
+
+    from spec2seq.models import subwords  # slow to import, as Transformers is
+
+    subwords.register()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # as above
+        reason = _first_line(error)
+        if "tiktoken" in reason:  # what Transformers tries last, and is misleading
+            reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
+        raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {reason}") from None
+
+
+def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
+    """The model in a folder or of the hub, its configuration and its generation config."""
+    import transformers
+
+    if os.path.isfile(os.path.join(name, int8_folder.FILE)):
+        if dtype != "int8":
+            raise UsageError(f'{name}: its weights are int8; load it with dtype="int8" (--dtype int8)')
+        return int8_folder.load(config, name), config, transformers.GenerationConfig.from_pretrained(name)
+    theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        name, dtype=executor.WEIGHTS[dtype], output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    _check_complete(name, loading)
+    return families.load(theirs.config, theirs.state_dict(), name), theirs.config, theirs.generation_config
+
+
+def _check_complete(name: str, loading: dict[str, Any]) -> None:
+    """Transformers fills tensors that are missing or have another shape with random numbers and goes on."""
+    if loading["mismatched_keys"]:
+        tensor, found, wanted = sorted(loading["mismatched_keys"], key=str)[0]
+        raise Spec2SeqError(f"{name}: {tensor} has the shape {[*found]}; config.json asks for {[*wanted]}")
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise Spec2SeqError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

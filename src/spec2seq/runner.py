@@ -1,0 +1,75 @@
+"""Runs sources through a model by one method, of whichever kind."""
+
+import time
+from typing import TYPE_CHECKING
+
+from spec2seq.decoding.beam import beam_search
+from spec2seq.decoding.drafters import LittleModel
+from spec2seq.decoding.loop import Engine
+from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.official import OfficialBiLD
+from spec2seq.decoding.scheduler import Completion
+from spec2seq.decoding.stats import Stats
+from spec2seq.errors import UsageError
+from spec2seq.pairing import check_pair
+
+if TYPE_CHECKING:
+    from spec2seq.api import Method, Seq2Seq
+
+
+class Runner:
+    """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`."""
+
+    def __init__(
+        self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
+        profile: bool, count: int | None = None,
+    ):  # fmt: skip
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
+        if profile and not isinstance(method, Speculative):
+            raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
+        if count:
+            batch_size = min(batch_size, count)  # costs are measured at the rows there are
+        method = method.completed(seq2seq.settings)
+        self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
+        self.cap = seq2seq.max_new_tokens(max_new_tokens)
+        self.processors = seq2seq.processors()
+        self.engine = None
+        self.stats = Stats()
+        if isinstance(getattr(method, "drafter", None), LittleModel):
+            check_pair(seq2seq, method.drafter)
+        if isinstance(method, Speculative):
+            self.engine = Engine(seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile)
+            self.stats = self.engine.stats
+
+    def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
+        if isinstance(self.method, OfficialBiLD):
+            return [(index, self._alone(source)) for source, index in zip(sources, indices, strict=True)]
+        if self.engine is None:
+            done = []
+            for start in range(0, len(sources), self.batch_size):
+                group = sources[start : start + self.batch_size]
+                found = beam_search(self.seq2seq.model, group, self.method, self.cap, self.processors, self.stats)
+                done += [(indices[start + completion.id], completion) for completion in found]
+            return done
+        self.engine.stats = self.stats
+        place = {}
+        seed = (self.engine.sampling.seed if self.engine.sampling else 0) * 1_000_003
+        for source, index in zip(sources, indices, strict=True):
+            place[self.engine.submit(source, self.cap, seed + index)] = index
+        done = []
+        while self.engine.busy:
+            done += [(place[completion.id], completion) for completion in self.engine.step()]
+        return done
+
+    def _alone(self, source: list[int]) -> Completion:
+        """A source in the official BiLD, whatever the batch size."""
+        started = time.perf_counter()
+        completion = self.method.decode(self.seq2seq.model, source, self.cap, self.processors)
+        counts, stats = completion.counts, self.stats
+        stats.add(counts)
+        stats.rows += 1
+        stats.verifier_passes += counts.verifier_calls
+        stats.drafter_passes += counts.drafter_calls
+        stats.seconds += time.perf_counter() - started
+        return completion
