@@ -31,7 +31,8 @@ from transformers.models.umt5.modeling_umt5 import UMT5LayerNorm
 from spec2seq import Seq2Seq
 from spec2seq.decoding.block_drafters import PaperBlockDrafter
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
-from spec2seq.models.cached_drafter import CachedDrafter, CachedDrafterConfig, CachedDrafterShape
+from spec2seq.models.cached_drafter import CachedDrafter
+from spec2seq.models.cached_drafter_shape import CachedDrafterConfig, CachedDrafterShape
 from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
 
 VOCABULARY = 64

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from spec2seq import CachedBlockDrafter, Seq2Seq
-from spec2seq.models.cached_drafter import CachedDrafter, CachedDrafterConfig
+from spec2seq.models.cached_drafter import CachedDrafter
+from spec2seq.models.cached_drafter_shape import CachedDrafterConfig
 from spec2seq.training.batches import Collator
 from spec2seq.training.card import drafter_card
 from spec2seq.training.checkpoints import Checkpoint, require_fit, weights_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from spec2seq.config import build, check_choice, check_range, load_mapping
 from spec2seq.errors import UsageError
-from spec2seq.models.cached_drafter import CachedDrafterShape
+from spec2seq.models.cached_drafter_shape import CachedDrafterShape
 
 FAMILIES = ("marian", "t5")
 PRECISIONS = ("auto", "bf16", "fp32")
