@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "spec2seq"
 OUTER = ("spec2seq.training", "spec2seq.tasks", "spec2seq.evaluation", "spec2seq.serving", "spec2seq.cli")
-MEETING = ("spec2seq.api", "spec2seq.generation", "spec2seq.runner")  # of models and decoding
+MEETING = ("spec2seq.api", "spec2seq.from_options", "spec2seq.generation", "spec2seq.runner")  # of models and decoding
 FORBIDDEN = {
     "models": ("spec2seq.decoding", *MEETING, *OUTER),
     "decoding": (*MEETING, *OUTER),

@@ -5,92 +5,25 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spec2seq.config import load_mapping
 from spec2seq.errors import UsageError
+from spec2seq.option import METHODS, Option
 
-if TYPE_CHECKING:  # both import torch, and the command line must answer --help without it
-    from spec2seq.api import Method, Seq2Seq
-    from spec2seq.decoding.drafters import Drafter
-
-METHODS = ("greedy", "beam", "sample", "assisted", "bild", "lookup", "specdec")
 # Methods that need a drafter, and where it is looked for beside the model; sample may have one, too.
 BESIDE = {"specdec": "drafter", "assisted": "little", "bild": "little"}
 # The variants of BiLD (docs/bild.md), and the options that do nothing in each.
-_FILTERS, _JUDGING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"), ("verify_tail", "distance")
+FILTERS, _JUDGING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"), ("verify_tail", "distance")
 POLICIES = {
-    "paper": _FILTERS,
-    "lossless": (*_FILTERS, *_JUDGING, "rollback_threshold"),
+    "paper": FILTERS,
+    "lossless": (*FILTERS, *_JUDGING, "rollback_threshold"),
     "sampling": (),
-    "compat": (*_FILTERS, *_JUDGING, "starts"),
+    "compat": (*FILTERS, *_JUDGING, "starts"),
 }
-EARLY_EXIT = "early-exit"  # as a drafter's name
 DTYPES = ("float32", "int8", "bfloat16", "float16", "float64")
 EXECUTORS = ("auto", "native", "torch")
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option: its type and range, what the library does without it, and the methods that take it.
-
-    `word` may stand for None ("auto", "none"). Without `methods` every method takes it. Where `with_drafter` is
-    true, sample takes it only with a drafter.
-    """
-
-    name: str
-    type: type
-    help: str
-    default: Any
-    methods: tuple[str, ...] = METHODS
-    word: str | None = None
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    with_drafter: bool = False
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def of_method(self) -> bool:
-        """Whether only some methods take it."""
-        return self.methods != METHODS
-
-    @property
-    def allowed(self) -> str:
-        """The values that are allowed, in words."""
-        if self.choices:
-            return ", ".join(self.choices)
-        words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.type]
-        if self.low is not None:
-            words += f" from {self.low} to {self.high}" if self.high is not None else f" of at least {self.low}"
-        return words + (f", or {self.word}" if self.word else "")
-
-    def parse(self, value: Any, where: str) -> Any:
-        """A flag's text or a config file's value → the value. Raises UsageError naming `where`."""
-        if self.word and (value is None or value == self.word):
-            return None
-        parsed = self._converted(value)
-        low = -float("inf") if self.low is None else self.low
-        high = float("inf") if self.high is None else self.high
-        in_range = self.type in (str, bool) or (parsed is not None and low <= parsed <= high)
-        if parsed is None or not in_range or (self.choices and parsed not in self.choices):
-            raise UsageError(f"{where} is {value!r}; allowed: {self.allowed}")
-        return parsed
-
-    def _converted(self, value: Any) -> Any:
-        """The value in the option's type; None if it is not one."""
-        if isinstance(value, bool) or self.type in (bool, str):
-            return value if type(value) is self.type else None
-        if isinstance(value, str) or (self.type is float and isinstance(value, int)):
-            try:
-                return self.type(value)
-            except ValueError:
-                return None
-        return value if isinstance(value, self.type) else None
 
 
 def _option(type_: type, help_: str, default: Any, *methods: str, **more: Any) -> Any:
@@ -268,92 +201,6 @@ def bundled_model() -> str:
     if not (folder / "config.json").is_file():
         raise UsageError("no model; give --model FOLDER_OR_ID")
     return str(folder)
-
-
-def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
-    """Load the model, and the drafter if there is one, and make the method."""
-    from spec2seq.api import Seq2Seq
-
-    if run.threads is not UNSET:
-        import torch
-
-        torch.set_num_threads(run.threads)
-    place = run.given("dtype", "device", "executor")
-    model = Seq2Seq.from_pretrained(run.model, **place, **run.given("src_lang", "tgt_lang", "prefix"))
-    drafter = None
-    if options.drafter is not UNSET:
-        drafter = load_drafter(options.drafter, model, languages=run.given("src_lang", "tgt_lang"), **place)
-    return model, make_method(options, drafter)
-
-
-def load_drafter(
-    name: str, verifier: "Seq2Seq", tokenizer: str | None = None, languages: Mapping[str, str] | None = None,
-    **place: str,
-) -> "Drafter":  # fmt: skip
-    """The drafter in a folder, of whichever kind, a little model of the hub, or the verifier's early exit; `place` is
-    dtype, device and executor."""
-    from spec2seq import BlockDrafter, Seq2Seq
-
-    if name == EARLY_EXIT:
-        return verifier.early_exit()
-    if is_block_drafter(name):
-        return BlockDrafter.from_pretrained(name, **place)
-    words = {} if tokenizer is None else {"tokenizer": tokenizer}
-    return Seq2Seq.from_pretrained(name, **words, **place, **(languages or {})).drafter()
-
-
-def make_method(options: MethodOptions, drafter: "Drafter | None" = None) -> "Method":
-    """The method that the options describe; what they leave unset has the library's defaults."""
-    from spec2seq.decoding import methods
-
-    if options.method in BESIDE and drafter is None:
-        raise UsageError(f"method {options.method} needs a drafter")
-    given = options.given
-    match options.method:
-        case "greedy":
-            return methods.Greedy()
-        case "beam":
-            best = {} if options.n_best is UNSET else {"num_return_sequences": options.n_best}
-            return methods.Beam(**given("num_beams", "length_penalty", "early_stopping"), **best)
-        case "sample":
-            filters = given(*_FILTERS)
-            length = given("num_assistant_tokens", "assistant_confidence_threshold")
-            if drafter is not None and length:
-                length = methods.Assisted(drafter, **({"num_assistant_tokens": 4} | length)).length
-            return methods.Sample(**filters, drafter=drafter, length=length or None)
-        case "assisted":
-            length = given("num_assistant_tokens", "assistant_confidence_threshold")
-            return methods.Assisted(drafter, **length, acceptance=_acceptance(options))
-        case "specdec":
-            return methods.SpecDec(drafter, **given("block_size", "beta", "tau"))
-        case "bild":
-            return _bild(options, drafter)
-        case _:
-            lookup = given("num_lookup_tokens", "max_matching_ngram_size", "min_matching_ngram_size")
-            return methods.Lookup(**lookup, acceptance=_acceptance(options))
-
-
-def _bild(options: MethodOptions, drafter: "Drafter") -> "Method":
-    from spec2seq.decoding import methods, official
-    from spec2seq.decoding.sampling import Sampling
-
-    values = options.given("fallback_threshold", "rollback_threshold", "max_draft_tokens")
-    policy = "paper" if options.policy is UNSET else options.policy
-    if policy == "compat":
-        return official.OfficialBiLD(drafter, **values)
-    values |= options.given("starts", "verify_tail", "distance")
-    if policy == "lossless":
-        values |= {"rollback_threshold": 0.0, "verify_tail": True}
-    if policy == "sampling":
-        values["sampling"] = Sampling(**options.given(*_FILTERS))
-    return methods.BiLD(drafter, **values)
-
-
-def _acceptance(options: MethodOptions) -> Any:
-    from spec2seq.decoding.acceptance import TopBeta
-
-    given = options.given("beta", "tau")
-    return TopBeta(**given) if given else None
 
 
 def as_markdown() -> str:

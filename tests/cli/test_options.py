@@ -13,17 +13,17 @@ from spec2seq.decoding import acceptance, methods
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
+from spec2seq.from_options import make_method
 from spec2seq.models import executor
+from spec2seq.option import METHODS
 from spec2seq.options import (
     BESIDE,
     DTYPES,
-    METHODS,
     OPTIONS,
     POLICIES,
     MethodOptions,
     RunOptions,
     as_markdown,
-    make_method,
     resolve,
 )
 

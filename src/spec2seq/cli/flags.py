@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spec2seq.options import OPTIONS, MethodOptions, Option, RunOptions, load, resolve
+from spec2seq.from_options import load
+from spec2seq.option import Option
+from spec2seq.options import OPTIONS, MethodOptions, RunOptions, resolve
 
 if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq

@@ -11,7 +11,8 @@ from spec2seq.evaluation.files import write_json, write_text
 from spec2seq.evaluation.published import beside_published, nearest
 from spec2seq.evaluation.runs import Outcome, Plan, measure, results, write_predictions
 from spec2seq.evaluation.sweeps import write_sweep
-from spec2seq.options import MethodOptions, load_drafter, make_method
+from spec2seq.from_options import load_drafter, make_method
+from spec2seq.options import MethodOptions
 from spec2seq.tasks import Example, Task
 from spec2seq.training.cache import cut
 

@@ -18,7 +18,8 @@ from spec2seq.evaluation.lossless import LosslessReport, compare_with_greedy, de
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.sample import pairs_to_measure
-from spec2seq.options import BESIDE, MethodOptions, RunOptions, load, resolve
+from spec2seq.from_options import load
+from spec2seq.options import BESIDE, MethodOptions, RunOptions, resolve
 
 LINES = 2000
 BATCH_SIZES = (1, 16)
