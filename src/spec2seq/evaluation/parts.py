@@ -21,6 +21,7 @@ from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.peers import Job, Workload
 from spec2seq.evaluation.peers.worker import Worker
 from spec2seq.evaluation.progress import progress
+from spec2seq.evaluation.tables import ENGINES
 from spec2seq.evaluation.timing import interleave
 
 BASE = {"d_model": 512, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "encoder_attention_heads": 8,
@@ -92,7 +93,7 @@ def page(results: dict[str, Any]) -> str:
     head = ["engine", "dtype", "threads", "first", *(f"{n} token{'s' * (n > 1)}" for n in LENGTHS)]
     for size, rows in results["models"].items():
         table = [
-            [row["engine"], row["dtype"], str(row["threads"]), f"{row['first_ms']:.2f}",
+            [ENGINES[row["engine"]], row["dtype"], str(row["threads"]), f"{row['first_ms']:.2f}",
              *(f"{row['pass_ms'][str(n)]:.2f}" if str(n) in row["pass_ms"] else "–" for n in LENGTHS)]
             for row in rows
         ]  # fmt: skip
