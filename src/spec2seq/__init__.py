@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from spec2seq.decoding.acceptance import Exact, RejectionSampling, Rollback, TopBeta
     from spec2seq.decoding.block_drafters import BlockDrafter, PaperBlockDrafter
     from spec2seq.decoding.cached_blocks import CachedBlockDrafter
-    from spec2seq.decoding.drafters import LittleModel, NgramLookup
+    from spec2seq.decoding.drafters import LittleModel
     from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength
+    from spec2seq.decoding.lookup import NgramLookup
     from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, SpecDec, Speculative
     from spec2seq.decoding.official import OfficialBiLD
     from spec2seq.decoding.sampling import Sampling
@@ -31,8 +32,9 @@ _ROOMS = {
     "spec2seq.decoding.acceptance": ("Exact", "RejectionSampling", "Rollback", "TopBeta"),
     "spec2seq.decoding.block_drafters": ("BlockDrafter", "PaperBlockDrafter"),
     "spec2seq.decoding.cached_blocks": ("CachedBlockDrafter",),
-    "spec2seq.decoding.drafters": ("LittleModel", "NgramLookup"),
+    "spec2seq.decoding.drafters": ("LittleModel",),
     "spec2seq.decoding.lengths": ("AdaptiveLength", "ConfidenceLength", "FixedLength"),
+    "spec2seq.decoding.lookup": ("NgramLookup",),
     "spec2seq.decoding.methods": ("Assisted", "Beam", "BiLD", "Greedy", "Lookup", "Sample", "SpecDec", "Speculative"),
     "spec2seq.decoding.official": ("OfficialBiLD",),
     "spec2seq.decoding.sampling": ("Sampling",),

@@ -10,8 +10,9 @@ import tiny
 from spec2seq import Assisted, Beam, ConfidenceLength, Seq2Seq, Speculative, UsageError
 from spec2seq.decoding.acceptance import ACCEPTANCE_RULES
 from spec2seq.decoding.block_drafters import BLOCK_DRAFTERS
-from spec2seq.decoding.drafters import DRAFTERS, NgramLookup
+from spec2seq.decoding.drafters import DRAFTERS
 from spec2seq.decoding.lengths import LENGTH_RULES, _Adaptive
+from spec2seq.decoding.lookup import NgramLookup
 from spec2seq.decoding.stats import Counts
 
 CAP, SLOTS = 15, 5

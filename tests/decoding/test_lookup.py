@@ -5,8 +5,9 @@ import tiny
 import torch
 
 from spec2seq import Lookup, NgramLookup, UsageError
-from spec2seq.decoding.drafters import LookupSession
+from spec2seq.decoding.lookup import LookupSession
 from spec2seq.decoding.rows import Rows
+from spec2seq.models import native
 
 START, EOS, PAD = 0, 1, 2
 
@@ -23,11 +24,16 @@ def draft(
     for slot, (_, output) in enumerate(rows):
         state.tokens[slot, 1 : 1 + len(output)] = torch.tensor(output, dtype=torch.long)
         state.lengths[slot] = state.host_lengths[slot] = 1 + len(output)
-    session = LookupSession(NgramLookup(longest, least), state, shared=True)
-    found = session.draft(k, torch.tensor(room or [98] * len(rows)), None, None)
-    assert found.tokens.shape[1] <= k
-    assert found.calls == 1 and found.probabilities is None and found.unsure is None
-    return [tokens[:length] for tokens, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
+    drafts = []
+    for compiled in (False, True) if not native.unavailable() else (False,):
+        session = LookupSession(NgramLookup(longest, least), state, shared=True, native=compiled)
+        found = session.draft(k, torch.tensor(room or [98] * len(rows)), None, None)
+        assert found.tokens.shape[1] <= k
+        assert found.calls == 1 and found.probabilities is None and found.unsure is None
+        both = zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)
+        drafts.append([tokens[:length] for tokens, length in both])
+    assert drafts[0] == drafts[-1]
+    return drafts[0]
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,17 @@ class Engine:
             return self._commit(draft, verdict, decoded, tail)
 
     def _iterate_native(self, k: int) -> list[Completion]:
-        """The same in one call of the compiled executor."""
-        rows, found = self.rows, self.native.run(k)
-        self.stats.verifier_passes += 1
-        self.stats.drafter_passes += found.calls
+        """The same in one call of the compiled executor, or in two where the drafter runs before."""
+        rows, unsure = self.rows, [0] * self.rows.count
+        if self.native.drafts:
+            found = self.native.run(k)
+            self.stats.drafter_passes += found.calls
+        else:
+            with self._phase("draft"):
+                draft = self._draft(k)
+            unsure = unsure if draft.unsure is None else draft.unsure.tolist()
+            found = self.native.judge(draft)
+        self.stats.verifier_passes += found.passes
         if self.profile:
             for name, seconds in zip(("draft", "verify", "judge"), self.native.iteration.seconds, strict=True):
                 self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
@@ -130,8 +137,10 @@ class Engine:
             new[-1] == rows.eos_token_id or length >= limit
             for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
         ]
-        unsure = [0] * rows.count
         self._book(found, found.emitted, found.accepted, found.drafted, finished, unsure, found.tokens)
+        self._book_tail(found.drafted, found.tail, found.emitted)
+        if not self.native.drafts:
+            self.session.commit([len(new) for new in found.emitted], None)
         return self._release(finished)
 
     def _admit(self) -> None:
@@ -233,7 +242,7 @@ class Engine:
         rows.append(emitted)
         self._book(draft, emitted, accepted, drafted, finished, unsure, tokens)
         if tail is not None:
-            self._book_tail(draft, tail.tolist(), emitted)
+            self._book_tail(drafted, tail.tolist(), emitted)
         if self.session is not None and decoded is not None:
             self.session.commit([len(new) for new in emitted], decoded)
         return self._release(finished)
@@ -270,13 +279,13 @@ class Engine:
             if self.trace:
                 request.trace += "d" * written + "v" * (len(new) - written)
 
-    def _book_tail(self, draft: Draft, tail: list[bool], emitted: list[list[int]]) -> None:
+    def _book_tail(self, drafted: list[int], tail: list[int], emitted: list[list[int]]) -> None:
         """Rows that ended unverified took no part in the verifier's pass, if there was one at all."""
         for slot, request in enumerate(self.scheduler.running):
             if tail[slot]:
                 request.counts.unverified += len(emitted[slot])
                 request.counts.verifier_calls -= 1
-                request.counts.verifier_tokens -= 1 + int(draft.lengths[slot])
+                request.counts.verifier_tokens -= 1 + drafted[slot]
 
     def _release(self, finished: list[int]) -> list[Completion]:
         rows, done = self.rows, []

@@ -8,8 +8,9 @@ from weakref import WeakKeyDictionary
 
 from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback, TopBeta
-from spec2seq.decoding.drafters import Drafter, LittleModel, NgramLookup
+from spec2seq.decoding.drafters import Drafter, LittleModel
 from spec2seq.decoding.lengths import AdaptiveLength, Chooser, ConfidenceLength, FixedLength, LengthRule
+from spec2seq.decoding.lookup import NgramLookup
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
 

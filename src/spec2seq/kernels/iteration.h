@@ -1,4 +1,4 @@
-/* One iteration of the decoding loop in one call: draft a block, verify it, judge it, commit what stands. */
+/* One iteration of the decoding loop in one call: draft a block or take one, verify it, judge it, commit what stands. */
 #ifndef SPEC2SEQ_ITERATION_H
 #define SPEC2SEQ_ITERATION_H
 
@@ -17,7 +17,8 @@ typedef struct {
 /* The rows in flight and what they keep. */
 typedef struct {
     const Decoder *verifier;
-    const Drafter *drafter; /* null: no drafts */
+    const Drafter *drafter; /* null: none but what is `given` */
+    const int64_t *given, *given_lengths; /* [rows][k] drafted elsewhere, and how many of them count; or null */
     int64_t rows, k, horizon; /* k: the longest draft; horizon: the most tokens of any row */
     int64_t *tokens, token_stride, *lengths;
     const int64_t *limits, *source_lengths;
@@ -27,9 +28,10 @@ typedef struct {
     float *pending; /* [rows][pending_stride] states that chose the others */
     int64_t pending_stride;
     int64_t eos, beta; /* a drafted token stands among the `beta` likeliest at most `tau` below the best; 1: exact */
-    double tau;
-    int64_t *report; /* [rows][report_stride]: drafted, accepted, how many are emitted, those, the draft */
-    int64_t report_stride;
+    double tau, rollback; /* not negative: one stands that is no less likely than e^-rollback instead */
+    int64_t trusts_ends;  /* a given draft that holds the end token ends its row, unverified */
+    int64_t *report; /* [rows][report_stride]: drafted, accepted, emitted, whether unverified, those emitted, the draft */
+    int64_t report_stride, passes; /* of the verifier */
     double seconds[3]; /* spent drafting, verifying and judging */
 } Iteration;
 
@@ -48,7 +50,10 @@ typedef struct {
     Phase *phases;
 } Iterate;
 
-#define REPORT_HEAD 3
+#define REPORT_HEAD 4
+
+/* The longest draft that is made here. */
+static int64_t own_draft(const Iteration *it) { return it->drafter ? it->k : 0; }
 
 static int64_t row_fresh(const Iteration *it, int64_t row) { return it->lengths[row] - it->fed[row]; }
 
@@ -116,12 +121,17 @@ static void draft(const Iterate *call, Team *team) {
         }
 }
 
-/* Whether the verifier lets a drafted token stand (SpecDec, section 3.2). */
+/* Whether the verifier lets a drafted token stand (SpecDec, section 3.2; BiLD, section 3.2). */
 static int stands(const Iteration *it, const float *logits, int64_t vocabulary, int64_t token, int64_t best) {
     if (token == best) return 1;
     float score = logits[token];
     int64_t better = 0;
-    if (it->beta <= 1 || !(score > -INFINITY) || !(logits[best] - score <= (float)it->tau)) return 0;
+    if (!(score > -INFINITY)) return 0;
+    if (it->rollback >= 0) {
+        float surprise = logits[best] - score - logf(top_probability(logits, vocabulary, logits[best]));
+        return surprise <= (float)it->rollback;
+    }
+    if (it->beta <= 1 || !(logits[best] - score <= (float)it->tau)) return 0;
     for (int64_t i = 0; i < vocabulary; i++) better += logits[i] > score;
     return better < it->beta;
 }
@@ -133,11 +143,12 @@ static void judge_row(const Iterate *call, int64_t row) {
     int64_t *report = it->report + row * it->report_stride, *emitted = report + REPORT_HEAD;
     const int64_t *drafted = call->block + first + 1, *best = call->scored.best + first;
     int64_t accepted = 0, count = 0;
-    while (accepted < report[0] && stands(it, call->scored.logits + (first + accepted) * vocabulary, vocabulary,
-                                          drafted[accepted], best[accepted]))
+    while (accepted < report[0] &&
+           (report[3] || stands(it, call->scored.logits + (first + accepted) * vocabulary, vocabulary,
+                                drafted[accepted], best[accepted])))
         accepted++;
     report[1] = accepted;
-    for (int64_t i = 0; i <= accepted; i++) {
+    for (int64_t i = 0; i <= accepted; i++) { /* what is unverified ends within the draft */
         emitted[count++] = i < accepted ? drafted[i] : best[i];
         if (emitted[count - 1] == it->eos) break;
     }
@@ -158,10 +169,10 @@ static void iteration_job(void *argument, Team *team) {
     const Iterate *call = argument;
     Iteration *it = call->it;
     int64_t row, end, began = nanoseconds(), drafted, verified;
-    if (it->k) draft(call, team);
+    if (own_draft(it)) draft(call, team);
     drafted = nanoseconds();
     Run run = {it->verifier->stack, &call->verify, call->verify_work, call->verify_tokens, team};
-    run_decoder(&run, it->verifier, &call->scored);
+    if (it->passes) run_decoder(&run, it->verifier, &call->scored);
     verified = nanoseconds();
     while (next_share(team, it->rows, &row, &end))
         for (; row < end; row++) judge_row(call, row);
@@ -199,7 +210,7 @@ static size_t carve_iteration(Iterate *call, char *memory, int threads) {
     const Stack *s = it->verifier->stack;
     size_t used = 0;
     int64_t layers = s->count + 1, phases = PHASES(s->count) + 4;
-    if (it->k) phases += PHASES(it->drafter->stack->count) + CHOICE_PHASES(it->k);
+    if (own_draft(it)) phases += PHASES(it->drafter->stack->count) + CHOICE_PHASES(it->k);
     TAKE(call, phases, phases);
     if (memory) memset(call->phases, 0, (size_t)phases * sizeof(Phase));
     TAKE(call, block, call->verify_tokens);
@@ -214,7 +225,7 @@ static size_t carve_iteration(Iterate *call, char *memory, int threads) {
         used += ((size_t)(call->verify_tokens * s->width) * sizeof(float) + 63) / 64 * 64;
         if (memory) call->hidden[it->drafter->hidden_layers[i]] = states;
     }
-    if (it->k) used = carve_draft(call, memory, used, threads);
+    if (own_draft(it)) used = carve_draft(call, memory, used, threads);
     return used + carve(&call->verify_work, memory ? memory + used : NULL, s, call->verify_tokens,
                         largest(call->verify.horizon, it->source_horizon), threads);
 }
@@ -224,7 +235,7 @@ static void plan_iteration(Iterate *call) {
     const Iteration *it = call->it;
     call->fresh = 0;
     int64_t most_fed = 0;
-    for (int64_t row = 0; it->k && row < it->rows; row++) {
+    for (int64_t row = 0; own_draft(it) && row < it->rows; row++) {
         call->fresh = largest(call->fresh, row_fresh(it, row));
         most_fed = largest(most_fed, it->fed[row]);
     }
@@ -232,7 +243,7 @@ static void plan_iteration(Iterate *call) {
     call->verify = (Pass){.rows = it->rows, .length = it->k + 1, .horizon = it->horizon + it->k, .own = it->own,
                           .causal = it->k + 1, .source = it->source, .source_lengths = it->source_lengths,
                           .sources = it->rows, .source_horizon = it->source_horizon};
-    if (!it->k) return;
+    if (!own_draft(it)) return;
     call->choice = (Choice){.chooser = it->drafter->chooser, .rows = it->rows, .slots = it->k};
     int64_t length = call->fresh + it->k - 1;
     call->draft_tokens = it->rows * length;
@@ -243,18 +254,26 @@ static void plan_iteration(Iterate *call) {
 
 /* Where rows begin and what queries see. */
 static void fill_iteration(Iterate *call) {
-    const Iteration *it = call->it;
+    Iteration *it = call->it;
+    it->passes = 0;
     for (int64_t row = 0; row < it->rows; row++) {
+        int64_t *report = it->report + row * it->report_stride, *block = call->block + row * (it->k + 1);
         call->starts[row] = it->lengths[row] - 1;
-        call->block[row * (it->k + 1)] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
-        it->report[row * it->report_stride] = 0;
+        block[0] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
+        report[0] = report[3] = 0;
+        if (it->given) {
+            memcpy(block + 1, it->given + row * it->k, (size_t)it->k * sizeof(int64_t));
+            report[0] = it->given_lengths[row];
+        }
+        for (int64_t i = 1; it->trusts_ends && i <= report[0]; i++) report[3] |= block[i] == it->eos;
+        it->passes |= !report[3];
     }
     call->verify.starts = call->starts;
     call->verify.hidden = call->hidden;
     call->scored.tokens = call->block;
     call->scored.stride = it->k + 1;
     call->verify.input = call->verify.output;
-    if (!it->k) return;
+    if (!own_draft(it)) return;
     call->draft.input = call->draft.output;
     call->draft.starts = call->draft_starts;
     call->draft.ends = call->draft_ends;

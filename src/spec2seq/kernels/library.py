@@ -68,6 +68,7 @@ Iteration = _structure(
     "Iteration",
     verifier=POINTER(Decoder),
     drafter=POINTER(Drafter),
+    **_of(c_void_p, "given given_lengths"),
     **_of(c_int64, "rows k horizon"),
     tokens=c_void_p,
     token_stride=c_int64,
@@ -76,9 +77,10 @@ Iteration = _structure(
     **_of(Places, "own source draft_own draft_source"),
     **_of(c_void_p, "fed pending"),
     **_of(c_int64, "pending_stride eos beta"),
-    tau=c_double,
+    **_of(c_double, "tau rollback"),
+    trusts_ends=c_int64,
     report=c_void_p,
-    report_stride=c_int64,
+    **_of(c_int64, "report_stride passes"),
     seconds=c_double * 3,
 )
 LittleDraft = _structure(
@@ -95,6 +97,16 @@ LittleDraft = _structure(
     **_of(c_void_p, "drafted counts unsure"),
     **_of(c_int64, "steps width"),
 )
+Lookup = _structure(
+    "Lookup",
+    **_of(c_int64, "rows k longest shortest"),
+    source=c_void_p,
+    source_stride=c_int64,
+    **_of(c_void_p, "source_lengths tokens"),
+    token_stride=c_int64,
+    **_of(c_void_p, "lengths room drafted counts"),
+    width=c_int64,
+)
 
 FUNCTIONS = {
     "spec2seq_stack": (POINTER(Stack), POINTER(Pass), c_int),
@@ -102,6 +114,7 @@ FUNCTIONS = {
     "spec2seq_linear": (POINTER(Linear), c_void_p, c_int64, c_void_p, c_int),
     "spec2seq_decode": (POINTER(Decoder), POINTER(Pass), POINTER(Scored), c_int),
     "spec2seq_draft": (POINTER(LittleDraft), c_int),
+    "spec2seq_lookup": (POINTER(Lookup), c_int),
     "spec2seq_iterate": (POINTER(Iteration), c_int),
     "spec2seq_choose": (POINTER(Chooser), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int),
 }

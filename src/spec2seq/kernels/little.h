@@ -29,14 +29,6 @@ typedef struct {
     Phase *phases;
 } Little;
 
-/* The probability of the largest of n logits. */
-static float top_probability(const float *x, int64_t n, float largest) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < n; i++) total += exp_of(x[i] - largest);
-    return 1.0f / total;
-}
-
 /* One row after the pass of `step`: `best` is its likeliest token, `logits` are of the place behind its last token. */
 static void extend_row(const Little *call, int64_t row, int64_t step, const float *logits) {
     LittleDraft *d = call->draft;
