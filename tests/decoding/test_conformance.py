@@ -8,10 +8,11 @@ import pytest
 import tiny
 
 from spec2seq import Assisted, Beam, ConfidenceLength, Seq2Seq, Speculative, UsageError
+from spec2seq.decoding import costs
 from spec2seq.decoding.acceptance import ACCEPTANCE_RULES
 from spec2seq.decoding.block_drafters import BLOCK_DRAFTERS
 from spec2seq.decoding.drafters import DRAFTERS
-from spec2seq.decoding.lengths import LENGTH_RULES, _Adaptive
+from spec2seq.decoding.lengths import LENGTH_RULES
 from spec2seq.decoding.lookup import NgramLookup
 from spec2seq.decoding.stats import Counts
 
@@ -50,8 +51,7 @@ def combinations():
 @pytest.fixture(autouse=True)
 def made_up_seconds(monkeypatch):
     """An adaptive length chooses by measured seconds; here they are always the same."""
-    spent = _Adaptive.spent
-    monkeypatch.setattr(_Adaptive, "spent", lambda self, k, _: spent(self, k, 1 + 0.07 * k))
+    monkeypatch.setattr(costs, "of_iterations", lambda *given: costs.Costs({1: 0.07, 2: 0.14}, {0: 1.0}))
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,24 @@ import tiny
 from decoding.replay import Replay
 
 from spec2seq import AdaptiveLength, Assisted, ConfidenceLength, FixedLength, Lookup, Speculative, UsageError
-from spec2seq.decoding.lengths import _Adaptive
+from spec2seq.decoding import costs
+from spec2seq.decoding.costs import Costs
 from spec2seq.decoding.loop import Engine
 
 CAP = 16
 ALLOWED = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 
 
-def made_up(verify_token: float = 0.0, draft_token: float = 0.0):
-    """Seconds of an iteration: a pass of one token costs 1, each further one `verify_token`, a drafted one
-    `draft_token`."""
-    return lambda k: 1 + (verify_token + draft_token) * k
+def made_up(verify_token: float = 0.0, draft_token: float = 0.0) -> Costs:
+    """A pass of one token costs 1, each further one `verify_token`, a drafted one `draft_token`."""
+    return Costs({1: draft_token, 2: 2 * draft_token}, {0: 1.0, 1: 1 + verify_token})
 
 
-def after(chooser, chance: float, seconds=None, rows: int = 2_000):
+def adaptive(cap: int, costs: Costs):
+    return AdaptiveLength(cap).chooser(lambda: costs)
+
+
+def after(chooser, chance: float, rows: int = 2_000):
     """The chooser after rows whose every drafted token stood with `chance` if all before it stood."""
     step = 0.0
     for _ in range(rows):  # accepted counts spread evenly over their geometric distribution
@@ -30,8 +34,6 @@ def after(chooser, chance: float, seconds=None, rows: int = 2_000):
         drafted = chooser.choose()
         if drafted:
             chooser.observe(drafted, min(stands, drafted))
-        if seconds is not None:
-            chooser.spent(drafted, seconds(drafted))
     return chooser
 
 
@@ -47,9 +49,9 @@ def best_by_arithmetic(chance: float, verify_token: float, draft_token: float) -
 
 def test_fixed_and_confidence_are_constant():
     for rule, k in ((FixedLength(7), 7), (FixedLength(0), 0), (ConfidenceLength(0.3, 4), 4)):
-        chooser = rule.chooser()
+        chooser = rule.chooser(made_up)
         chooser.observe(5, 0)
-        chooser.spent(5, 1.0)
+        chooser.filled(5, 0)
         assert [chooser.choose() for _ in range(3)] == [k] * 3
     assert FixedLength(7).confidence is None and ConfidenceLength(0.3, 4).confidence == 0.3
 
@@ -59,7 +61,7 @@ def test_fixed_and_confidence_are_constant():
     ("verify_token", "draft_token"), [(0.0, 0.02), (0.05, 0.1), (0.02, 0.3), (0.1, 0.0), (0.3, 0.3)]
 )
 def test_the_length_that_the_arithmetic_says(chance, verify_token, draft_token):
-    chooser = after(AdaptiveLength(CAP).chooser(), chance, made_up(verify_token, draft_token))
+    chooser = after(adaptive(CAP, made_up(verify_token, draft_token)), chance)
     expected = best_by_arithmetic(chance, verify_token, draft_token)
     near = sorted({0, *ALLOWED})
     # Acceptance is estimated, so the neighbour of the best length will do.
@@ -68,52 +70,54 @@ def test_the_length_that_the_arithmetic_says(chance, verify_token, draft_token):
 
 def test_free_and_certain_drafts_are_as_long_as_allowed():
     for cap in (1, 7, 16, 25):
-        assert after(AdaptiveLength(cap).chooser(), 1.0, made_up()).best == cap
+        assert after(adaptive(cap, made_up()), 1.0).best == cap
 
 
 def test_useless_or_expensive_drafts_are_switched_off():
-    assert after(AdaptiveLength(CAP).chooser(), 0.0, made_up(0.02, 0.1)).best == 0
-    assert after(AdaptiveLength(CAP).chooser(), 1.0, made_up(0.0, 2.0)).best == 0
+    assert after(adaptive(CAP, made_up(0.02, 0.1)), 0.0).best == 0
+    assert adaptive(CAP, made_up(0.0, 2.0)).choose() == 0
+    assert adaptive(CAP, made_up(0.02, 0.1)).choose() > 0  # a new drafter gets its chance
 
 
-def test_drafts_and_none_are_timed_in_turn_at_first():
-    chooser, seconds = AdaptiveLength(CAP).chooser(), made_up(0.02, 0.1)
-    chosen = []
-    for _ in range(4):
-        chosen.append(chooser.choose())
-        chooser.spent(chosen[-1], seconds(chosen[-1]))
-    assert chosen == [4, 0, 4, 0]
-    assert chooser.choose() > 0  # a new drafter gets its chance
+def test_reading_the_sources_is_a_cost_of_drafts():
+    cheap = made_up(0.02, 0.1)
+    assert after(adaptive(CAP, cheap), 0.5).best > 0
+    assert after(adaptive(CAP, Costs(cheap.drafting, cheap.rest, reading=0.5)), 0.5).best == 0
 
 
-def test_a_slow_first_iteration_does_not_decide():
-    chooser, seconds = AdaptiveLength(CAP).chooser(), made_up(0.02, 0.1)
-    for k, factor in ((4, 50), (0, 1), (4, 1), (0, 1)):
-        chooser.spent(k, factor * seconds(k))
-    assert chooser.best > 0
+def test_drafts_that_are_short_cost_less():
+    """One in ten passes has a draft of 8, all of which stands; the others have none, and looking costs little."""
+    chooser = adaptive(8, Costs({1: 0.02}, {0: 1.0, 8: 2.0}))
+    for turn in range(2_000):
+        k = chooser.choose()
+        if k:
+            chooser.filled(k, 0 if turn % 10 else k)
+            chooser.observe(k, 0 if turn % 10 else k)
+    assert chooser.fill < 0.2 and chooser.best == 8
 
 
-def test_switched_off_it_probes_now_and_then():
-    seconds = made_up(0.0, 2.0)
+def test_switched_off_it_probes_ever_more_seldom():
     for cap, probe in ((CAP, 2), (1, 1)):
-        chooser = after(AdaptiveLength(cap).chooser(), 0.0, seconds, 4)
-        chosen = [chooser.choose() for _ in range(96)]
-        assert chosen == ([0] * 31 + [probe]) * 3
+        chooser = adaptive(cap, made_up(0.0, 2.0))
+        chosen = [chooser.choose() for _ in range(32 + 64 + 128)]
+        assert [place for place, k in enumerate(chosen) if k] == [31, 31 + 64, 31 + 64 + 128]
+        assert set(chosen) == {0, probe}
+        for _ in range(20_000):
+            chooser.choose()
+        assert any(chooser.choose() for _ in range(chooser.RAREST))
 
 
-def test_switched_on_it_probes_longer_none_and_shorter():
-    chooser = after(AdaptiveLength(CAP).chooser(), 0.7, made_up(0.02, 0.05))
-    best = chooser.best
+def test_switched_on_it_probes_longer():
+    chooser = after(adaptive(CAP, made_up(0.02, 0.05)), 0.7)
     around = [0, *ALLOWED]
-    place = around.index(best)
     chosen = [chooser.choose() for _ in range(96)]
-    assert {k for k in chosen if k != best} == {0, around[place - 1], around[place + 1]}
-    assert sum(k != best for k in chosen) == 3
+    assert [k for k in chosen if k != chooser.best] == [around[around.index(chooser.best) + 1]] * 3
 
 
 def test_it_returns_when_acceptance_recovers():
-    seconds = made_up(0.02, 0.1)
-    chooser = after(AdaptiveLength(CAP).chooser(), 0.0, seconds)
+    chooser = adaptive(CAP, made_up(0.02, 0.1))
+    for _ in range(200):
+        chooser.observe(4, 0)
     assert chooser.best == 0
     probes = 0
     for passes in itertools.count():
@@ -122,22 +126,14 @@ def test_it_returns_when_acceptance_recovers():
         if k:
             probes += 1
             chooser.observe(k, k)  # now all stands
-        chooser.spent(k, seconds(k))
         if chooser.best:
             break
-    assert 4 <= probes < 1_000  # one lucky draft is not enough
-    assert after(chooser, 1.0, seconds).best == CAP
-
-
-def test_it_follows_the_machine():
-    """What paid while a pass cost no more for more tokens stops when it does."""
-    chooser = after(AdaptiveLength(CAP).chooser(), 0.5, made_up(0.01, 0.05))
-    assert chooser.best > 0
-    assert after(chooser, 0.5, made_up(1.0, 0.5)).best == 0
+    assert 4 <= probes < 100  # one lucky draft is not enough
+    assert after(chooser, 1.0).best == CAP
 
 
 def test_each_row_of_a_pass_is_an_observation():
-    a, b = (AdaptiveLength(CAP).chooser() for _ in range(2))
+    a, b = (adaptive(CAP, made_up()) for _ in range(2))
     for _ in range(16):
         a.observe(4, 1)
     assert (a.tried[:4], a.stood[:3]) != (b.tried[:4], b.stood[:3])
@@ -146,12 +142,23 @@ def test_each_row_of_a_pass_is_an_observation():
     assert a.tried[2] == 0  # nothing was learned behind the rejection
 
 
-def test_what_was_learned_stays_with_the_method():
+@pytest.fixture
+def made_up_seconds(monkeypatch):
+    """Every iteration takes what the arithmetic says, whatever it took."""
+
+    def use(seconds: Costs) -> None:
+        monkeypatch.setattr(costs, "of_iterations", lambda *given: seconds)
+
+    return use
+
+
+def test_what_was_learned_stays_with_the_method(made_up_seconds):
+    made_up_seconds(made_up(0.02, 0.1))
     model, other = tiny.seq2seq("bart"), tiny.seq2seq("bart", 2)
     method = Assisted(other.drafter())
     first = method.chooser(model.model, 1)
     model.generate(tiny.sources(model, 3), method, max_new_tokens=8, batch_size=1)
-    assert method.chooser(model.model, 1) is first and first.samples
+    assert method.chooser(model.model, 1) is first and any(first.tried)
     assert method.chooser(model.model, 2) is not first and method.chooser(other.model, 1) is not first
 
 
@@ -160,17 +167,6 @@ def test_a_model_of_few_positions_is_no_trouble():
     sources = [source[:6] + [2] for source in tiny.sources(model, 3)]
     done = model.generate(sources, Lookup(), max_new_tokens=12)
     assert done.sequences == model.generate(sources, max_new_tokens=12).sequences
-
-
-@pytest.fixture
-def made_up_seconds(monkeypatch):
-    """Every iteration takes what the arithmetic says, whatever it took."""
-
-    def use(seconds) -> None:
-        spent = _Adaptive.spent
-        monkeypatch.setattr(_Adaptive, "spent", lambda self, k, _: spent(self, k, seconds(k)))
-
-    return use
 
 
 def test_a_good_drafter_gets_longer_drafts(made_up_seconds):
@@ -188,7 +184,7 @@ def test_a_good_drafter_gets_longer_drafts(made_up_seconds):
 
 def test_drafts_that_come_out_empty_are_learned_from(made_up_seconds):
     """A drafter that finds nothing costs passes over nothing; the length rule must notice."""
-    made_up_seconds(made_up(0.2, 0.0))
+    made_up_seconds(made_up(0.2, 0.2))
     model = tiny.seq2seq("bart")
     sources = tiny.sources(model, 12, 4)
     silent = Replay({tuple(source): [] for source in sources})
@@ -222,7 +218,7 @@ class Observer:
     def observe(self, asked: int, accepted: int) -> None:
         self.seen.append((asked, accepted))
 
-    def spent(self, k: int, seconds: float) -> None:
+    def filled(self, asked: int, drafted: int) -> None:
         pass
 
 

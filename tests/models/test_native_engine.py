@@ -75,9 +75,9 @@ METHODS = {
 class Alternating(FixedLength):
     """k is 0, 3, 0, 0, 2 …, whatever was measured."""
 
-    def chooser(self):
+    def chooser(self, costs):
         order = itertools.cycle([0, 3, 0, 0, 2, 4])
-        return SimpleNamespace(choose=lambda: next(order), observe=lambda *given: None, spent=lambda *given: None)
+        return SimpleNamespace(choose=lambda: next(order), observe=lambda *given: None, filled=lambda *given: None)
 
 
 @needs_compiler
@@ -92,7 +92,8 @@ def test_an_iteration_in_one_call_is_the_one_over_tensors(family, dtype, method,
     for in_one_call in (True, False):
         if not in_one_call:
             monkeypatch.setattr(NativeLoop, "can_run", lambda *given: False)
-        out = model.generate(sources, METHODS[method](block, little), max_new_tokens=17, batch_size=batch_size, trace=True)
+        made = METHODS[method](block, little)
+        out = model.generate(sources, made, max_new_tokens=17, batch_size=batch_size, trace=True)
         counts = {name: value for name, value in vars(out.stats).items() if name not in ("seconds", "phases")}
         runs.append((out.sequences, [row.trace for row in out.rows], counts))
     assert runs[0] == runs[1]
@@ -112,6 +113,7 @@ def test_a_draft_in_one_call_is_the_one_over_tensors(family, dtype, batch_size, 
         runs = []
         for in_one_call in (True, False):
             with monkeypatch.context() as patch:
+                patch.setattr(NativeLoop, "can_run", lambda *given: False)
                 if not in_one_call:
                     patch.setattr(LittleSession, "_draft_native", LittleSession._draft_over_tensors)
                 out = model.generate(sources, make(), max_new_tokens=17, batch_size=batch_size, trace=True)

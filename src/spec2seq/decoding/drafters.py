@@ -3,6 +3,7 @@
 A drafter is immutable and may serve several engines; what it keeps for the rows in flight is its session.
 """
 
+from ctypes import addressof, c_int64
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,9 @@ from spec2seq.decoding.lookup import NgramLookup
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import DRAFT, Sampling, draw, uniform
 from spec2seq.errors import UsageError
+from spec2seq.kernels import library as c
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
+from spec2seq.models.native import call, point_to
 
 
 class Drafter(Protocol):
@@ -81,30 +84,53 @@ class LittleSession:
         self.model, self.rows, self.distributions = drafter.model, rows, drafter.distributions
         self.shares_encoder, model = drafter.shares_encoder, drafter.model
         self.cache = model.new_cache(rows.slots)
-        self.fed = [0] * rows.slots
+        self.fed, self.has_read = [0] * rows.slots, [False] * rows.slots
+        self.asked = None if drafter.model.native is None else drafter.model.native.little()
+        self.compiled_fed, self.counts, self.unsure = ((c_int64 * rows.slots)() for _ in range(3))
+        self.drafted, self.pointed = (c_int64 * 0)(), {}
         # Padded vocabularies of one tokenizer may differ in size; only the common part is ever proposed.
         self.vocabulary, self.common = vocabulary, min(vocabulary, model.architecture.vocabulary)
         # Stopping early needs a host read for each token: free on a CPU, a stall on a GPU.
         self.stops_early = model.device.type == "cpu"
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
-        own = encoded
-        if not self.shares_encoder:
-            own = self.model.encode(self._known(encoded.tokens), encoded.lengths)
-        self.model.admit(self.cache, first_slot, own)
+        if self.shares_encoder:
+            self.model.admit(self.cache, first_slot, encoded)
         for slot in range(first_slot, self.rows.count):
-            self.fed[slot] = 0
+            self.fed[slot], self.has_read[slot] = 0, self.shares_encoder
 
     def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
-        k, native = min(k, self.rows.room), self.model.native  # further passes would be for nothing
-        plain = sampling is None and not self.distributions
-        if plain and native is not None and native.takes(self.model.target_embedding):
+        k = min(k, self.rows.room)  # further passes would be for nothing
+        if sampling is None and self.drafts_natively:
             return self._draft_native(k, room, confidence)
         return self._draft_over_tensors(k, room, confidence, sampling)
+
+    @property
+    def drafts_natively(self) -> bool:
+        """Whether the compiled executor can draft, where nothing is sampled."""
+        native = self.model.native
+        return native is not None and native.takes(self.model.target_embedding) and not self.distributions
+
+    def _read_sources(self) -> None:
+        """Only before a draft, which some rows never get."""
+        rows = self.rows
+        new = [slot for slot in range(rows.count) if not self.has_read[slot]]
+        if not new:
+            return
+        tokens = rows.source_tokens[new, : max(rows.host_sources[slot] for slot in new)]
+        encoded = self.model.encode(self._known(tokens), rows.source_lengths[new])
+        together = new[-1] - new[0] < len(new)
+        for place in range(0, len(new), len(new) if together else 1):
+            part = slice(place, None if together else place + 1)
+            some = Encoded(encoded.tokens[part], encoded.lengths[part], encoded.states[part])
+            self.model.admit(self.cache, new[place], some)
+        for slot in new:
+            self.has_read[slot] = True
 
     def _draft_over_tensors(
         self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None = None
     ) -> Draft:
+        self._read_sources()
         rows = self.rows
         n, lengths, host = rows.count, rows.lengths[: rows.count], rows.host_lengths
         steps, probabilities = [], []
@@ -134,19 +160,43 @@ class LittleSession:
             return Draft(tokens, length, unsure, None, step + 1, fed)
         return Draft(tokens, length, unsure, torch.stack(probabilities, 1), step + 1, fed)
 
+    def describe(self, k: int, confidence: float | None, room: Tensor | None = None) -> c.LittleDraft:
+        """Tell the compiled executor of the rows, and where it may write drafts of k tokens."""
+        self._read_sources()
+        rows, n, to = self.rows, self.rows.count, self.asked
+        to.fresh = max(have - cached for have, cached in zip(rows.host_lengths[:n], self.fed, strict=False))
+        self.cache.reserve(max(max(self.fed[:n]) + to.fresh, rows.horizon + k))
+        self.compiled_fed[:n] = self.fed[:n]
+        if len(self.drafted) < rows.slots * k:
+            self.drafted = (c_int64 * (rows.slots * k))()
+        self.known_tokens = self._known(rows.tokens)
+        to.tokens, to.token_stride = self.known_tokens.data_ptr(), rows.tokens.stride(0)
+        to.rows, to.k, to.source_horizon = n, k, rows.source_horizon
+        to.lengths, to.limits = rows.lengths.data_ptr(), rows.limits.data_ptr()
+        to.source_lengths = self.cache.source_lengths.data_ptr()
+        point_to(to, "own", self.cache.own, self.pointed)
+        point_to(to, "source", self.cache.source, self.pointed)
+        to.fed, to.counts, to.unsure = addressof(self.compiled_fed), addressof(self.counts), addressof(self.unsure)
+        to.eos, to.common, to.drafted = rows.eos_token_id, self.common, addressof(self.drafted)
+        to.room = None if room is None else room.data_ptr()
+        to.confidence = -1.0 if confidence is None else confidence
+        return to
+
+    def described(self) -> tuple[int, int, list[int]]:
+        """After the call, before anything is committed: passes, tokens that each row was fed, and who was unsure."""
+        steps, n = self.asked.steps, self.rows.count
+        for slot, length in enumerate(self.rows.host_lengths[:n]):  # all was fed but the last drafted token
+            self.fed[slot] = length + steps - 1
+        return steps, self.asked.fresh + steps - 1, self.unsure[:n]
+
     def _draft_native(self, k: int, room: Tensor, confidence: float | None) -> Draft:
         """The same in one call of the compiled executor."""
-        rows, n, host = self.rows, self.rows.count, self.rows.host_lengths
-        fresh = max(have - cached for have, cached in zip(host[:n], self.fed, strict=False))
-        self.cache.reserve(max(max(self.fed[:n]) + fresh, rows.horizon + k))
-        found = self.model.native.draft(
-            self.cache, self._known(rows.tokens), rows.lengths, torch.tensor(self.fed[:n]), room, k, fresh,
-            rows.source_horizon, confidence, rows.eos_token_id, self.common,
-        )  # fmt: skip
-        tokens, lengths, unsure, steps = found
-        for slot in range(n):
-            self.fed[slot] = host[slot] + steps - 1
-        return Draft(tokens, lengths, unsure.bool(), None, steps, fresh + steps - 1)
+        room = room.contiguous()
+        n, asked = self.rows.count, self.describe(k, confidence, room)
+        call("spec2seq_draft", asked)
+        calls, fed, unsure = self.described()
+        tokens = torch.tensor(self.drafted[: n * k]).view(n, k)[:, : asked.width]
+        return Draft(tokens, torch.tensor(self.counts[:n]), torch.tensor(unsure).bool(), None, calls, fed)
 
     def commit(self, counts: list[int], decoded: Decoded | None) -> None:
         for slot in range(len(counts)):
@@ -154,7 +204,7 @@ class LittleSession:
 
     def move(self, source: int, target: int) -> None:
         self.cache.move(source, target)
-        self.fed[target] = self.fed[source]
+        self.fed[target], self.has_read[target] = self.fed[source], self.has_read[source]
 
     def _feed_pending(self) -> tuple[Tensor, int]:
         """Feed what each row has that the cache has not; logits `[rows, vocabulary]` after its last token."""

@@ -1,11 +1,11 @@
 """Length rules: how far to draft. k is a host integer, one for a whole pass; shorter rows are masked."""
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from spec2seq.config import check_range
+from spec2seq.decoding.costs import Costs
 
 
 class Chooser(Protocol):
@@ -20,18 +20,19 @@ class Chooser(Protocol):
         the drafter left empty costs what a rejected one costs, so it counts as one."""
         ...
 
-    def spent(self, k: int, seconds: float) -> None:
-        """Learn that an iteration which asked for `k` took so long, everything included."""
+    def filled(self, asked: int, drafted: int) -> None:
+        """Learn how many of the `asked` tokens the longest draft of an iteration has."""
         ...
 
 
 class LengthRule(Protocol):
-    """`cap` is the longest draft; `confidence` ends a draft where the drafter's top probability is below it."""
+    """`cap` is the longest draft; `confidence` ends a draft where the drafter's top probability is below it. `costs`
+    measures what the engine's iterations take, for a rule that wants to know."""
 
     cap: int
     confidence: float | None
 
-    def chooser(self) -> Chooser: ...
+    def chooser(self, costs: Callable[[], Costs]) -> Chooser: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class _Constant:
     def observe(self, asked: int, accepted: int) -> None:
         pass
 
-    def spent(self, k: int, seconds: float) -> None:
+    def filled(self, asked: int, drafted: int) -> None:
         pass
 
 
@@ -59,7 +60,7 @@ class FixedLength:
     def __post_init__(self):
         check_range("num_assistant_tokens", self.cap, low=0)
 
-    def chooser(self) -> Chooser:
+    def chooser(self, costs: Callable[[], Costs]) -> Chooser:
         return _Constant(self.cap)
 
 
@@ -75,14 +76,14 @@ class ConfidenceLength:
         check_range("confidence threshold", self.confidence, low=0.0, high=1.0)
         check_range("draft cap", self.cap, low=1)
 
-    def chooser(self) -> Chooser:
+    def chooser(self, costs: Callable[[], Costs]) -> Chooser:
         return _Constant(self.cap)
 
 
 @dataclass(frozen=True)
 class AdaptiveLength:
-    """The k with the most tokens per second, from the acceptance and the seconds of the iterations so far; 0 where
-    speculation does not pay, with another k now and then to notice when it would."""
+    """The k with the most tokens per second, from the acceptance so far and the measured seconds of an iteration; 0
+    where speculation does not pay, with another k now and then to notice when it would."""
 
     cap: int = 16
     confidence: float | None = None
@@ -91,70 +92,52 @@ class AdaptiveLength:
         check_range("draft cap", self.cap, low=1)
         check_range("confidence threshold", self.confidence, low=0.0, high=1.0)
 
-    def chooser(self) -> Chooser:
-        return _Adaptive(self.cap)
+    def chooser(self, costs: Callable[[], Costs]) -> Chooser:
+        return _Adaptive(self.cap, costs())
 
 
 class _Adaptive:
-    """Estimates the chance that draft position j stands if all before it stood, with decaying counts, and the
-    seconds of an iteration with k, by the middle one of the last few."""
+    """Estimates the chance that draft position j stands if all before it stood, with decaying counts, and how much of
+    what is asked for is drafted; what an iteration takes is known."""
 
     DECAY = 0.995
+    FILLS = 0.98  # decay of the share that is drafted
     PROBE_EVERY = 32  # iterations
-    SAMPLES = 9
+    RAREST = 1024  # switched off, it probes ever more seldom
     PRIOR = (7.0, 10.0)  # stood, tried: optimistic, so that a new drafter gets its chance
     CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 25)
-    FIRST = 4  # tried at the beginning, in turn with 0
 
-    def __init__(self, cap: int):
-        self.stood, self.tried = [0.0] * cap, [0.0] * cap
-        self.choices = [k for k in self.CHOICES if k < cap] + [cap]
-        self.samples: dict[int, deque[float]] = {}
-        self.trials = [min(self.FIRST, cap), 0] * 2
-        self.best = self.trials[0]
-        self.observed = self.since_probe = self.probes = 0
+    def __init__(self, cap: int, costs: Costs):
+        self.stood, self.tried, self.fill = [0.0] * cap, [0.0] * cap, 1.0
+        self.choices, self.costs = [k for k in self.CHOICES if k < cap] + [cap], costs
+        self.observed, self.since_probe, self.patience = 0, 0, self.PROBE_EVERY
+        self.best = self._best()
 
     def choose(self) -> int:
-        if self.trials:
-            return self.trials[0]
         self.since_probe += 1
-        if self.since_probe < self.PROBE_EVERY:
+        if self.since_probe < self.patience:
             return self.best
         self.since_probe = 0
-        self.probes += 1
-        return self._probe()
+        if self.best:
+            return next((k for k in self.choices if k > self.best), self.best)
+        self.patience = min(2 * self.patience, self.RAREST)
+        return min(2, self.choices[-1])
 
     def observe(self, asked: int, accepted: int) -> None:
         for position in range(min(asked, accepted + 1, len(self.tried))):
             self.tried[position] = self.tried[position] * self.DECAY + 1
             self.stood[position] = self.stood[position] * self.DECAY + (position < accepted)
         self.observed += 1
-        if self.observed % 8 == 0:
+        if self.observed % 8 == 0 or not self.best:
             self.best = self._best()
+            if self.best:
+                self.patience = self.PROBE_EVERY
 
-    def spent(self, k: int, seconds: float) -> None:
-        self.samples.setdefault(k, deque(maxlen=self.SAMPLES)).append(seconds)
-        if self.trials:
-            if k == self.trials[0]:
-                self.trials.pop(0)
-            if not self.trials:
-                self.best = self._best()
-        elif k != self.best:
-            self.best = self._best()
-
-    def _probe(self) -> int:
-        """In turn the next longer draft, none, and the next shorter one."""
-        if not self.best:
-            return min(2, self.choices[-1])
-        around = [0, *self.choices, self.choices[-1]]
-        place = around.index(self.best)
-        return (around[place + 1], 0, around[place - 1])[self.probes % 3]
+    def filled(self, asked: int, drafted: int) -> None:
+        self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)
 
     def _best(self) -> int:
-        seconds = self._seconds()
-        if 0 not in self.samples:
-            return self.best
-        best, best_rate = 0, 1 / seconds(0)
+        best, best_rate = 0, 1 / self.costs.iteration(0, 1.0)
         expected, alive, position = 1.0, 1.0, 0
         stood, tried = self.PRIOR
         for k in self.choices:
@@ -165,26 +148,10 @@ class _Adaptive:
                 alive *= chance
                 expected += alive
                 position += 1
-            rate = expected / seconds(k)
+            rate = expected / (self.costs.iteration(k, self.fill) + expected * self.costs.reading)
             if rate > best_rate:
                 best, best_rate = k, rate
         return best
-
-    def _seconds(self) -> Callable[[int], float]:
-        """Seconds by k: measured, or on the line through the two nearest that are; more tokens never take less."""
-        points = []
-        for k, samples in sorted(self.samples.items()):
-            middle = sorted(samples)[(len(samples) - 1) // 2]
-            points.append((k, max(middle, points[-1][1]) if points else middle))
-
-        def seconds(k: int) -> float:
-            if len(points) == 1:
-                return points[0][1]
-            after = next((i for i, (known, _) in enumerate(points) if known >= k), len(points) - 1)
-            (low, fast), (high, slow) = points[max(after, 1) - 1], points[max(after, 1)]
-            return fast + (slow - fast) * (k - low) / (high - low)
-
-        return seconds
 
 
 LENGTH_RULES: dict[str, type] = {

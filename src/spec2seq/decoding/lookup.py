@@ -1,5 +1,6 @@
 """Copies of what followed the last tokens where they occurred before: drafts without a second model."""
 
+from ctypes import addressof, c_int64
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,8 @@ class LookupSession:
 
     def __init__(self, drafter: NgramLookup, rows: Rows, shared: bool, native: bool):
         self.drafter, self.rows, self.shared = drafter, rows, shared
-        self.native = native and rows.tokens.device.type == "cpu"
+        self.drafts_natively = native and rows.tokens.device.type == "cpu"
+        self.asked, self.drafted, self.counts = c.Lookup(), (c_int64 * 0)(), (c_int64 * rows.slots)()
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
         pass
@@ -55,20 +57,31 @@ class LookupSession:
         pass
 
     def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
-        return self._draft_native(k, room) if self.native else self._draft_over_tensors(k, room)
+        return self._draft_native(k, room) if self.drafts_natively else self._draft_over_tensors(k, room)
+
+    def describe(self, k: int, confidence: float | None) -> c.Lookup:
+        """Tell the compiled executor where the rows lie, and where it may write drafts of k tokens."""
+        rows, to = self.rows, self.asked
+        if len(self.drafted) < rows.slots * k:
+            self.drafted = (c_int64 * (rows.slots * k))()
+        to.rows, to.k = rows.count, k
+        to.longest, to.shortest = self.drafter.max_matching_ngram_size, self.drafter.min_matching_ngram_size
+        to.source = rows.source_tokens.data_ptr() if self.shared else None
+        to.source_stride, to.token_stride = rows.source_tokens.stride(0), rows.tokens.stride(0)
+        to.source_lengths, to.tokens = rows.source_lengths.data_ptr(), rows.tokens.data_ptr()
+        to.lengths, to.limits = rows.lengths.data_ptr(), rows.limits.data_ptr()
+        to.drafted, to.counts = addressof(self.drafted), addressof(self.counts)
+        return to
+
+    def described(self) -> tuple[int, int, list[int]]:
+        """After the call: passes, tokens that each row was fed, and who was unsure."""
+        return 1, 0, [0] * self.rows.count
 
     def _draft_native(self, k: int, room: Tensor) -> Draft:
-        rows, n = self.rows, self.rows.count
-        drafted, counts, room = rows.tokens.new_empty(n, k), rows.lengths.new_empty(n), room.contiguous()
-        asked = c.Lookup(
-            rows=n, k=k, longest=self.drafter.max_matching_ngram_size, shortest=self.drafter.min_matching_ngram_size,
-            source=rows.source_tokens.data_ptr() if self.shared else None, source_stride=rows.source_tokens.stride(0),
-            source_lengths=rows.source_lengths.data_ptr(), tokens=rows.tokens.data_ptr(),
-            token_stride=rows.tokens.stride(0), lengths=rows.lengths.data_ptr(), room=room.data_ptr(),
-            drafted=drafted.data_ptr(), counts=counts.data_ptr(),
-        )  # fmt: skip
+        n, asked = self.rows.count, self.describe(k, None)
         call("spec2seq_lookup", asked)
-        return Draft(drafted[:, : asked.width], counts, calls=1)
+        counts = torch.minimum(torch.tensor(self.counts[:n]), room.clamp(min=0))
+        return Draft(torch.tensor(self.drafted[: n * k]).view(n, k)[:, : asked.width], counts, calls=1)
 
     def _draft_over_tensors(self, k: int, room: Tensor) -> Draft:
         rows = self.rows

@@ -89,12 +89,8 @@ class Engine:
             self._admit()
         done: list[Completion] = []
         if self.rows.count:
-            full = 4 * self.rows.count >= 3 * self.rows.slots
-            admitted = time.perf_counter()
             k = self._draft_length()
             done = self._iterate(k) if self.native is None else self._iterate_native(k)
-            if self.chooser is not None and full:  # with few rows left an iteration is not a usual one
-                self.chooser.spent(k, time.perf_counter() - admitted)
         self.stats.seconds += time.perf_counter() - started
         return done
 
@@ -120,14 +116,13 @@ class Engine:
 
     def _iterate_native(self, k: int) -> list[Completion]:
         """The same in one call of the compiled executor, or in two where the drafter runs before."""
-        rows, unsure = self.rows, [0] * self.rows.count
+        rows = self.rows
         if self.native.drafts:
             found = self.native.run(k)
             self.stats.drafter_passes += found.calls
         else:
             with self._phase("draft"):
                 draft = self._draft(k)
-            unsure = unsure if draft.unsure is None else draft.unsure.tolist()
             found = self.native.judge(draft)
         self.stats.verifier_passes += found.passes
         if self.profile:
@@ -137,10 +132,8 @@ class Engine:
             new[-1] == rows.eos_token_id or length >= limit
             for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
         ]
-        self._book(found, found.emitted, found.accepted, found.drafted, finished, unsure, found.tokens)
+        self._book(found, found.emitted, found.accepted, found.drafted, finished, found.unsure, found.tokens)
         self._book_tail(found.drafted, found.tail, found.emitted)
-        if not self.native.drafts:
-            self.session.commit([len(new) for new in found.emitted], None)
         return self._release(finished)
 
     def _admit(self) -> None:
@@ -259,6 +252,8 @@ class Engine:
 
     def _book(self, draft: Draft | Iterated, emitted, accepted, drafted, finished, unsure, tokens) -> None:
         """Count what every row in flight got, `emitted[slot]`, and let the length rule learn from it."""
+        if draft.calls:
+            self.chooser.filled(draft.asked, len(tokens))
         for slot, request in enumerate(self.scheduler.running):
             new = emitted[slot]
             # An end token that was drafted leaves no room for the verifier's own token.

@@ -1,12 +1,12 @@
 """Methods are (drafter, length rule, acceptance rule); the named ones are presets of that."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from spec2seq.config import check_choice, check_range
+from spec2seq.decoding import costs
 from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback, TopBeta
 from spec2seq.decoding.drafters import Drafter, LittleModel
 from spec2seq.decoding.lengths import AdaptiveLength, Chooser, ConfidenceLength, FixedLength, LengthRule
@@ -54,9 +54,8 @@ class Speculative:
         known = self._choosers.setdefault(verifier, {})
         if slots not in known:
             longest = None if self.drafter is None else self.drafter.longest
-            known[slots] = dataclasses.replace(
-                self.length, cap=min(self.length.cap, longest or self.length.cap)
-            ).chooser()
+            rule = self.length if longest is None else replace(self.length, cap=min(self.length.cap, longest))
+            known[slots] = rule.chooser(lambda: costs.of_iterations(verifier, self.drafter, slots, rule.cap))
         return known[slots]
 
     @property
@@ -77,7 +76,7 @@ class Speculative:
         if self.acceptance.sampling is None:
             return self
         sampling = self.acceptance.sampling.completed(settings)
-        other = dataclasses.replace(self, acceptance=dataclasses.replace(self.acceptance, sampling=sampling))
+        other = replace(self, acceptance=replace(self.acceptance, sampling=sampling))
         object.__setattr__(other, "_choosers", self._choosers)  # what was learned stays with this object
         return other
 
@@ -198,7 +197,7 @@ def BiLD(
     check_range("max_draft_tokens", max_draft_tokens, low=1)
     rule = Rollback(rollback_threshold, distance, sampling)
     if rule.needs_distributions and isinstance(drafter, LittleModel):
-        drafter = dataclasses.replace(drafter, distributions=True)
+        drafter = replace(drafter, distributions=True)
     return Speculative(drafter, ConfidenceLength(fallback_threshold, max_draft_tokens), rule, starts, verify_tail)
 
 

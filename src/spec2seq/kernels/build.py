@@ -77,7 +77,7 @@ def _compile(compiler: str, target: str) -> None:
 
 def _key(compiler: str) -> str:
     """Names what a compiled library depends on: sources, flags, the compiler's file and the CPU."""
-    digest = hashlib.sha256(repr((FLAGS, VARIANTS, platform.machine(), _cpu())).encode())
+    digest = hashlib.sha256(repr((FLAGS, VARIANTS, platform.machine(), cpu())).encode())
     for source in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
         digest.update(source.read_bytes())
     program = os.stat(compiler)
@@ -85,7 +85,7 @@ def _key(compiler: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The first line of /proc/cpuinfo that lists what the CPU can do."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -3,6 +3,8 @@
 #define SPEC2SEQ_ITERATION_H
 
 #include "decoder.h"
+#include "little.h"
+#include "lookup.h"
 
 /* The cached block drafter, see CachedDrafter. */
 typedef struct {
@@ -18,7 +20,10 @@ typedef struct {
 typedef struct {
     const Decoder *verifier;
     const Drafter *drafter; /* null: none but what is `given` */
-    const int64_t *given, *given_lengths; /* [rows][k] drafted elsewhere, and how many of them count; or null */
+    LittleDraft *little;    /* gives drafts, or null */
+    Lookup *lookup;         /* the same */
+    const int64_t *given, *given_lengths; /* [rows][given_stride] drafted elsewhere, and how many count; or null */
+    int64_t given_stride;
     int64_t rows, k, horizon; /* k: the longest draft; horizon: the most tokens of any row */
     int64_t *tokens, token_stride, *lengths;
     const int64_t *limits, *source_lengths;
@@ -230,6 +235,26 @@ static size_t carve_iteration(Iterate *call, char *memory, int threads) {
                         largest(call->verify.horizon, it->source_horizon), threads);
 }
 
+/* What the little model writes, or what is copied, becomes the draft that is given. Returns 0 where memory is short. */
+static int take_drafts(Iteration *it, int threads) {
+    LittleDraft *little = it->little;
+    Lookup *lookup = it->lookup;
+    if (it->k && little) {
+        if (!run_little(little, threads)) return 0;
+        it->given = little->drafted;
+        it->given_lengths = little->counts;
+        it->given_stride = little->k;
+        it->k = little->width;
+    } else if (it->k && lookup) {
+        look_up(lookup);
+        it->given = lookup->drafted;
+        it->given_lengths = lookup->counts;
+        it->given_stride = lookup->k;
+        it->k = lookup->width;
+    }
+    return 1;
+}
+
 /* Sizes of the passes; what lies in buffers comes later. */
 static void plan_iteration(Iterate *call) {
     const Iteration *it = call->it;
@@ -262,7 +287,7 @@ static void fill_iteration(Iterate *call) {
         block[0] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
         report[0] = report[3] = 0;
         if (it->given) {
-            memcpy(block + 1, it->given + row * it->k, (size_t)it->k * sizeof(int64_t));
+            memcpy(block + 1, it->given + row * it->given_stride, (size_t)it->k * sizeof(int64_t));
             report[0] = it->given_lengths[row];
         }
         for (int64_t i = 1; it->trusts_ends && i <= report[0]; i++) report[3] |= block[i] == it->eos;

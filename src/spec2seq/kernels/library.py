@@ -64,11 +64,38 @@ Drafter = _structure(
     "Drafter", stack=POINTER(Stack), mix=Linear, slots=c_void_p, chooser=POINTER(Chooser), hidden_layers=c_void_p,
     hidden=c_int64,
 )  # fmt: skip
+Lookup = _structure(
+    "Lookup",
+    **_of(c_int64, "rows k longest shortest"),
+    source=c_void_p,
+    source_stride=c_int64,
+    **_of(c_void_p, "source_lengths tokens"),
+    token_stride=c_int64,
+    **_of(c_void_p, "lengths limits drafted counts"),
+    width=c_int64,
+)
+LittleDraft = _structure(
+    "LittleDraft",
+    decoder=POINTER(Decoder),
+    **_of(c_int64, "rows k fresh"),
+    tokens=c_void_p,
+    token_stride=c_int64,
+    **_of(c_void_p, "lengths fed limits source_lengths room"),
+    source_horizon=c_int64,
+    **_of(Places, "own source"),
+    **_of(c_int64, "eos common"),
+    confidence=c_double,
+    **_of(c_void_p, "drafted counts unsure"),
+    **_of(c_int64, "steps width"),
+)
 Iteration = _structure(
     "Iteration",
     verifier=POINTER(Decoder),
     drafter=POINTER(Drafter),
+    little=POINTER(LittleDraft),
+    lookup=POINTER(Lookup),
     **_of(c_void_p, "given given_lengths"),
+    given_stride=c_int64,
     **_of(c_int64, "rows k horizon"),
     tokens=c_void_p,
     token_stride=c_int64,
@@ -82,30 +109,6 @@ Iteration = _structure(
     report=c_void_p,
     **_of(c_int64, "report_stride passes"),
     seconds=c_double * 3,
-)
-LittleDraft = _structure(
-    "LittleDraft",
-    decoder=POINTER(Decoder),
-    **_of(c_int64, "rows k fresh"),
-    tokens=c_void_p,
-    token_stride=c_int64,
-    **_of(c_void_p, "lengths fed room source_lengths"),
-    source_horizon=c_int64,
-    **_of(Places, "own source"),
-    **_of(c_int64, "eos common"),
-    confidence=c_double,
-    **_of(c_void_p, "drafted counts unsure"),
-    **_of(c_int64, "steps width"),
-)
-Lookup = _structure(
-    "Lookup",
-    **_of(c_int64, "rows k longest shortest"),
-    source=c_void_p,
-    source_stride=c_int64,
-    **_of(c_void_p, "source_lengths tokens"),
-    token_stride=c_int64,
-    **_of(c_void_p, "lengths room drafted counts"),
-    width=c_int64,
 )
 
 FUNCTIONS = {

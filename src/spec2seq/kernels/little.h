@@ -10,7 +10,8 @@ typedef struct {
     int64_t rows, k, fresh; /* fresh: the most tokens of any row that its cache has not */
     const int64_t *tokens;  /* [rows][token_stride] */
     int64_t token_stride;
-    const int64_t *lengths, *fed, *room, *source_lengths; /* [rows] */
+    const int64_t *lengths, *fed, *limits, *source_lengths; /* [rows] */
+    const int64_t *room; /* [rows] for how many tokens; null: a draft leaves room for one token more */
     int64_t source_horizon;
     Places own, source;
     int64_t eos, common; /* only the first `common` tokens are proposed */
@@ -29,6 +30,10 @@ typedef struct {
     Phase *phases;
 } Little;
 
+static int64_t room_of(const LittleDraft *d, int64_t row) {
+    return d->room ? d->room[row] : d->limits[row] - d->lengths[row] - 1;
+}
+
 /* One row after the pass of `step`: `best` is its likeliest token, `logits` are of the place behind its last token. */
 static void extend_row(const Little *call, int64_t row, int64_t step, const float *logits) {
     LittleDraft *d = call->draft;
@@ -41,7 +46,7 @@ static void extend_row(const Little *call, int64_t row, int64_t step, const floa
     d->drafted[row * d->k + step] = token;
     if (!call->alive[row]) return;
     d->counts[row] = step + 1;
-    call->alive[row] = token != d->eos && d->counts[row] < d->room[row];
+    call->alive[row] = token != d->eos && d->counts[row] < room_of(d, row);
 }
 
 static void little_job(void *argument, Team *team) {
@@ -109,9 +114,21 @@ static void fill_little(Little *call) {
         }
         call->starts[row] = d->fed[row];
         for (int64_t step = 1; step < d->k; step++) call->starts[step * d->rows + row] = d->lengths[row] - 1 + step;
-        call->alive[row] = d->room[row] > 0;
+        call->alive[row] = room_of(d, row) > 0;
         d->counts[row] = d->unsure[row] = 0;
     }
+}
+
+/* The whole draft. Returns 0 where memory is short. */
+static int run_little(LittleDraft *draft, int threads) {
+    Little call = {.draft = draft};
+    plan_little(&call);
+    char *memory = buffers(carve_little(&call, NULL, threads));
+    if (!memory) return 0;
+    carve_little(&call, memory, threads);
+    fill_little(&call);
+    run_team(threads, call.phases, little_job, &call);
+    return 1;
 }
 
 #endif

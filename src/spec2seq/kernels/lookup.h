@@ -10,9 +10,9 @@ typedef struct {
     int64_t source_stride;
     const int64_t *source_lengths, *tokens; /* tokens [rows][token_stride] */
     int64_t token_stride;
-    const int64_t *lengths, *room; /* [rows] */
-    int64_t *drafted, *counts;     /* [rows][k], [rows] */
-    int64_t width;                 /* of the longest draft */
+    const int64_t *lengths, *limits; /* [rows]; a draft leaves room for one token more */
+    int64_t *drafted, *counts;       /* [rows][k], [rows] */
+    int64_t width;                   /* of the longest draft */
 } Lookup;
 
 /* How many tokens before `place` of `text`, none of them before `first`, are the output's last ones; at most `most`. */
@@ -38,10 +38,18 @@ static void lookup_row(const Lookup *l, int64_t row) {
         if (n < best) continue;
         best = n, found = output + place, left = length - place;
     }
-    left = left < l->room[row] ? left : l->room[row];
-    left = left < l->k ? left : l->k;
+    int64_t room = l->limits[row] - length - 1, k = room < l->k ? room : l->k;
+    left = left < k ? left : k;
     l->counts[row] = left > 0 ? left : 0;
     for (int64_t i = 0; i < l->k; i++) l->drafted[row * l->k + i] = i < l->counts[row] ? found[i] : 0;
+}
+
+static void look_up(Lookup *lookup) {
+    lookup->width = 0;
+    for (int64_t row = 0; row < lookup->rows; row++) {
+        lookup_row(lookup, row);
+        if (lookup->counts[row] > lookup->width) lookup->width = lookup->counts[row];
+    }
 }
 
 #endif

@@ -1,22 +1,6 @@
 /* What Python calls, see models/native.py: each call runs one pass on a team of threads. They return 0, or -1 where
  * memory is short. */
 #include "iteration.h"
-#include "little.h"
-#include "lookup.h"
-
-/* Memory for the buffers of a call, at a multiple of 64; null where it is short. It is kept for the calling thread's
- * next call: fresh pages would cost more than the arithmetic on them. */
-static char *buffers(size_t bytes) {
-    static _Thread_local char *kept;
-    static _Thread_local size_t size;
-    if (bytes > size) {
-        free(kept);
-        size = (bytes + bytes / 2 + 63) / 64 * 64;
-        kept = aligned_alloc(64, size);
-        if (!kept) size = 0;
-    }
-    return kept;
-}
 
 /* Buffers and phases for a run over `tokens`. Returns the phases; null where memory is short. */
 static Phase *make_work(Work *work, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
@@ -155,40 +139,33 @@ int spec2seq_decode(const Decoder *decoder, Pass *pass, const Scored *scored, in
 /* One iteration of the decoding loop over the rows in flight. */
 int spec2seq_iterate(Iteration *iteration, int threads) {
     Iterate call = {.it = iteration};
+    int64_t began = nanoseconds();
+    if (!take_drafts(iteration, threads)) return -1;
+    double drafting = (double)(nanoseconds() - began) * 1e-9;
     plan_iteration(&call);
     char *memory = buffers(carve_iteration(&call, NULL, threads));
     if (!memory) return -1;
     carve_iteration(&call, memory, threads);
     fill_iteration(&call);
     run_team(threads, call.phases, iteration_job, &call);
+    iteration->seconds[0] += drafting;
     return 0;
 }
 
 /* Drafts that are copied from source and output. */
 int spec2seq_lookup(Lookup *lookup, int threads) {
     (void)threads; /* a millionth of a second a row */
-    lookup->width = 0;
-    for (int64_t row = 0; row < lookup->rows; row++) {
-        lookup_row(lookup, row);
-        if (lookup->counts[row] > lookup->width) lookup->width = lookup->counts[row];
-    }
+    look_up(lookup);
     return 0;
 }
 
 /* A little model's draft. */
 int spec2seq_draft(LittleDraft *draft, int threads) {
-    Little call = {.draft = draft};
-    plan_little(&call);
-    char *memory = buffers(carve_little(&call, NULL, threads));
-    if (!memory) return -1;
-    carve_little(&call, memory, threads);
-    fill_little(&call);
-    run_team(threads, call.phases, little_job, &call);
-    return 0;
+    return run_little(draft, threads) ? 0 : -1;
 }
 
 /* The bytes of the structures, to be compared with Python's. */
 int spec2seq_size(void) {
     return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser) + sizeof(Decoder) + sizeof(Scored) +
-                 sizeof(Drafter) + sizeof(Iteration) + sizeof(LittleDraft));
+                 sizeof(Drafter) + sizeof(Iteration) + sizeof(LittleDraft) + sizeof(Lookup));
 }

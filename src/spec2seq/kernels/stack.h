@@ -56,6 +56,20 @@ typedef struct {
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Memory for the buffers of a call, at a multiple of 64; null where it is short. It is kept for the calling thread's
+ * next call: fresh pages would cost more than the arithmetic on them. */
+static char *buffers(size_t bytes) {
+    static _Thread_local char *kept;
+    static _Thread_local size_t size;
+    if (bytes > size) {
+        free(kept);
+        size = (bytes + bytes / 2 + 63) / 64 * 64;
+        kept = aligned_alloc(64, size);
+        if (!kept) size = 0;
+    }
+    return kept;
+}
+
 /* Carve the buffers out of `memory`; with null only count. Returns the bytes. */
 static size_t carve(Work *work, char *memory, const Stack *s, int64_t tokens, int64_t keys, int threads) {
     int64_t inner = s->heads * s->head_width, ffn_in = s->ffn_width * (s->gated ? 2 : 1);

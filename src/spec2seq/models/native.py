@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import threading
 from collections.abc import Sequence
+from ctypes import Structure
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from spec2seq.errors import Spec2SeqError
 from spec2seq.kernels import library as c
 from spec2seq.models.architecture import Architecture
-from spec2seq.models.cache import Cache
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.layers import Block, CrossAttention, Layer, Stack
@@ -246,29 +246,11 @@ class NativeDecoder:
         made.decoder.stack, made.whole = ctypes.pointer(made.stack.stack), self.decoder
         return made
 
-    def draft(
-        self, cache: Cache, tokens: Tensor, lengths: Tensor, fed: Tensor, room: Tensor, k: int, fresh: int,
-        source_horizon: int, confidence: float | None, eos: int, common: int,
-    ) -> tuple[Tensor, Tensor, Tensor, int]:  # fmt: skip
-        """Write up to k tokens behind the rows 0…n-1, each the likeliest among the first `common`, and stop where all
-        rows are at their `room[n]`, at the end token or below `confidence`.
-
-        Of `lengths` tokens `[slots, ...]` the cache has `fed[n]`; `fresh` is the largest difference. Returns tokens
-        `[n, width]`, how many count, who stopped because it was unsure `[n]`, and the number of passes.
-        """
-        n = fed.shape[0]
-        drafted, (counts, unsure), room = tokens.new_empty(n, k), tokens.new_empty(2, n), room.contiguous()
-        asked = c.LittleDraft(
-            rows=n, k=k, fresh=fresh, tokens=tokens.data_ptr(), token_stride=tokens.stride(0),
-            lengths=lengths.data_ptr(), fed=fed.data_ptr(), room=room.data_ptr(),
-            source_lengths=cache.source_lengths.data_ptr(), source_horizon=source_horizon,
-            own=places_of(cache.own), source=places_of(cache.source), eos=eos, common=common,
-            confidence=-1.0 if confidence is None else confidence, drafted=drafted.data_ptr(),
-            counts=counts.data_ptr(), unsure=unsure.data_ptr(),
-        )  # fmt: skip
+    def little(self) -> c.LittleDraft:
+        """A little model's draft, of which only the model is told."""
+        asked = c.LittleDraft()
         asked.decoder.contents = self.decoder
-        call("spec2seq_draft", asked)
-        return drafted[:, : asked.width], counts, unsure, asked.steps
+        return asked
 
     def __deepcopy__(self, memo: dict) -> None:
         return None
@@ -304,6 +286,13 @@ def places_of(key_value: Tensor) -> c.Places:
     *steps, place, one = key_value.stride()
     assert (place, one) == (key_value.shape[5], 1)
     return c.Places(key_value.data_ptr(), *steps)
+
+
+def point_to(structure: Structure, name: str, key_value: Tensor, known: dict[str, Tensor]) -> None:
+    """Let a structure's places be those of a cache, which move when it grows; `known` are the last ones by name."""
+    if known.get(name) is not key_value:
+        known[name] = key_value
+        setattr(structure, name, places_of(key_value))
 
 
 def _integers(tensor: Tensor | None, kept: list[Tensor], contiguous: bool = True) -> int | None:
