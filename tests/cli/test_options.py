@@ -50,7 +50,7 @@ PRESETS = {
 class StubDrafter:
     has_confidence = True
     hidden_layers = ()
-    longest = None
+    longest = longest_source = None
     block_size = 6
     distributions = True
 

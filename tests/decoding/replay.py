@@ -20,7 +20,7 @@ class Replay:
 
     has_confidence = False
     hidden_layers = ()
-    longest = None
+    longest = longest_source = None
 
     def session(self, rows: Rows, verifier) -> "ReplaySession":
         return ReplaySession(self, rows)

@@ -58,6 +58,10 @@ class PaperBlockDrafter:
     def block_size(self) -> int:
         return self.model.config.block_size
 
+    @property
+    def longest_source(self) -> int:
+        return self.model.config.source_positions
+
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "PaperDrafterSession":
         """Raises UsageError unless the drafter has the verifier's vocabulary and device."""
         check_vocabulary(self.model.config.architecture, verifier.architecture)

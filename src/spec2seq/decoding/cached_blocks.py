@@ -47,6 +47,7 @@ class CachedBlockDrafter:
         return self.model.shape.block_size
 
     longest = block_size
+    longest_source = None
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "CachedSession":
         """Raises UsageError for a verifier of another shape; warns once if it has other weights."""

@@ -68,8 +68,9 @@ def measure(verifier: EncoderDecoder, drafter: Drafter, slots: int, cap: int) ->
 
     a, words = verifier.architecture, torch.Generator().manual_seed(0)
     vocabulary = a.vocabulary if a.source_vocabulary is None else a.source_vocabulary
-    most = a.max_positions or SOURCE
-    sources = torch.randint(vocabulary, (slots, min(SOURCE, most)), generator=words)
+    most = a.max_positions or SOURCE + OUTPUT + cap
+    length = min(SOURCE, most, drafter.longest_source or SOURCE)
+    sources = torch.randint(vocabulary, (slots, length), generator=words)
     sources[:, -1] = a.eos_token_id
     lengths = [k for k in LENGTHS if k < cap] + [cap]
     drafting: dict[int, list[float]] = {k: [] for k in lengths}

@@ -22,11 +22,12 @@ from spec2seq.models.native import call, point_to
 
 class Drafter(Protocol):
     """`has_confidence`: gives a top probability to stop at. `hidden_layers`: the verifier's layers whose states
-    it wants in `commit`. `longest`: the most tokens of a draft; None: any number."""
+    it wants in `commit`. `longest`: the most tokens of a draft, `longest_source` of a source; None: any number."""
 
     has_confidence: bool
     hidden_layers: tuple[int, ...]
     longest: int | None
+    longest_source: int | None
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "Session": ...
 
@@ -69,6 +70,10 @@ class LittleModel:
     has_confidence = True
     hidden_layers = ()
     longest = None
+
+    @property
+    def longest_source(self) -> int | None:
+        return self.model.architecture.max_positions
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
         if self.shares_encoder and self.model.encoder is not verifier.encoder:

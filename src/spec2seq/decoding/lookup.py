@@ -29,6 +29,7 @@ class NgramLookup:
     has_confidence = False
     hidden_layers = ()
     longest = None
+    longest_source = None
 
     def __post_init__(self):
         check_range("min_matching_ngram_size", self.min_matching_ngram_size, low=1)

@@ -14,7 +14,12 @@ COMPILERS = ("cc", "gcc", "clang")
 MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
          "-pthread", "-fopenmp-simd")  # fmt: skip
-VARIANTS = (("-march=native",), ("-mcpu=native",), ())  # the first that compiles is taken
+VARIANTS = (  # the first that compiles is taken
+    ("-march=native", "-mprefer-vector-width=512"),
+    ("-march=native",),
+    ("-mcpu=native",),
+    (),
+)
 LONGEST = 120  # seconds of one compilation
 
 

@@ -208,7 +208,7 @@ static void matrix_panels(const Linear *linear, const Inputs *in, const Outputs 
         for (int64_t p = panel; p < end; p++)
             for (int64_t block = token; block < stop; block += rows) {
                 matrix_tile(panel_codes(linear, p), code_width(linear->inputs), in->codes + block * in->code_stride,
-                            in->code_stride, (int32_t *)sums);
+                            in->code_stride, (int32_t *)sums, block == token);
                 put_codes(linear, p, in, to, block, rows, sums);
             }
     }

@@ -33,13 +33,15 @@ static void matrix_rows(int rows) {
     _tile_loadconfig(&shape);
 }
 
-/* Sums [rows][PANEL] of weights [width / 4][PANEL][4] and codes x [rows][stride]. */
-static void matrix_tile(const int8_t *weight, int64_t width, const int8_t *x, int64_t stride, int32_t *sums) {
+/* Sums [rows][PANEL] of weights [width / 4][PANEL][4] and codes x [rows][stride]. `fetch`: call for what comes later. */
+INLINE void matrix_tile(const int8_t *weight, int64_t width, const int8_t *x, int64_t stride, int32_t *sums, int fetch) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < width; k += 64, weight += 64 * PANEL) {
+        for (int line = 0; fetch && line < 64; line++)
+            _mm_prefetch((const char *)weight + AHEAD + 64 * line, _MM_HINT_T0);
         _tile_loadd(4, x + k, stride);
         _tile_loadd(5, weight, 4 * PANEL);
         _tile_dpbusd(0, 4, 5);
