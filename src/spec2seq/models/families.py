@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spec2seq.errors import Spec2SeqError
+from spec2seq.models.architecture import Architecture
 from spec2seq.models.bart_like import bart_like
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.family import Family
@@ -46,10 +47,17 @@ def load(config: Any, state: dict[str, Tensor], where: str) -> EncoderDecoder:
         ours |= {"encoder.positions": table, "decoder.positions": table}
     shared_table = torch.equal(ours["source_embedding"], ours["target_embedding"])
     tied_head = torch.equal(ours["head.weight"], ours["target_embedding"])
-    with torch.device("meta"):
-        model = EncoderDecoder(architecture, tied_head=tied_head, logit_bias=logit_bias is not None)
     if logit_bias is not None:
         ours["head.bias"] = logit_bias.flatten()
+    return assemble(architecture, ours, shared_table=shared_table, tied_head=tied_head)
+
+
+def assemble(
+    architecture: Architecture, ours: dict[str, Tensor], *, shared_table: bool, tied_head: bool
+) -> EncoderDecoder:
+    """A model whose parameters are these very tensors. `shared_table`: both sides have one embedding, the target's."""
+    with torch.device("meta"):
+        model = EncoderDecoder(architecture, tied_head=tied_head, logit_bias="head.bias" in ours)
     model.load_state_dict(ours, assign=True)
     if shared_table:
         model.target_embedding = model.source_embedding

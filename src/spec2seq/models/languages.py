@@ -47,3 +47,9 @@ def set_languages(tokenizer: Any, source: str | None, target: str | None) -> Non
     for name, language in (("src_lang", source), ("tgt_lang", target)):
         if language is not None and getattr(tokenizer, name) != language:
             setattr(tokenizer, name, language)
+
+
+def cut(ids: list[int], most: int, eos_token_id: int) -> list[int]:
+    """A source that is longer than `most` tokens, cut to that; the end token stays, and a language behind it."""
+    behind = 2 if ids[-2] == eos_token_id else 1
+    return [*ids[: most - behind], *ids[-behind:]]

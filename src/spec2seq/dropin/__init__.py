@@ -1,0 +1,1 @@
+"""For people who stay on Transformers: `generate` on its modules, its pipelines, its streamers."""
