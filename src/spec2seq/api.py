@@ -16,6 +16,7 @@ from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Stats
+from spec2seq.decoding.streaming import Streamed, check_streamable
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.generation import Generation, Hypothesis, Row
 from spec2seq.models import executor as executors
@@ -153,6 +154,7 @@ class Seq2Seq:
         truncate: bool = False,
         trace: bool = False,
         profile: bool = False,
+        streamer: Any = None,
     ) -> Generation:
         """Generate an output for every source.
 
@@ -164,13 +166,20 @@ class Seq2Seq:
             truncate: cut sources that are longer than the model allows; otherwise they are an error.
             trace: say for each token which model wrote it.
             profile: time each phase (waits for the device, so it costs time).
+            streamer: a streamer of Transformers (`put`, `end`), for one source; not with Beam and OfficialBiLD.
         """
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, len(ids))
+        if streamer is not None:
+            check_streamable(run.method, len(ids))
+            run.streamed = Streamed(streamer)
+            run.streamed.start(self.model.architecture.decoder_start_token_id)
         done = run([ids[index] for index in order], list(order))
+        if run.streamed is not None:
+            run.streamed.end()
         rows = [None] * len(ids)
         for index, completion in done:
             rows[index] = self._row(completion, trace)
@@ -282,8 +291,7 @@ class Seq2Seq:
         self._check_ids(ids, where, a.source_vocabulary or a.vocabulary)
         most = a.max_positions or LONGEST_SOURCE
         if truncate and len(ids) > most:
-            behind = 2 if ids[-2] == a.eos_token_id else 1  # a language token may follow the end
-            ids = [*ids[: most - behind], *ids[-behind:]]
+            ids = languages.cut(ids, most, a.eos_token_id)
         self._check_length(ids, where)
         return ids
 

@@ -1,19 +1,20 @@
 """Whether a little model can draft for a verifier."""
 
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.errors import UsageError
 
-_checked: WeakKeyDictionary[Any, WeakSet] = WeakKeyDictionary()  # comparing two vocabularies takes milliseconds
+# Comparing two vocabularies takes milliseconds. Verifier → drafter → the verifier's tokenizer then.
+_checked: WeakKeyDictionary[Any, WeakKeyDictionary[LittleModel, Any]] = WeakKeyDictionary()
 
 
 def check_pair(verifier: Any, drafter: LittleModel) -> None:
     """Raise UsageError unless `drafter` has the vocabulary, the positions and the device of `verifier`
     (a `Seq2Seq`). Each pair is compared once."""
-    known = _checked.setdefault(verifier, WeakSet())
-    if drafter in known:
+    known = _checked.setdefault(verifier.model, WeakKeyDictionary())  # its settings may change from call to call
+    if drafter in known and known[drafter] is verifier.tokenizer:
         return
     check_same_vocabulary(verifier, drafter)
     ours, theirs = (model.architecture.max_positions for model in (verifier.model, drafter.model))
@@ -23,7 +24,7 @@ def check_pair(verifier: Any, drafter: LittleModel) -> None:
         raise UsageError(
             f"the verifier is on {verifier.model.device} and the drafter on {drafter.model.device}; load both on one"
         )
-    known.add(drafter)
+    known[drafter] = verifier.tokenizer
 
 
 def check_same_vocabulary(verifier: Any, drafter: LittleModel) -> None:

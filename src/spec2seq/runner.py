@@ -10,6 +10,7 @@ from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Stats
+from spec2seq.decoding.streaming import Streamed
 from spec2seq.errors import UsageError
 from spec2seq.pairing import check_pair
 
@@ -35,6 +36,7 @@ class Runner:
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
         self.processors = seq2seq.processors()
         self.engine = None
+        self.streamed: Streamed | None = None
         self.stats = Stats()
         if isinstance(getattr(method, "drafter", None), LittleModel):
             check_pair(seq2seq, method.drafter)
@@ -59,7 +61,10 @@ class Runner:
             place[self.engine.submit(source, self.cap, seed + index)] = index
         done = []
         while self.engine.busy:
-            done += [(place[completion.id], completion) for completion in self.engine.step()]
+            ended = self.engine.step()
+            if self.streamed is not None:
+                self.streamed.follow(self.engine, ended)
+            done += [(place[completion.id], completion) for completion in ended]
         return done
 
     def _alone(self, source: list[int]) -> Completion:
