@@ -1,4 +1,4 @@
-"""Lines and JSONL: read with line numbers, run through a model, written one by one or as a whole file."""
+"""Lines and JSONL: read with line numbers, written one by one or as a whole file."""
 
 import contextlib
 import gzip
@@ -6,17 +6,14 @@ import json
 import os
 import sys
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from spec2seq.errors import Spec2SeqError, UsageError
 
-if TYPE_CHECKING:  # both import torch
-    from spec2seq.api import Method, Seq2Seq
-    from spec2seq.decoding.stats import Stats
+if TYPE_CHECKING:  # imports torch
     from spec2seq.generation import Row
 
 RESULTS = ("output", "tokens", "stats", "trace", "hypotheses")
@@ -91,68 +88,6 @@ def name_of(path: Path | None) -> str:
     return "stdin" if path is None else str(path)
 
 
-def source_ids(model: "Seq2Seq", line: Line, truncate: bool, where: str) -> list[int]:
-    """Token ids of a line, end token included. Raises Spec2SeqError naming the line if it is too long."""
-    return model.source_ids(line.text, f"{where}: line {line.number}", truncate)
-
-
-class Rows:
-    """Runs lines through a model: (line, row) pairs in order, an empty line giving an empty row without the model.
-
-    A line that cannot be used ends the input; what came before it is still given, then the error is raised.
-    """
-
-    def __init__(
-        self, model: "Seq2Seq", method: "Method", lines: Iterable[Line], where: str, *, truncate: bool = False,
-        stats: "Stats | None" = None, **run: Any,
-    ):  # fmt: skip
-        self.model, self.lines, self.where, self.truncate = model, iter(lines), where, truncate
-        self.ahead: deque[Line] = deque()  # read, but not yet given back
-        self.unfed: list[int] | None = None  # the last of them, if the model has not got it
-        self.error: Spec2SeqError | None = None
-        self.rows = model.stream(self._feed(), method, stats=stats, **run)
-
-    def __iter__(self) -> "Iterator[tuple[Line, Row]]":
-        from spec2seq.decoding.stats import Counts
-        from spec2seq.generation import Row
-
-        # Reading no line before the ones at hand are answered keeps a conversation over pipes alive.
-        while self.ahead or self._read():
-            line = self.ahead.popleft()
-            yield line, next(self.rows) if line.text else Row("", [], Counts(), "")
-        if self.error is not None:
-            raise self.error
-
-    def _read(self) -> bool:
-        try:
-            line = next(self.lines, None)
-            ids = source_ids(self.model, line, self.truncate, self.where) if line and line.text else None
-        except Spec2SeqError as error:
-            self.error, self.lines = error, iter(())
-            return False
-        if line is None:
-            return False
-        self.ahead.append(line)
-        self.unfed = ids
-        return True
-
-    def _feed(self) -> Iterator[list[int]]:
-        while self.unfed is not None or self._read():
-            if self.unfed is not None:
-                ids, self.unfed = self.unfed, None
-                yield ids
-
-
-def check_lines(model: "Seq2Seq", lines: Iterable[Line], truncate: bool, where: str) -> int:
-    """Raise what `Rows` would raise, before anything is written; returns how many lines there are."""
-    count = 0
-    for line in lines:
-        if line.text:
-            source_ids(model, line, truncate, where)
-        count += 1
-    return count
-
-
 def row_object(row: "Row", text_key: str, trace: bool) -> dict[str, Any]:
     """A row for JSON: its text under `text_key`, `tokens`, `stats`, if more than one was asked for `hypotheses`, and
     `trace` if asked for."""
@@ -187,7 +122,7 @@ def to_json(value: Any) -> str:
 
 @contextlib.contextmanager
 def writer(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """A function that writes one line and flushes it, to stdout or to a file.
+    """A function that writes one line and flushes it, to stdout or to a file, gzipped if its name ends in .gz.
 
     The file appears under its name only when all is written. Until then it is NAME.part, which an error removes
     and an interruption leaves, with the finished lines.
@@ -221,7 +156,21 @@ def writer(path: Path | None) -> Iterator[Callable[[str], None]]:
 def _create(part: Path, target: Path) -> BinaryIO:
     if target.is_dir():
         raise IsADirectoryError(0, "it is a folder")
-    return part.open("wb")
+    stream = part.open("wb")
+    if target.suffix != ".gz":
+        return stream
+    # Without a name and a time in it the same lines give the same bytes.
+    return _Zipped(filename="", mode="wb", fileobj=stream, mtime=0)
+
+
+class _Zipped(gzip.GzipFile):
+    """Closes the file below, too."""
+
+    def close(self) -> None:
+        below = self.fileobj
+        super().close()
+        if below is not None:
+            below.close()
 
 
 def _discard(part: Path, target: Path) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spec2seq import io
+from spec2seq import documents, io, running
 from spec2seq.cli.flags import load_all, quiet, with_options
+from spec2seq.config import check_choice
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.progress import progress
 from spec2seq.options import MethodOptions, RunOptions, bundled_model
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 InputFile = Annotated[Path | None, typer.Argument(metavar="FILE", help="UTF-8; stdin without it", show_default=False)]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="write here when all is done, not to stdout")]
+DocumentFlag = Annotated[
+    str | None,
+    typer.Option(metavar="|".join(documents.UNITS), help="long texts: cut each into sentences, or into windows of as "
+                 "many as fit, and join the outputs again"),
+]  # fmt: skip
+WindowFlag = Annotated[
+    int | None,
+    typer.Option(help="with --document: the most tokens of a piece (default: the model's positions, at most 512)"),
+]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="a table of counts on stderr at the end")]
 TraceFlag = Annotated[bool, typer.Option("--trace", help="which model wrote each token: d(rafter) or v(erifier)")]
 
@@ -27,12 +37,12 @@ TraceFlag = Annotated[bool, typer.Option("--trace", help="which model wrote each
 def translate(
     run: RunOptions, method: MethodOptions, file: InputFile = None, output: OutputFile = None,
     json: Annotated[bool, typer.Option("--json", help="one object a line: text, tokens, stats")] = False,
-    trace: TraceFlag = False, stats: StatsFlag = False,
+    document: DocumentFlag = None, window: WindowFlag = None, trace: TraceFlag = False, stats: StatsFlag = False,
 ) -> None:  # fmt: skip
     """Translate lines.
 
     One line out for each line in, in order; an empty line gives an empty line. With --n-best, a list as of Moses:
-    number of the line from 0 ||| text ||| score.
+    number of the line from 0 ||| text ||| score. Files whose names end in .gz are gzipped, in and out.
     """
     if trace and not json:
         raise UsageError("--trace does nothing without --json")
@@ -42,42 +52,46 @@ def translate(
             return io.to_json(io.row_object(row, "text", trace))
         return io.n_best(row, line.number - 1) if method.given("n_best") else io.one_line(row.text)
 
-    _generate(run, method, file, output, io.read_lines, shape, trace, stats)
+    _generate(run, method, file, output, io.read_lines, shape, trace, stats, document, window)
 
 
 @with_options
 def generate(
     run: RunOptions, method: MethodOptions, file: InputFile = None, output: OutputFile = None,
     field: Annotated[str, typer.Option(help="the field that holds the source")] = "text",
-    trace: TraceFlag = False, stats: StatsFlag = False,
+    document: DocumentFlag = None, window: WindowFlag = None, trace: TraceFlag = False, stats: StatsFlag = False,
 ) -> None:  # fmt: skip
     """Run JSONL through a model.
 
-    Each object comes out with output, tokens and stats added.
+    Each object comes out with output, tokens and stats added. Files whose names end in .gz are gzipped, in and out.
     """
 
     def shape(line: io.Line, row: Any) -> str:
         return io.to_json((line.fields or {}) | io.row_object(row, "output", trace))
 
-    _generate(run, method, file, output, functools.partial(io.read_objects, field=field), shape, trace, stats)
+    read = functools.partial(io.read_objects, field=field)
+    _generate(run, method, file, output, read, shape, trace, stats, document, window)
 
 
-def _generate(run, method, file, output, read, shape, trace: bool, show_stats: bool) -> None:
+def _generate(run, method, file, output, read, shape, trace: bool, show_stats: bool, document, window) -> None:
     """Run every line that `read` gives through the model and write what `shape` makes of its row."""
     from spec2seq.decoding.stats import Stats
 
+    _check_document(document, window, method)
     path = None if file is None or str(file) == "-" else file
     counts, where = Stats(), io.name_of(path)
     with io.writer(output) as write:
         if path is not None:
             io.check_readable(path)  # before the seconds that loading takes
         model, decoding = load_all(run, method)
-        keep = {"truncate": run.given("truncate").get("truncate", False)}
-        total = io.check_lines(model, read(path), where=where, **keep) if io.is_rereadable(path) else None
+        keep: dict[str, Any] = {"truncate": run.given("truncate").get("truncate", False)}
+        if document is not None:
+            keep["cut"] = functools.partial(documents.pieces, model=model, unit=document, window=window)
+        total = running.check_lines(model, read(path), where=where, **keep) if io.is_rereadable(path) else None
         settings = run.given("batch_size", "max_new_tokens")
         if path is None and sys.stdin.isatty():
             settings.setdefault("batch_size", 1)  # somebody types and waits for each line
-        rows = io.Rows(model, decoding, read(path), where, stats=counts, trace=trace, **keep, **settings)
+        rows = running.Rows(model, decoding, read(path), where, stats=counts, trace=trace, **keep, **settings)
         hidden = output is None and sys.stdout.isatty()  # a bar would run through the lines
         with contextlib.nullcontext(lambda: None) if hidden else progress("lines", total) as advance:
             for line, row in rows:
@@ -85,6 +99,16 @@ def _generate(run, method, file, output, read, shape, trace: bool, show_stats: b
                 advance()
     if show_stats:
         _print_stats(counts)
+
+
+def _check_document(document: str | None, window: int | None, method: MethodOptions) -> None:
+    if document is None:
+        if window is not None:
+            raise UsageError("--window does nothing without --document")
+        return
+    check_choice("--document", document, documents.UNITS)
+    if method.given("n_best"):
+        raise UsageError("--n-best does nothing with --document: the lists of several pieces make none")
 
 
 @with_options
@@ -113,7 +137,7 @@ def verify_lossless(
     if not report_only:
         require_lossless(decoding, method.method)
     truncate = run.given("truncate").get("truncate", False)
-    sources = [io.source_ids(model, line, truncate, io.name_of(path)) for line in lines]
+    sources = [running.source_ids(model, line, truncate, io.name_of(path)) for line in lines]
     with progress("rows", 2 * len(lines)) as advance:
         report = compare_with_greedy(
             model, sources, decoding, numbers=[line.number for line in lines], tie=tie, progress=advance,
