@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, SpecDec, Speculative
     from spec2seq.decoding.official import OfficialBiLD
     from spec2seq.decoding.sampling import Sampling
+    from spec2seq.dropin.folder import save_custom_generate
+    from spec2seq.dropin.generate import custom_generate, generate
+    from spec2seq.dropin.pipelines import pipeline
     from spec2seq.generation import Generation, Row
 
 __all__ = [
     "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter", "ConfidenceLength", "Exact",
     "FixedLength", "Generation", "Greedy", "LittleModel", "Lookup", "NgramLookup", "OfficialBiLD",
     "PaperBlockDrafter", "RejectionSampling", "Rollback", "Row", "Sample", "Sampling", "Seq2Seq", "Spec2SeqError",
-    "SpecDec", "Speculative", "TopBeta", "UsageError",
+    "SpecDec", "Speculative", "TopBeta", "UsageError", "custom_generate", "generate", "pipeline",
+    "save_custom_generate",
 ]  # fmt: skip
 
 # Importing torch takes seconds, so a name is imported when it is first used: `spec2seq --help` answers at once.
@@ -38,6 +42,9 @@ _ROOMS = {
     "spec2seq.decoding.methods": ("Assisted", "Beam", "BiLD", "Greedy", "Lookup", "Sample", "SpecDec", "Speculative"),
     "spec2seq.decoding.official": ("OfficialBiLD",),
     "spec2seq.decoding.sampling": ("Sampling",),
+    "spec2seq.dropin.folder": ("save_custom_generate",),
+    "spec2seq.dropin.generate": ("custom_generate", "generate"),
+    "spec2seq.dropin.pipelines": ("pipeline",),
     "spec2seq.generation": ("Generation", "Row"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

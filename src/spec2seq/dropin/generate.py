@@ -1,0 +1,205 @@
+"""`model.generate(**inputs, custom_generate=…)` on a live Transformers module, over its own weights.
+
+Transformers prepares what a call says (generation config, encoder, decoder start) and hands it to the callable instead
+of its own loop. It prepares, but does not hand over, a streamer, an assistant, processors and criteria: see `Call`.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from spec2seq.api import Method, Seq2Seq
+from spec2seq.config import check_choice
+from spec2seq.decoding.methods import Assisted, Beam, Speculative
+from spec2seq.decoding.stats import Stats
+from spec2seq.dropin import inputs as reading
+from spec2seq.dropin.methods import asked_for, check_agrees
+from spec2seq.dropin.outputs import as_transformers
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models import native
+from spec2seq.models.sharing import Shared
+
+EXECUTORS = ("torch", "native")
+SEEDS = 2**31
+
+# What was made of a module and of a little model, as long as they are there.
+_shared: WeakKeyDictionary[Any, dict[str, tuple[Shared, Seq2Seq]]] = WeakKeyDictionary()
+_assisted: WeakKeyDictionary[Seq2Seq, Speculative] = WeakKeyDictionary()
+
+
+def share(module: Any, executor: str = "torch") -> Seq2Seq:
+    """A `Seq2Seq` on the storage of a live Transformers module; the same one while its weights stay where they are.
+
+    Changes of the weights in place (training, loading) are seen. `executor="native"` packs copies of the layers'
+    weights, again after every change. Raises Spec2SeqError for a module whose weights cannot be used.
+    """
+    check_choice("executor", executor, EXECUTORS)
+    known = _shared.setdefault(module, {})
+    if executor in known and known[executor][0].current(module, values=executor == "native"):
+        return known[executor][1]
+    shared = Shared(module)
+    if executor == "native":
+        native.attach(shared.model)
+    known[executor] = shared, Seq2Seq(shared.model, module.config, None, module.generation_config)
+    return known[executor][1]
+
+
+def custom_generate(
+    method: Method | None = None, *, assistant_model: Any = None, executor: str = "torch", streamer: Any = None
+) -> "CustomGenerate":
+    """What `model.generate(**inputs, custom_generate=custom_generate())` calls instead of Transformers' own loop.
+
+    Args:
+        method: how to decode; None does what the generation config says: greedy, beam search, sampling, lookup
+            (`prompt_lookup_num_tokens`), with `assistant_model` speculation that gives the same tokens.
+        assistant_model: a live Transformers module or a `Seq2Seq`; another drafter comes with its method.
+        executor: "torch", over the module's own weights; "native", faster on CPUs in float32, packs a copy of them.
+        streamer: as `model.generate(streamer=...)`.
+
+    Keep the object for many calls: a method learns its draft lengths. Its `stats` are the counts of the last call.
+    """
+    return CustomGenerate(method, assistant_model, executor, streamer)
+
+
+def generate(
+    model: Any, inputs: Tensor | None = None, *, method: Method | None = None, executor: str = "torch",
+    assistant_model: Any = None, streamer: Any = None, **arguments: Any,
+) -> Any:  # fmt: skip
+    """`model.generate` with our engine: the same arguments (`input_ids`, `attention_mask`, settings), the same returns.
+
+    `method`, `executor` and `assistant_model` are those of `custom_generate`.
+    """
+    callable_ = custom_generate(method, assistant_model=assistant_model, executor=executor)
+    # Of the class: a model from a folder with custom_generate/generate.py has this very function as its own.
+    return type(model).generate(model, inputs, streamer=streamer, custom_generate=callable_, **arguments)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of `model.generate` that Transformers gives its own loops only."""
+
+    streamer: Any = None
+    assistant_model: Any = None
+    logits_processor: Any = None
+    stopping_criteria: Any = None
+    prefix_allowed_tokens_fn: Any = None
+    negative_prompt_ids: Any = None
+
+    @classmethod
+    def of_caller(cls) -> "Call":
+        """Those of the `generate` that called the caller of this.
+
+        Transformers (5.23, `_extract_generation_mode_kwargs`) drops them on the way to a callable: a streamer would
+        wait for ever, and a processor do nothing.
+        """
+        frame = sys._getframe(2)
+        names = [field.name for field in dataclasses.fields(cls)]
+        if frame.f_code.co_name != "generate" or not set(names) <= set(frame.f_locals):
+            return cls()
+        return cls(**{name: frame.f_locals[name] for name in names})
+
+    def refuse(self) -> None:
+        """Raises Spec2SeqError for what the engine has no place for."""
+        for name in ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "negative_prompt_ids"):
+            value = getattr(self, name)
+            if value is not None and (not hasattr(value, "__len__") or len(value)):
+                found = f" ({type(value[0]).__name__})" if isinstance(value, list) else ""
+                raise Spec2SeqError(
+                    f"{name}{found} is not supported by custom_generate; allowed: settings of the generation config"
+                )
+
+
+class CustomGenerate:
+    """The callable; see `custom_generate`."""
+
+    def __init__(self, method: Method | None, assistant_model: Any, executor: str, streamer: Any):
+        check_choice("executor", executor, EXECUTORS)
+        if method is not None and assistant_model is not None:
+            raise UsageError("method and assistant_model are both given; a method brings its own drafter")
+        self.method, self.assistant_model, self.executor, self.streamer = method, assistant_model, executor, streamer
+        self.stats: Stats | None = None
+
+    def __call__(
+        self, model: Any, input_ids: Tensor, *, inputs_tensor: Tensor, generation_config: Any,
+        logits_processor: Any = None, stopping_criteria: Any = None, **model_kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Called by `GenerationMixin.generate` with the decoder's `input_ids` `[rows, 1]`, rows repeated for beams; the
+        source is `inputs_tensor` `[batch, length]`. `logits_processor` and `stopping_criteria` are those that
+        Transformers made of the config and of `Call`'s, which are read there.
+
+        Raises Spec2SeqError and UsageError naming what cannot be honoured.
+        """
+        call = Call.of_caller()
+        call.refuse()
+        reading.refuse_outputs(generation_config)
+        reading.refuse_inputs(model_kwargs)
+        if model.training:
+            raise UsageError(f"{type(model).__name__} is in training mode, where it drops out; call model.eval() first")
+        sources, states = reading.sources(inputs_tensor, model_kwargs)
+        shared = reading.configured(share(model, self.executor), generation_config, input_ids)
+        method = self._method(shared, model, call)
+        repeats = 1
+        if isinstance(method, Speculative) and method.acceptance.sampling is not None:
+            repeats = shared.generation_config.num_return_sequences or 1  # each a draw of its own
+            shared.generation_config.num_return_sequences = 1
+        if states is not None:
+            shared = reading.with_states(shared, method, sources, states)
+        streamer = _AfterPrompt(call.streamer) if call.streamer is not None else self.streamer
+        found = shared.generate(
+            [source for source in sources for _ in range(repeats)], method, batch_size=len(sources) * repeats,
+            max_new_tokens=reading.room(shared, generation_config), streamer=streamer,
+        )  # fmt: skip
+        self.stats, beams = found.stats, isinstance(method, Beam)
+        return as_transformers(
+            found.rows, int(input_ids[0, 0]), reading.padding(generation_config, beams), input_ids.device,
+            beams=beams, as_dict=bool(generation_config.return_dict_in_generate),
+        )  # fmt: skip
+
+    def _method(self, shared: Seq2Seq, model: Any, call: Call) -> Method:
+        settings = shared.settings
+        assistant = call.assistant_model if self.assistant_model is None else self.assistant_model
+        if self.method is not None:
+            if assistant is not None:
+                raise UsageError("assistant_model is given, and a method with custom_generate; leave one of them out")
+            # What the model's own config says, the method overrides; what this call says, it may not.
+            own = model.generation_config
+            said = {name: settings.get(name) for name in ("num_beams", "do_sample")}
+            check_agrees(self.method, {name: v for name, v in said.items() if v != getattr(own, name, None)})
+            return self.method
+        # As with Transformers, draws differ from call to call, and torch.manual_seed repeats them.
+        seed = int(torch.randint(SEEDS, ())) if settings.get("do_sample") else 0
+        return asked_for(settings, None if assistant is None else assisted(assistant, self.executor), seed)
+
+
+def assisted(assistant: Any, executor: str = "torch") -> Speculative:
+    """`Assisted` with the drafter that a Transformers module (over its own weights) or a `Seq2Seq` makes. The same
+    object each time, so that it keeps the draft lengths it has learned. Raises UsageError for anything else.
+    """
+    model = assistant
+    if isinstance(assistant, torch.nn.Module) and hasattr(assistant, "generation_config"):
+        model = share(assistant, executor)
+    if not isinstance(model, Seq2Seq):
+        raise UsageError(
+            f"assistant_model is {type(assistant).__name__}; allowed: a Transformers model or a Seq2Seq (a drafter "
+            "goes into a method, such as SpecDec(drafter))"
+        )
+    if model not in _assisted:
+        _assisted[model] = Assisted(model.drafter())
+    return _assisted[model]
+
+
+class _AfterPrompt:
+    """A streamer that has got the prompt from Transformers already."""
+
+    def __init__(self, streamer: Any):
+        self.streamer, self.prompted, self.end = streamer, False, streamer.end
+
+    def put(self, tokens: Tensor) -> None:
+        if self.prompted:
+            self.streamer.put(tokens)
+        self.prompted = True

@@ -1,0 +1,52 @@
+"""Which of our methods does what a generation config of Transformers asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from spec2seq.api import Method
+from spec2seq.decoding.drafters import Drafter
+from spec2seq.decoding.methods import Assisted, Beam, Greedy, Lookup, Sample, SpecDec, Speculative
+from spec2seq.errors import UsageError
+
+
+def asked_for(settings: Mapping[str, Any], speculation: Speculative | None, seed: int) -> Method:
+    """The method that `settings`, a generation config, describes; `speculation`, lossless, stands in for greedy.
+
+    Raises UsageError for combinations that we do not have, naming them.
+    """
+    beams = (settings.get("num_beams") or 1) > 1
+    drawn, copied = bool(settings.get("do_sample")), settings.get("prompt_lookup_num_tokens")
+    for name, asked in (("do_sample=True", drawn), ("a drafter", speculation), ("prompt_lookup_num_tokens", copied)):
+        if beams and asked:
+            raise UsageError(f"num_beams={settings['num_beams']} and {name} do not go together; allowed: one of them")
+    if speculation is not None and copied:
+        raise UsageError("a drafter and prompt_lookup_num_tokens do not go together; allowed: one of them")
+    if beams:
+        return Beam()  # with the settings' own parameters
+    if drawn:
+        return Sample(seed=seed, drafter=None if speculation is None else speculation.drafter)
+    if copied:
+        return Lookup(copied, settings.get("max_matching_ngram_size") or 3)
+    return speculation or Greedy()
+
+
+def drafted(drafter: Drafter) -> Speculative:
+    """The lossless method for a drafter of either kind."""
+    return Assisted(drafter) if getattr(drafter, "block_size", None) is None else SpecDec(drafter)
+
+
+def check_agrees(method: Method, asked: Mapping[str, Any]) -> None:
+    """Raises UsageError where the settings of a call ask for something else than the method that was given."""
+    beams = asked.get("num_beams") or 1
+    own = getattr(method, "num_beams", None) if isinstance(method, Beam) else 1
+    if beams > 1 and own not in (None, beams):
+        raise UsageError(f"num_beams is {beams}, but the method given is {_name(method)}; leave one of them out")
+    draws = isinstance(method, Speculative) and method.acceptance.sampling is not None
+    if asked.get("do_sample") and not draws:
+        raise UsageError(f"do_sample is True, but the method given is {_name(method)}; leave one of them out")
+
+
+def _name(method: Method) -> str:
+    if isinstance(method, Beam):
+        return f"Beam({method.num_beams or ''})"
+    return "greedy" if isinstance(method, Speculative) and method.drafter is None else type(method).__name__

@@ -1,0 +1,234 @@
+"""`model.generate(custom_generate=…)`: the tensors of Transformers' own `generate`, or a refusal by name."""
+
+import inspect
+
+import pytest
+import tiny
+import torch
+import transformers
+from dropin.modules import CAP, ends, fresh, inputs, noisy
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
+
+import spec2seq
+from spec2seq import Beam, Lookup, Sample, Seq2Seq, Spec2SeqError, SpecDec, UsageError
+
+GREEDY = dict(num_beams=1, do_sample=False, max_new_tokens=CAP)
+BEAMS = dict(num_beams=4, do_sample=False, max_new_tokens=CAP, length_penalty=0.6, num_return_sequences=3)
+
+
+def test_greedy_is_transformers(family):
+    module = tiny.transformers_model(family)
+    batch = inputs(module)
+    expected = module.generate(**batch, **GREEDY)
+    assert len(ends(expected, module.config.pad_token_id, module.config.eos_token_id)) > 1
+    assert torch.equal(module.generate(**batch, **GREEDY, custom_generate=spec2seq.custom_generate()), expected)
+    assert torch.equal(spec2seq.generate(module, **batch, **GREEDY), expected)
+    alone = {name: tensor[:1] for name, tensor in batch.items()}
+    assert torch.equal(spec2seq.generate(module, **alone, **GREEDY), module.generate(**alone, **GREEDY))
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+def test_beams_are_transformers(family, early_stopping):
+    module = tiny.transformers_model(family)
+    batch, settings = inputs(module), BEAMS | {"early_stopping": early_stopping}
+    expected = module.generate(**batch, **settings, return_dict_in_generate=True, output_scores=True)
+    assert torch.equal(spec2seq.generate(module, **batch, **settings), expected.sequences)
+    found = spec2seq.generate(module, **batch, **settings, return_dict_in_generate=True, output_scores=True)
+    assert isinstance(found, GenerateBeamEncoderDecoderOutput)
+    assert torch.equal(found.sequences, expected.sequences) and found.sequences.shape[0] == 12
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, atol=1e-4, rtol=0)
+
+
+def test_assisted_is_greedy_at_batch_4(family):
+    """Transformers refuses an assistant for more than one row."""
+    module = tiny.transformers_model(family)
+    assistant, batch = noisy(module), inputs(module)
+    expected = module.generate(**batch, **GREEDY)
+    if family == "marian":
+        with pytest.raises(ValueError, match="batch_size"):
+            module.generate(**batch, **GREEDY, assistant_model=assistant)
+    custom = spec2seq.custom_generate(assistant_model=assistant)
+    assert torch.equal(module.generate(**batch, **GREEDY, custom_generate=custom), expected)
+    assert custom.stats.drafted > 0 and custom.stats.accepted > 0 and custom.stats.rows == 4
+    # The assistant in Transformers' own place, and through `generate`; a new one, as the first may have learned not to.
+    custom = spec2seq.custom_generate()
+    found = module.generate(**batch, **GREEDY, assistant_model=noisy(module), custom_generate=custom)
+    assert torch.equal(found, expected) and custom.stats.drafted > 0
+    assert torch.equal(spec2seq.generate(module, **batch, **GREEDY, assistant_model=assistant), expected)
+
+
+@pytest.mark.parametrize("method", ["lookup", "block", "beam"])
+def test_a_method_of_ones_own(method):
+    module, model = tiny.transformers_model("bart"), tiny.seq2seq("bart")
+    made = {"lookup": Lookup(3), "block": SpecDec(tiny.cached_drafter(model)), "beam": Beam(4, 0.6)}[method]
+    settings = BEAMS | {"num_return_sequences": 1, "early_stopping": False} if method == "beam" else GREEDY
+    batch = inputs(module)
+    custom = spec2seq.custom_generate(made)
+    expected = module.generate(**batch, **settings)
+    assert torch.equal(module.generate(**batch, max_new_tokens=CAP, custom_generate=custom), expected)
+    assert custom.stats.drafted > 0 or method == "beam"
+
+
+def test_what_a_method_learned_stays():
+    """The encoder's states come from Transformers, in a copy of the model; the draft lengths are those of the model."""
+    module = tiny.transformers_model("bart")
+    custom = spec2seq.custom_generate(assistant_model=noisy(module))
+    for _ in range(2):
+        module.generate(**inputs(module), **GREEDY, custom_generate=custom)
+    method = spec2seq.dropin.generate.assisted(custom.assistant_model)
+    assert len({id(known) for known in method._choosers.values()}) == 1
+
+
+@pytest.mark.parametrize("settings", [
+    dict(min_length=6), dict(min_new_tokens=5), dict(no_repeat_ngram_size=2), dict(repetition_penalty=1.7),
+    dict(forced_bos_token_id=7), dict(forced_eos_token_id=2), dict(suppress_tokens=[9, 11, 30]),
+    dict(bad_words_ids=[[5], [6, 7]]), dict(max_length=9, max_new_tokens=None), dict(prompt_lookup_num_tokens=3),
+    dict(decoder_start_token_id=5),
+], ids=lambda settings: next(iter(settings)))  # fmt: skip
+def test_settings_of_a_call(settings):
+    module = tiny.transformers_model("mbart")
+    batch = inputs(module)
+    batch = batch if "prompt_lookup_num_tokens" not in settings else {name: row[:1] for name, row in batch.items()}
+    expected = module.generate(**batch, **(GREEDY | settings))
+    assert torch.equal(spec2seq.generate(module, **batch, **(GREEDY | settings)), expected)
+    if "prompt_lookup_num_tokens" not in settings:
+        beams = GREEDY | {"num_beams": 3} | settings
+        assert torch.equal(spec2seq.generate(module, **batch, **beams), module.generate(**batch, **beams))
+
+
+def test_a_generation_config_and_the_modules_own():
+    module = fresh("marian")
+    batch = inputs(module)
+    config = transformers.GenerationConfig(num_beams=3, max_new_tokens=7, length_penalty=2.0)
+    expected = module.generate(**batch, generation_config=config)
+    assert torch.equal(spec2seq.generate(module, **batch, generation_config=config), expected)
+    module.generation_config.update(num_beams=2, max_new_tokens=5)
+    assert torch.equal(spec2seq.generate(module, **batch), module.generate(**batch))
+    # A method that is given counts more than the module's own config, and less than nothing of the call.
+    greedy = module.generate(**batch, num_beams=1)
+    assert torch.equal(spec2seq.generate(module, **batch, method=Lookup(2)), greedy)
+    with pytest.raises(UsageError, match="num_beams is 4, but the method given is Speculative"):
+        spec2seq.generate(module, **batch, method=Lookup(2), num_beams=4)
+    with pytest.raises(UsageError, match="do_sample is True, but the method given is"):
+        spec2seq.generate(module, **batch, method=Lookup(2), do_sample=True)
+
+
+def test_without_a_length_there_are_20_tokens():
+    module = tiny.transformers_model("marian")
+    batch = inputs(module)
+    expected = module.generate(**batch, num_beams=1)
+    assert expected.shape[1] == 21
+    assert torch.equal(spec2seq.generate(module, **batch, num_beams=1), expected)
+
+
+def test_sources_without_a_mask_and_by_position():
+    module = tiny.transformers_model("t5")
+    ids = inputs(module)["input_ids"]
+    expected = module.generate(ids, **GREEDY)
+    assert torch.equal(spec2seq.generate(module, ids, **GREEDY), expected)
+    assert torch.equal(module.generate(ids, **GREEDY, custom_generate=spec2seq.custom_generate()), expected)
+
+
+def test_sampling_draws_as_the_engine_does():
+    """Not Transformers' draws, but repeated by torch.manual_seed, several for a source, and the same distribution."""
+    module = tiny.transformers_model("bart")
+    batch, settings = inputs(module), dict(do_sample=True, num_beams=1, max_new_tokens=CAP)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(spec2seq.generate(module, **batch, **settings, num_return_sequences=3))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert draws[0].shape[0] == 12 and len({tuple(row) for row in draws[0].tolist()}) > 6
+    # Of one likeliest token nothing is left to chance: `top_k` arrives.
+    greedy = module.generate(**batch, **GREEDY)
+    assert torch.equal(spec2seq.generate(module, **batch, **settings, top_k=1), greedy)
+    drafted = dict(assistant_model=noisy(module), top_k=1)
+    assert torch.equal(spec2seq.generate(module, **batch, **settings, **drafted), greedy)
+    assert torch.equal(spec2seq.generate(module, **batch, max_new_tokens=CAP, method=Sample(top_k=1)), greedy)
+
+
+def test_as_a_dictionary():
+    module = tiny.transformers_model("t5")
+    found = spec2seq.generate(module, **inputs(module), **GREEDY, return_dict_in_generate=True)
+    assert isinstance(found, GenerateEncoderDecoderOutput) and [*found] == ["sequences"]
+    assert torch.equal(found.sequences, module.generate(**inputs(module), **GREEDY))
+
+
+class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
+    def __call__(self, input_ids, scores, **more):
+        raise AssertionError("it is refused before it could run")
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    (dict(output_attentions=True, return_dict_in_generate=True), "output_attentions=True"),
+    (dict(output_hidden_states=True), "output_hidden_states=True"),
+    (dict(output_logits=True, return_dict_in_generate=True), "output_logits=True"),
+    (dict(output_scores=True, return_dict_in_generate=True), "output_scores=True"),
+    (dict(logits_processor=LogitsProcessorList([Nothing()])), "logits_processor (Nothing)"),
+    (dict(stopping_criteria=StoppingCriteriaList([Nothing()])), "stopping_criteria (Nothing)"),
+    (dict(prefix_allowed_tokens_fn=lambda row, ids: [5]), "prefix_allowed_tokens_fn"),
+    (dict(decoder_input_ids=torch.full((4, 3), 2)), "decoder_input_ids"),
+    (dict(decoder_attention_mask=torch.ones(4, 1)), "decoder_attention_mask"),
+    (dict(max_time=1.0), "max_time=1.0"),
+    (dict(num_beams=2, do_sample=True), "num_beams=2 and do_sample=True"),
+    (dict(eos_token_id=[2, 5]), "eos_token_id=[2, 5]"),
+    (dict(max_new_tokens=400), "max_length is 401"),
+])  # fmt: skip
+def test_what_cannot_be_honoured_is_named(settings, words):
+    module = tiny.transformers_model("bart")
+    with pytest.raises(Spec2SeqError) as error:
+        module.generate(**inputs(module), **(GREEDY | settings), custom_generate=spec2seq.custom_generate())
+    assert words in str(error.value)
+
+
+def test_sources_that_cannot_be_read():
+    module = tiny.transformers_model("bart")
+    batch = inputs(module)
+    flipped = {name: tensor.flip(1) for name, tensor in batch.items()}
+    with pytest.raises(Spec2SeqError, match="attention_mask of row . is not ones and then zeros; pad sources on the"):
+        spec2seq.generate(module, **flipped, **GREEDY)
+    states = module.get_encoder()(**batch)
+    with pytest.raises(Spec2SeqError, match="reads input_ids"):
+        spec2seq.generate(module, encoder_outputs=states, attention_mask=batch["attention_mask"], **GREEDY)
+    with pytest.raises(Spec2SeqError, match="inputs_embeds is not supported by custom_generate; allowed: input_ids"):
+        embedded = module.get_input_embeddings()(batch["input_ids"])
+        spec2seq.generate(module, inputs_embeds=embedded, attention_mask=batch["attention_mask"], **GREEDY)
+
+
+def test_modules_that_cannot_be_used():
+    module = fresh("bart")
+    with pytest.raises(UsageError, match="is in training mode, where it drops out; call model.eval"):
+        spec2seq.generate(module.train(), **inputs(module), **GREEDY)
+    other = transformers.LEDForConditionalGeneration(transformers.LEDConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, attention_window=4,
+    )).eval()  # fmt: skip
+    with pytest.raises(Spec2SeqError, match="LEDForConditionalGeneration: model type 'led' is not supported"):
+        spec2seq.generate(other, input_ids=torch.tensor([[5, 2]]), max_new_tokens=3)
+
+
+def test_arguments_that_contradict():
+    module = tiny.transformers_model("bart")
+    with pytest.raises(UsageError, match="method and assistant_model are both given"):
+        spec2seq.custom_generate(Lookup(2), assistant_model=module)
+    with pytest.raises(UsageError, match="assistant_model is int; allowed: a Transformers model or a Seq2Seq"):
+        spec2seq.generate(module, **inputs(module), **GREEDY, assistant_model=5)
+    with pytest.raises(UsageError, match="executor is 'fast'; allowed: torch, native"):
+        spec2seq.custom_generate(executor="fast")
+    with pytest.raises(UsageError, match="num_beams=4 and a drafter do not go together"):
+        spec2seq.generate(module, **inputs(module), **(GREEDY | {"num_beams": 4}), assistant_model=noisy(module))
+
+
+def test_a_seq2seq_assists_too():
+    module = tiny.transformers_model("bart")
+    little = Seq2Seq.from_transformers(noisy(module))
+    custom = spec2seq.custom_generate(assistant_model=little)
+    batch = inputs(module)
+    found = module.generate(**batch, **GREEDY, custom_generate=custom)
+    assert torch.equal(found, module.generate(**batch, **GREEDY)) and custom.stats.drafted > 0
+
+
+def test_transformers_still_has_the_arguments_that_are_read_from_its_frame():
+    names = inspect.signature(transformers.GenerationMixin.generate).parameters
+    assert set(spec2seq.dropin.generate.Call.__dataclass_fields__) <= set(names)
