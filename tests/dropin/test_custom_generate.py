@@ -155,6 +155,26 @@ def test_as_a_dictionary():
     assert torch.equal(found.sequences, module.generate(**inputs(module), **GREEDY))
 
 
+@pytest.mark.parametrize("drafted", [False, True])
+def test_scores_and_logits_of_every_token(family, drafted):
+    """Up to the end of a row; what comes behind it means nothing."""
+    module = tiny.transformers_model(family)
+    asked = GREEDY | dict(
+        min_length=4, repetition_penalty=1.3, return_dict_in_generate=True, output_scores=True, output_logits=True
+    )
+    expected = module.generate(**inputs(module), **asked)
+    method = Lookup(3) if drafted else None
+    found = spec2seq.generate(module, **inputs(module), **asked, method=method)
+    assert [*found] == ["sequences", "scores", "logits"] and torch.equal(found.sequences, expected.sequences)
+    eos = module.config.eos_token_id
+    for name in ("scores", "logits"):
+        ours, theirs = (torch.stack(of[name], 1) for of in (found, expected))  # [rows, tokens, vocabulary]
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        for row, ids in enumerate(expected.sequences[:, 1:].tolist()):
+            end = ids.index(eos) + 1 if eos in ids else len(ids)
+            torch.testing.assert_close(ours[row, :end], theirs[row, :end], atol=1e-4, rtol=1e-4)
+
+
 class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
     def __call__(self, input_ids, scores, **more):
         raise AssertionError("it is refused before it could run")
@@ -163,8 +183,8 @@ class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
 @pytest.mark.parametrize(("settings", "words"), [
     (dict(output_attentions=True, return_dict_in_generate=True), "output_attentions=True"),
     (dict(output_hidden_states=True), "output_hidden_states=True"),
-    (dict(output_logits=True, return_dict_in_generate=True), "output_logits=True"),
-    (dict(output_scores=True, return_dict_in_generate=True), "output_scores=True"),
+    (dict(output_logits=True, num_beams=3), "output_logits=True is not supported by custom_generate in beam search"),
+    (dict(output_scores=True, do_sample=True), "output_scores=True is not supported by custom_generate in sampling"),
     (dict(logits_processor=LogitsProcessorList([Nothing()])), "logits_processor (Nothing)"),
     (dict(stopping_criteria=StoppingCriteriaList([Nothing()])), "stopping_criteria (Nothing)"),
     (dict(prefix_allowed_tokens_fn=lambda row, ids: [5]), "prefix_allowed_tokens_fn"),

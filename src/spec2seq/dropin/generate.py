@@ -18,8 +18,8 @@ from spec2seq.config import check_choice
 from spec2seq.decoding.methods import Assisted, Beam, Speculative
 from spec2seq.decoding.stats import Stats
 from spec2seq.dropin import inputs as reading
+from spec2seq.dropin import outputs
 from spec2seq.dropin.methods import asked_for, check_agrees
-from spec2seq.dropin.outputs import as_transformers
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import native
 from spec2seq.models.sharing import Shared
@@ -136,13 +136,13 @@ class CustomGenerate:
         """
         call = Call.of_caller()
         call.refuse()
-        reading.refuse_outputs(generation_config)
         reading.refuse_inputs(model_kwargs)
         if model.training:
             raise UsageError(f"{type(model).__name__} is in training mode, where it drops out; call model.eval() first")
         sources, states = reading.sources(inputs_tensor, model_kwargs)
         shared = reading.configured(share(model, self.executor), generation_config, input_ids)
         method = self._method(shared, model, call)
+        reading.refuse_outputs(generation_config, method)
         repeats = 1
         if isinstance(method, Speculative) and method.acceptance.sampling is not None:
             repeats = shared.generation_config.num_return_sequences or 1  # each a draw of its own
@@ -155,10 +155,14 @@ class CustomGenerate:
             max_new_tokens=reading.room(shared, generation_config), streamer=streamer,
         )  # fmt: skip
         self.stats, beams = found.stats, isinstance(method, Beam)
-        return as_transformers(
-            found.rows, int(input_ids[0, 0]), reading.padding(generation_config, beams), input_ids.device,
-            beams=beams, as_dict=bool(generation_config.return_dict_in_generate),
-        )  # fmt: skip
+        start, pad = int(input_ids[0, 0]), reading.padding(generation_config, beams)
+        sequences = outputs.sequences(found.rows, start, pad, beams).to(input_ids.device)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        if beams:
+            return outputs.of_beams(found.rows, sequences)
+        each = [row for row in range(len(sources)) for _ in range(repeats)]
+        return outputs.of_rows(shared, generation_config, [sources[row] for row in each], sequences)
 
     def _method(self, shared: Seq2Seq, model: Any, call: Call) -> Method:
         settings = shared.settings

@@ -7,27 +7,33 @@ from typing import Any
 from torch import Tensor
 
 from spec2seq.api import Method, Seq2Seq
-from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.methods import Beam, Speculative
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
 
 # Of the arguments for the model: what is read here, and what changes nothing about the tokens.
 _READ = {"attention_mask", "encoder_outputs", "decoder_input_ids"}
 _HARMLESS = {"use_cache", "logits_to_keep", "past_key_values", "cache_position", "return_dict"}
+_SETTINGS = {"output_attentions", "output_hidden_states"}  # refused as such
 
 
-def refuse_outputs(config: Any) -> None:
-    """Raises Spec2SeqError for outputs that the engine does not keep. `output_scores` of beam search asks for
-    `sequences_scores`, which it has."""
-    for name in ("output_attentions", "output_hidden_states", "output_logits", "output_scores"):
-        if getattr(config, name, None) and not (name == "output_scores" and (config.num_beams or 1) > 1):
-            raise Spec2SeqError(f"{name}=True is not supported by custom_generate; allowed: False")
+def refuse_outputs(config: Any, method: Method) -> None:
+    """Raises Spec2SeqError for outputs that there are not with a method. `output_scores` of beam search asks for
+    `sequences_scores`, which there are."""
+    refused, where = ["output_attentions", "output_hidden_states"], ""
+    if isinstance(method, Beam):
+        refused, where = [*refused, "output_logits"], " in beam search"
+    elif method.acceptance.sampling is not None:  # its scores would be those of the filtered distribution
+        refused, where = [*refused, "output_scores"], " in sampling"
+    for name in refused:
+        if getattr(config, name, None):
+            raise Spec2SeqError(f"{name}=True is not supported by custom_generate{where}; allowed: False")
 
 
 def refuse_inputs(model_kwargs: dict[str, Any]) -> None:
     """Raises Spec2SeqError for an argument of the model that the engine has no place for."""
     for name, value in model_kwargs.items():
-        if value is not None and name not in _READ | _HARMLESS:
+        if value is not None and name not in _READ | _HARMLESS | _SETTINGS:
             raise Spec2SeqError(f"{name} is not supported by custom_generate; allowed: input_ids and attention_mask")
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length():
