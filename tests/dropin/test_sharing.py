@@ -112,6 +112,22 @@ def test_weights_that_move_are_found_again(move):
     assert torch.equal(spec2seq.generate(module, **batch, **SETTINGS), module.generate(**batch, **SETTINGS))
 
 
+def test_a_bias_that_comes_later_is_seen():
+    module = fresh("bart")
+    module.final_logits_bias.zero_()
+    model = share(module)
+    assert model.model.head.bias is None and share(module) is model
+    module.final_logits_bias[0, 7] = 5.0
+    found = spec2seq.generate(module, **inputs(module), **SETTINGS)
+    assert torch.equal(found, module.generate(**inputs(module), **SETTINGS)) and 7 in found
+
+
+def test_it_is_the_same_model_to_a_drafter(family):
+    """A block drafter knows its verifier by the fingerprint."""
+    module = fresh(family)
+    assert share(module).fingerprint() == tiny.seq2seq(family).fingerprint()
+
+
 def test_a_second_time_nothing_is_moved():
     module = fresh("bart")
     model = share(module)

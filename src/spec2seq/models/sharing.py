@@ -14,6 +14,8 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.models import families
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
+BIAS = "final_logits_bias"  # a buffer, in every family that has it
+
 
 class Shared:
     """`model` on a module's weights, as long as `current(module)` says that they still lie where they did."""
@@ -28,9 +30,10 @@ class Shared:
         used = [part for parts in names.values() for part in parts]
         _check(live, used, where, half=family.half)
         ours = {name: _whole([live[part] for part in parts]) for name, parts in names.items()}
-        if family.logit_bias:
-            used.append("final_logits_bias")
-            ours["head.bias"] = live["final_logits_bias"].detach().flatten()  # zeros, too: they may change
+        self.biased = _has_bias(live)
+        if self.biased:
+            used.append(BIAS)
+            ours["head.bias"] = live[BIAS].detach().flatten()
         if family.positions is not None:
             table = family.positions(architecture).to(ours["target_embedding"])
             ours["encoder.positions"] = ours["decoder.positions"] = _same_as(table, module)
@@ -46,6 +49,8 @@ class Shared:
     def current(self, module: torch.nn.Module, *, values: bool = False) -> bool:
         """Whether the module's weights are still in the storage they were in; with `values`, also unchanged in it."""
         live = _tensors(module)
+        if _has_bias(live) != self.biased:
+            return False
         for name, (address, dtype, version) in self.places.items():
             tensor = live.get(name)
             if tensor is None or (tensor.data_ptr(), tensor.dtype) != (address, dtype):
@@ -59,6 +64,11 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by all its names; tied ones have several."""
     named = dict(module.named_parameters(remove_duplicate=False))
     return named | dict(module.named_buffers(remove_duplicate=False))
+
+
+def _has_bias(live: dict[str, Tensor]) -> bool:
+    """A bias of zeros is none, as everywhere: it would be an addition over the whole vocabulary for nothing."""
+    return BIAS in live and bool(live[BIAS].any())
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.dtype, int]:
