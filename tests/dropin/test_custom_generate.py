@@ -11,7 +11,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
 
 import spec2seq
+import spec2seq.dropin.generate
 from spec2seq import Beam, Lookup, Sample, Seq2Seq, Spec2SeqError, SpecDec, UsageError
+from spec2seq.models.encoder_decoder import EncoderDecoder
 
 GREEDY = dict(num_beams=1, do_sample=False, max_new_tokens=CAP)
 BEAMS = dict(num_beams=4, do_sample=False, max_new_tokens=CAP, length_penalty=0.6, num_return_sequences=3)
@@ -78,6 +80,19 @@ def test_what_a_method_learned_stays():
         module.generate(**inputs(module), **GREEDY, custom_generate=custom)
     method = spec2seq.dropin.generate.assisted(custom.assistant_model)
     assert len({id(known) for known in method._choosers.values()}) == 1
+
+
+@pytest.mark.parametrize("settings", [GREEDY, BEAMS], ids=["greedy", "beams"])
+def test_sources_are_encoded_once(settings, monkeypatch):
+    """Transformers has done it before it calls us; a drafter of another model reads them for itself."""
+    module = tiny.transformers_model("bart")
+    batch, encode = inputs(module), EncoderDecoder.encode
+    expected, runs = module.generate(**batch, **settings), []
+    monkeypatch.setattr(EncoderDecoder, "encode", lambda *given: runs.append(given) or encode(*given))
+    assert torch.equal(spec2seq.generate(module, **batch, **settings), expected) and not runs
+    if settings is GREEDY:
+        found = spec2seq.generate(module, **batch, **settings, assistant_model=noisy(module))
+        assert torch.equal(found, expected) and len(runs) == 1
 
 
 @pytest.mark.parametrize("settings", [

@@ -141,6 +141,7 @@ def test_it_speculates(module, words):
                   {"drafter": module}):  # fmt: skip
         pipe = spec2seq.pipeline("translation", model=module, tokenizer=words, **CAP, **given)
         assert [found["translation_text"] for found in pipe(TEXTS, batch_size=4)] == greedy
+        assert pipe.stats.rows == 4 and (pipe.stats.drafted > 0 or "method" in given)
         with pytest.raises(UsageError, match="num_beams is 2, but the method given is"):
             pipe(TEXTS, num_beams=2)
     assert spec2seq.pipeline("translation", model=module, tokenizer=words, method=Beam(4), **CAP)(TEXTS) == (

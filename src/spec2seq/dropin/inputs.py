@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
 _READ = {"attention_mask", "encoder_outputs", "decoder_input_ids"}
 _HARMLESS = {"use_cache", "logits_to_keep", "past_key_values", "cache_position", "return_dict"}
 _SETTINGS = {"output_attentions", "output_hidden_states"}  # refused as such
+
+
+_variants: WeakKeyDictionary[EncoderDecoder, dict[tuple, EncoderDecoder]] = WeakKeyDictionary()
 
 
 def refuse_outputs(config: Any, method: Method) -> None:
@@ -84,12 +88,16 @@ def configured(model: Seq2Seq, config: Any, decoder_input_ids: Tensor) -> Seq2Se
 
 
 def with_ids(model: EncoderDecoder, ids: dict[str, int]) -> EncoderDecoder:
-    """A model with other special tokens; itself where they are its own, so that what is known of it stays."""
+    """A model with other special tokens, its weights shared; the same object each time, so that what is learned of it
+    stays."""
     if all(getattr(model.architecture, name) == token for name, token in ids.items()):
         return model
-    other = copy.copy(model)  # its weights are shared
-    other.architecture = dataclasses.replace(model.architecture, **ids)
-    return other
+    known = _variants.setdefault(model, {})
+    key = tuple(ids.items())
+    if key not in known:
+        known[key] = copy.copy(model)
+        known[key].architecture = dataclasses.replace(model.architecture, **ids)
+    return known[key]
 
 
 def with_states(model: Seq2Seq, method: Method, sources: list[list[int]], states: Tensor) -> Seq2Seq:

@@ -14,6 +14,7 @@ import torch
 from spec2seq.api import Method, Row, Seq2Seq
 from spec2seq.config import check_choice
 from spec2seq.decoding.methods import Assisted, Beam, SpecDec, Speculative
+from spec2seq.decoding.stats import Stats
 from spec2seq.dropin.generate import share
 from spec2seq.dropin.methods import asked_for, check_agrees
 from spec2seq.errors import UsageError
@@ -38,7 +39,8 @@ def pipeline(
     Args:
         task: "translation", "translation_xx_to_yy" (languages as the tokenizer names them), "summarization" or
             "text2text-generation".
-        model: a folder or hub id, a `Seq2Seq`, or a live Transformers module, whose weights are shared.
+        model: a folder or hub id, a `Seq2Seq`, or a live Transformers module, whose weights are shared as they lie
+            now: one that moves to another device or dtype wants a new pipeline.
         tokenizer: folder, id or tokenizer, where the model brings none.
         method: how to decode; None does what settings and the model's config say, and 4 beams where they say nothing.
         drafter: a folder or hub id, a `Seq2Seq`, a drafter: greedy decoding, speculative with the same tokens.
@@ -60,10 +62,10 @@ def pipeline(
 
 
 class Pipeline:
-    """Made by `pipeline`."""
+    """Made by `pipeline`. `stats` are the counts of the last call."""
 
     def __init__(self, task: str, model: Seq2Seq, method: Method | None, defaults: dict[str, Any]):
-        self.task, self.method, self.defaults = task, method, defaults
+        self.task, self.method, self.defaults, self.stats = task, method, defaults, Stats()
         self.name = TASKS["translation" if task.startswith("translation") else task]
         own = (getattr(model.config, "task_specific_params", None) or {}).get(task, {})  # as T5's have them
         prefix = own.get("prefix") or getattr(model.config, "prefix", None)
@@ -94,6 +96,7 @@ class Pipeline:
         argument that is neither, Spec2SeqError for a setting that is not supported.
         """
         run = _Run(self, self.defaults | arguments)
+        self.stats = run.stats
         if isinstance(inputs, str):
             return next(run([inputs]))
         if not isinstance(inputs, list):
@@ -107,7 +110,8 @@ class _Run:
 
     def __init__(self, pipe: Pipeline, arguments: dict[str, Any]):
         take = arguments.pop
-        self.name, self.batch_size = pipe.name, take("batch_size", None) or 1
+        self.name, self.stats = pipe.name, Stats()
+        self.batch_size = take("batch_size", None) or 1
         self.tensors = bool(take("return_tensors", None))
         text = take("return_text", None)
         self.text = not self.tensors if text is None else bool(text)
@@ -144,7 +148,9 @@ class _Run:
             self.model.generation_config.num_return_sequences = None
 
     def __call__(self, texts: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
-        rows = self.model.stream(self._sources(texts), self.method, max_new_tokens=self.cap, batch_size=self.batch_size)
+        rows = self.model.stream(
+            self._sources(texts), self.method, stats=self.stats, max_new_tokens=self.cap, batch_size=self.batch_size
+        )
         while group := list(itertools.islice(rows, self.repeats)):
             yield [self._record(found.tokens) for row in group for found in self._outputs(row)]
 
