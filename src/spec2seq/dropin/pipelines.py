@@ -13,10 +13,10 @@ import torch
 
 from spec2seq.api import Method, Row, Seq2Seq
 from spec2seq.config import check_choice
-from spec2seq.decoding.methods import Assisted, Beam, SpecDec, Speculative
+from spec2seq.decoding.methods import Beam, Speculative
 from spec2seq.decoding.stats import Stats
 from spec2seq.dropin.generate import share
-from spec2seq.dropin.methods import asked_for, check_agrees
+from spec2seq.dropin.methods import asked_for, check_agrees, drafted
 from spec2seq.errors import UsageError
 from spec2seq.models import languages
 
@@ -260,7 +260,7 @@ def _speculation(drafter: Any, verifier: Seq2Seq, place: dict[str, str]) -> Spec
         drafter = share(drafter)
     if isinstance(drafter, Seq2Seq):
         drafter = drafter.drafter()
-    return Assisted(drafter) if getattr(drafter, "block_size", None) is None else SpecDec(drafter)
+    return drafted(drafter)
 
 
 def _device(device: int | str | torch.device | None) -> str:
