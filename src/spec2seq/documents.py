@@ -14,7 +14,8 @@ from spec2seq.config import check_choice, check_range
 from spec2seq.errors import UsageError
 
 if TYPE_CHECKING:  # both import torch
-    from spec2seq.api import Row, Seq2Seq
+    from spec2seq.api import Seq2Seq
+    from spec2seq.generation import Row
 
 UNITS = ("sentences", "windows")
 # An end of sentence, closing quotes and brackets behind it, and then space and something that can begin a sentence; in
@@ -103,8 +104,8 @@ def _windows(parts: Sequence[Piece], model: "Seq2Seq", most: int) -> list[Piece]
 def join(pieces: Sequence[Piece], rows: Sequence["Row"]) -> "Row":
     """The outputs of a text's pieces as one: texts with what stood between their sources, tokens behind each other
     (each with its end token), counts added. Raises UsageError for n-best lists: those of several pieces make none."""
-    from spec2seq.api import Row
     from spec2seq.decoding.stats import Counts
+    from spec2seq.generation import Row
 
     if any(len(row.hypotheses) > 1 for row in rows):
         raise UsageError("a document in pieces has no n-best list; num_return_sequences must be 1")

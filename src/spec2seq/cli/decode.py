@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spec2seq import documents, io, running
+from spec2seq import documents, io
 from spec2seq.cli.flags import load_all, quiet, with_options
 from spec2seq.config import check_choice
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.progress import progress
+from spec2seq.lines import Rows, check_lines, source_ids
 from spec2seq.options import MethodOptions, RunOptions, bundled_model
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ def _generate(run, method, file, output, read, shape, trace: bool, show_stats: b
         keep: dict[str, Any] = {"truncate": run.given("truncate").get("truncate", False)}
         if document is not None:
             keep["cut"] = functools.partial(documents.pieces, model=model, unit=document, window=window)
-        total = running.check_lines(model, read(path), where=where, **keep) if io.is_rereadable(path) else None
+        total = check_lines(model, read(path), where=where, **keep) if io.is_rereadable(path) else None
         settings = run.given("batch_size", "max_new_tokens")
         if path is None and sys.stdin.isatty():
             settings.setdefault("batch_size", 1)  # somebody types and waits for each line
-        rows = running.Rows(model, decoding, read(path), where, stats=counts, trace=trace, **keep, **settings)
+        rows = Rows(model, decoding, read(path), where, stats=counts, trace=trace, **keep, **settings)
         hidden = output is None and sys.stdout.isatty()  # a bar would run through the lines
         with contextlib.nullcontext(lambda: None) if hidden else progress("lines", total) as advance:
             for line, row in rows:
@@ -137,7 +138,7 @@ def verify_lossless(
     if not report_only:
         require_lossless(decoding, method.method)
     truncate = run.given("truncate").get("truncate", False)
-    sources = [running.source_ids(model, line, truncate, io.name_of(path)) for line in lines]
+    sources = [source_ids(model, line, truncate, io.name_of(path)) for line in lines]
     with progress("rows", 2 * len(lines)) as advance:
         report = compare_with_greedy(
             model, sources, decoding, numbers=[line.number for line in lines], tie=tie, progress=advance,

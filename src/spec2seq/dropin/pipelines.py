@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from spec2seq.api import Method, Row, Seq2Seq
+from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_choice
 from spec2seq.decoding.methods import Beam, Speculative
 from spec2seq.decoding.stats import Stats
 from spec2seq.dropin.generate import share
 from spec2seq.dropin.methods import asked_for, check_agrees, drafted
 from spec2seq.errors import UsageError
+from spec2seq.generation import Row
 from spec2seq.models import languages
 
 # Task → the first word of the keys of a result.

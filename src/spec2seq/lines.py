@@ -51,8 +51,8 @@ class Rows:
         self.rows = model.stream(self._feed(), method, stats=stats, **run)
 
     def __iter__(self) -> "Iterator[tuple[Line, Row]]":
-        from spec2seq.generation import Row
         from spec2seq.decoding.stats import Counts
+        from spec2seq.generation import Row
 
         # Reading no line before the ones at hand are answered keeps a conversation over pipes alive.
         while self.ahead or self._read():
