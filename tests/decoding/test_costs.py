@@ -109,6 +109,6 @@ def test_only_an_adaptive_length_is_measured_for(monkeypatch):
         model.generate(sources, method, max_new_tokens=5)
     assert not asked
     method = Speculative(block, AdaptiveLength(16))
-    for batch_size in (1, 2, 1):
+    for batch_size in (1, 2, 1, 3):
         model.generate(sources, method, max_new_tokens=5, batch_size=batch_size)
-    assert asked == [(1, block.longest), (2, block.longest)]
+    assert asked == [(size, block.longest) for size in (1, 2, 4)]

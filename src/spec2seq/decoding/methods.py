@@ -55,7 +55,8 @@ class Speculative:
         if slots not in known:
             longest = None if self.drafter is None else self.drafter.longest
             rule = self.length if longest is None else replace(self.length, cap=min(self.length.cap, longest))
-            known[slots] = rule.chooser(lambda: costs.of_iterations(verifier, self.drafter, slots, rule.cap))
+            near = 1 << (slots - 1).bit_length()  # so that few batch sizes are measured
+            known[slots] = rule.chooser(lambda: costs.of_iterations(verifier, self.drafter, near, rule.cap))
         return known[slots]
 
     @property
