@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.errors import UsageError
+from spec2seq.models.architecture import Architecture
 
 # Comparing two vocabularies takes milliseconds. Verifier → drafter → the verifier's tokenizer then.
 _checked: WeakKeyDictionary[Any, WeakKeyDictionary[LittleModel, Any]] = WeakKeyDictionary()
@@ -16,10 +17,7 @@ def check_pair(verifier: Any, drafter: LittleModel) -> None:
     known = _checked.setdefault(verifier.model, WeakKeyDictionary())  # its settings may change from call to call
     if drafter in known and known[drafter] is verifier.tokenizer:
         return
-    check_same_vocabulary(verifier, drafter)
-    ours, theirs = (model.architecture.max_positions for model in (verifier.model, drafter.model))
-    if theirs is not None and (ours is None or theirs < ours):
-        raise UsageError(f"the drafter has {theirs} positions and the verifier {ours or 'any number'}; give it more")
+    check_alike(verifier.model.architecture, drafter.model.architecture, verifier.tokenizer, drafter.tokenizer)
     if verifier.model.device != drafter.model.device:
         raise UsageError(
             f"the verifier is on {verifier.model.device} and the drafter on {drafter.model.device}; load both on one"
@@ -27,10 +25,16 @@ def check_pair(verifier: Any, drafter: LittleModel) -> None:
     known[drafter] = verifier.tokenizer
 
 
-def check_same_vocabulary(verifier: Any, drafter: LittleModel) -> None:
+def check_alike(verifier: Architecture, drafter: Architecture, ours: Any, theirs: Any) -> None:
+    """Raises UsageError naming the first difference that matters between two models with their tokenizers."""
+    check_same_vocabulary(verifier, drafter, ours, theirs)
+    most, fewest = verifier.max_positions, drafter.max_positions
+    if fewest is not None and (most is None or fewest < most):
+        raise UsageError(f"the drafter has {fewest} positions and the verifier {most or 'any number'}; give it more")
+
+
+def check_same_vocabulary(a: Architecture, b: Architecture, ours: Any, theirs: Any) -> None:
     """Raises UsageError naming the first difference. Padded vocabularies of one tokenizer are the same."""
-    ours, theirs = verifier.tokenizer, drafter.tokenizer
-    a, b = verifier.model.architecture, drafter.model.architecture
     for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id", "source_vocabulary"):
         if getattr(a, name) != getattr(b, name):
             raise UsageError(

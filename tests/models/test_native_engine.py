@@ -13,8 +13,10 @@ import pytest
 import tiny
 import torch
 from native_models import DTYPES, needs_compiler
+from torch.profiler import ProfilerActivity, profile
 
 from spec2seq import Assisted, BiLD, Greedy, LittleModel, Lookup, NgramLookup, Seq2Seq, SpecDec, TopBeta
+from spec2seq.decoding import drafters, lookup, native_loop
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.drafters import LittleSession
 from spec2seq.decoding.lengths import FixedLength
@@ -120,6 +122,34 @@ def test_a_draft_in_one_call_is_the_one_over_tensors(family, dtype, batch_size, 
             counts = {name: value for name, value in vars(out.stats).items() if name not in ("seconds", "phases")}
             runs.append((out.sequences, [row.trace for row in out.rows], counts))
         assert runs[0] == runs[1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["block", "little", "lookup"])
+def test_calls_and_operators_of_a_drafted_iteration(kind, monkeypatch):
+    """A guard against slow paths that needs no clock."""
+    model, calls, call = native_models.seq2seq("marian", "int8"), [], native.call
+    method = {
+        "block": SpecDec(block_drafter("marian", "int8"), 2), "little": Assisted(little_model("marian", "int8"), 2),
+        "lookup": Lookup(2),
+    }[kind]  # fmt: skip
+    for module in (native, native_loop, drafters, lookup):
+        monkeypatch.setattr(module, "call", lambda name, *rest: calls.append(name) or call(name, *rest))
+    given = tiny.sources(tiny.transformers_model("marian"), 1)
+
+    def run(tokens: int) -> tuple[int, int]:
+        calls.clear()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            stats = model.generate(given, method, max_new_tokens=tokens, batch_size=1).stats
+        assert calls.count("spec2seq_iterate") == stats.verifier_passes
+        assert len(calls) == stats.verifier_passes + {"block": 3, "little": 4, "lookup": 2}[kind]  # sources are read
+        return stats.verifier_passes, sum(
+            event.count for event in seen.key_averages() if event.key.startswith("aten::")
+        )
+
+    run(4)
+    (few, fewer), (many, more) = run(6), run(18)
+    assert many > few + 2 and (more - fewer) / (many - few) <= 4  # operators of PyTorch, nested ones included
 
 
 @needs_compiler

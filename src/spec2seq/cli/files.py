@@ -1,5 +1,6 @@
-"""The subcommands that need no model to run, only files: prepare, average, score."""
+"""The subcommands that run no model: prepare, average, score, pairs."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,27 @@ def average(
 
     count = average_folders(folders, out, getattr(torch, dtype) if dtype else None)
     print(f"{out}: mean of {len(folders)} folders, {count} tensors")
+
+
+def pairs(
+    verifier: Annotated[str | None, typer.Argument(help="folder or hub id")] = None,
+    drafter: Annotated[str | None, typer.Argument(help="a smaller model, to draft for it")] = None,
+    json: Annotated[bool, typer.Option("--json", help="an object a line")] = False,
+) -> None:
+    """List models of the hub that can draft for others without training, or check two models.
+
+    Checking reads configurations and tokenizers, no weights. Exit code 2 where the two do not go together.
+    """
+    from spec2seq import known_pairs
+
+    if verifier is None:
+        for pair in known_pairs.KNOWN:
+            print(io.to_json(asdict(pair)) if json else f"{pair.verifier:36} {pair.drafter:36} {pair.task}")
+        return
+    if drafter is None:
+        raise UsageError("DRAFTER is missing; allowed: two models, or none for the list")
+    found = known_pairs.check(verifier, drafter)
+    print(io.to_json(found) if json else known_pairs.describe(found))
 
 
 def score(

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spec2seq.api import Row, Seq2Seq
+from spec2seq.api import Seq2Seq
 from spec2seq.decoding.logits import Prefix
+from spec2seq.generation import Row
 
 
 def sequences(rows: Sequence[Row], start: int, pad: int, beams: bool) -> Tensor:

@@ -254,7 +254,7 @@ def _load(model: Any, tokenizer: Any, place: dict[str, str], given: bool) -> Seq
 def _speculation(drafter: Any, verifier: Seq2Seq, place: dict[str, str]) -> Speculative:
     """The lossless method for whatever was given as a drafter."""
     if isinstance(drafter, str | Path):
-        from spec2seq.options import load_drafter
+        from spec2seq.from_options import load_drafter
 
         drafter = load_drafter(str(drafter), verifier, **place)
     elif isinstance(drafter, torch.nn.Module) and hasattr(drafter, "generation_config"):

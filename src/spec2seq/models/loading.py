@@ -1,6 +1,8 @@
 """A model and its tokenizer from a folder or from the hub."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,24 +28,38 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def load_model(name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
-    """The model in a folder or of the hub, its configuration and its generation config.
-
-    Raises Spec2SeqError if there is none, or none of a supported family.
-    """
+def load_config(name: str) -> Any:
+    """A model's configuration, in a folder or of the hub. Raises Spec2SeqError if there is none of a known family."""
     if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise Spec2SeqError(f"{name}: no model here: config.json is missing")
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
         raise Spec2SeqError(f"{name}: no such folder")
     import transformers  # slow to import, and only loading needs it
 
-    try:
+    with _as_one_error(name):
         config = transformers.AutoConfig.from_pretrained(name)
         families.family_of(config, name)
+    return config
+
+
+def load_model(name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
+    """The model in a folder or of the hub, its configuration and its generation config.
+
+    Raises Spec2SeqError if there is none, or none of a known family.
+    """
+    config = load_config(name)
+    with _as_one_error(name):
         return _load_weights(config, name, dtype)
+
+
+@contextlib.contextmanager
+def _as_one_error(name: str) -> Iterator[None]:
+    """A broken model raises anything, from KeyError to the hub's own kinds."""
+    try:
+        yield
     except Spec2SeqError:
         raise
-    except Exception as error:  # a broken configuration raises anything, from KeyError to the hub's own kinds
+    except Exception as error:
         reason = _first_line(error)
         raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
 
@@ -60,7 +76,7 @@ def load_tokenizer(name: str) -> Any:
     subwords.register()
     try:
         return transformers.AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # as above
+    except Exception as error:  # of any kind, as there
         reason = _first_line(error)
         if "tiktoken" in reason:  # what Transformers tries last, and is misleading
             reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
