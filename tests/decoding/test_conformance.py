@@ -8,7 +8,6 @@ import pytest
 import tiny
 
 from spec2seq import Assisted, Beam, ConfidenceLength, Seq2Seq, Speculative, UsageError
-from spec2seq.decoding import costs
 from spec2seq.decoding.acceptance import ACCEPTANCE_RULES
 from spec2seq.decoding.block_drafters import BLOCK_DRAFTERS
 from spec2seq.decoding.drafters import DRAFTERS
@@ -46,12 +45,6 @@ def combinations():
                     if length.confidence is None or drafter(drafter_name).has_confidence:
                         label = f"{drafter_name}-{rule}-{length_name}-{length.confidence}"
                         yield pytest.param(drafter_name, rule, length_name, length, id=label)
-
-
-@pytest.fixture(autouse=True)
-def made_up_seconds(monkeypatch):
-    """An adaptive length chooses by measured seconds; here they are always the same."""
-    monkeypatch.setattr(costs, "of_iterations", lambda *given: costs.Costs({1: 0.07, 2: 0.14}, {0: 1.0}))
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,36 @@
 """What iterations take: measured in the engine, kept on disk, put on lines between the measurements."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 import tiny
 import torch
 
-from spec2seq import AdaptiveLength, Greedy, Lookup, SpecDec, Speculative
+from spec2seq import AdaptiveLength, Greedy, Lookup, Sample, SpecDec, Speculative
 from spec2seq.decoding import costs
 from spec2seq.decoding.costs import Costs
-from spec2seq.kernels.build import cache_folder
 from spec2seq.models import executor, native
 
+OF_ITERATIONS = costs.of_iterations
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch, made_up_costs):
+    """The real thing, with nothing known yet."""
+    monkeypatch.setattr(costs, "of_iterations", OF_ITERATIONS)
+    monkeypatch.setattr(costs, "_known", {})
+    monkeypatch.setattr(costs, "cache_folder", lambda: tmp_path / "spec2seq")
+    return tmp_path / "spec2seq"
+
+
+def of(model, drafter, slots=1, cap=16, processors=None) -> Costs:
+    return costs.of_iterations(model.model, Speculative(drafter, AdaptiveLength(cap)), processors or [], slots)
+
+
+def measured(model, drafter, slots=1, cap=16) -> Costs:
+    return costs.measure(model.model, Speculative(drafter, AdaptiveLength(cap)), [], slots)
 
 
 def test_between_measurements_and_beyond():
@@ -41,7 +54,7 @@ def test_every_length_is_measured(kind, slots):
     model = tiny.seq2seq("marian")
     drafter = drafters(model)[kind]
     cap = drafter.longest or 5
-    found = costs.measure(model.model, drafter, slots, cap)
+    found = measured(model, drafter, slots, cap)
     assert set(found.rest) == {k for k in costs.LENGTHS if k < cap} | {cap}
     assert set(found.drafting) == set(found.rest) - {0}
     assert min(found.rest.values()) > 0 and (found.reading > 0) == (kind == "little")
@@ -51,13 +64,13 @@ def test_every_length_is_measured(kind, slots):
 def test_copies_are_verified_though_made_up_text_has_none():
     model = copy.deepcopy(tiny.seq2seq("t5"))
     executor.prepare(model.model.float(), "float32", "native")
-    found = costs.measure(model.model, Lookup().drafter, 1, 8)
+    found = measured(model, Lookup().drafter, 1, 8)
     assert set(found.rest) == {0, 1, 2, 4, 8} and not found.drafting
 
 
-def test_where_positions_are_few(home):
+def test_where_positions_are_few():
     model = tiny.small_positions("bart", 6)
-    found = costs.of_iterations(model.model, Lookup().drafter, 1, 16)
+    found = of(model, Lookup().drafter)
     assert {0, 1} <= set(found.rest) and 16 not in found.rest
     assert found.iteration(16, 1.0) >= found.iteration(0, 1.0)
 
@@ -65,44 +78,61 @@ def test_where_positions_are_few(home):
 def test_a_slow_model_is_not_measured_for_long(monkeypatch):
     monkeypatch.setattr(costs, "BUDGET", 0.0)
     model = tiny.seq2seq("bart")
-    assert set(costs.measure(model.model, model.drafter(), 1, 16).rest) == {0, 1}
+    assert set(measured(model, model.drafter()).rest) == {0, costs.FIRST}
+
+
+def test_with_processors_and_sampling():
+    """The loop that is measured is the one that will run."""
+    model = tiny.seq2seq("marian")
+    passed = []
+    method = Sample(drafter=model.drafter(), length=AdaptiveLength(3))
+    found = costs.measure(model.model, method, [lambda logits, prefix: passed.append(1) or logits], 1)
+    assert passed and set(found.rest) == {0, 1, 2, 3}
 
 
 def test_kept_on_disk(home, monkeypatch):
-    model = tiny.seq2seq("bart")
-    measured = []
-    monkeypatch.setattr(
-        costs, "measure", lambda *given: measured.append(given) or Costs({1: 0.5}, {0: 1.0, 1: 1.5}, 0.1)
-    )
-    first = costs.of_iterations(model.model, model.drafter(), 2, 4)
-    assert costs.of_iterations(model.model, model.drafter(), 2, 4) == first and len(measured) == 1
-    (file,) = (cache_folder() / "costs").iterdir()
+    model, other = tiny.seq2seq("bart"), tiny.seq2seq("marian")
+    made: list[tuple] = []
+    monkeypatch.setattr(costs, "measure", lambda *given: made.append(given) or Costs({1: 0.5}, {0: 1.0, 1: 1.5}, 0.1))
+    first = of(model, model.drafter(), 2)
+    assert of(model, model.drafter(), 2) == first and len(made) == 1
+    (file,) = (home / "costs").iterdir()
     assert json.loads(file.read_text()) == {"drafting": {"1": 0.5}, "rest": {"0": 1.0, "1": 1.5}, "reading": 0.1}
-    costs.of_iterations(model.model, model.drafter(), 3, 4)  # another batch size
-    costs.of_iterations(model.model, Lookup().drafter, 2, 4)  # another drafter
-    costs.of_iterations(tiny.seq2seq("marian").model, model.drafter(), 2, 4)  # another verifier
+    assert file.parent.stat().st_mode & 0o077 == 0
+    of(model, model.drafter(), 4)  # another batch size
+    of(model, Lookup().drafter, 2)  # another drafter
+    of(other, model.drafter(), 2)  # another verifier
+    of(model, model.drafter(), 2, processors=[lambda logits, prefix: logits])  # another loop
+    of(model, dataclasses.replace(model.drafter(), shares_encoder=True), 2)
     torch.set_num_threads(2)
-    costs.of_iterations(model.model, model.drafter(), 2, 4)
+    of(model, model.drafter(), 2)
     torch.set_num_threads(1)
-    assert len(measured) == 5
-    file.write_text("{broken")
-    assert costs.of_iterations(model.model, model.drafter(), 2, 4) == first and len(measured) == 6
-    assert json.loads(file.read_text())["rest"] == {"0": 1.0, "1": 1.5}
-    assert len(list(file.parent.iterdir())) == 5  # nothing half-written
+    assert len(made) == 7
+    for broken in ("{broken", '{"drafting": {}, "rest": {}, "reading": 0}', "[]"):
+        file.write_text(broken)
+        costs._known.clear()
+        made.clear()
+        assert of(model, model.drafter(), 2) == first and len(made) == 1
+        assert json.loads(file.read_text())["rest"] == {"0": 1.0, "1": 1.5}
+    costs._known.clear()
+    assert of(model, model.drafter(), 2) == first and len(made) == 1  # a new process reads it
+    assert len(list(file.parent.iterdir())) == 7  # nothing half-written
 
 
 def test_a_home_that_cannot_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(costs, "cache_folder", lambda: tmp_path / "file")
     model = tiny.seq2seq("bart")
-    assert costs.of_iterations(model.model, model.drafter(), 1, 2).rest[0] > 0
+    found = of(model, model.drafter(), 1, 2)
+    assert found.rest[0] > 0 and of(model, model.drafter(), 1, 2) is found
 
 
 def test_only_an_adaptive_length_is_measured_for(monkeypatch):
     model = tiny.seq2seq("bart")
     asked = []
+    made_up = Costs({1: 0.1}, {0: 1.0, 1: 1.1})
     monkeypatch.setattr(
-        costs, "of_iterations", lambda *given: asked.append(given[2:]) or Costs({1: 0.1}, {0: 1.0, 1: 1.1})
+        costs, "of_iterations", lambda _, method, __, slots: asked.append((slots, method.length.cap)) or made_up
     )
     sources, block = tiny.sources(model, 3), tiny.cached_drafter(model)
     for method in (Greedy(), Lookup(3), SpecDec(block, 2)):
@@ -111,4 +141,4 @@ def test_only_an_adaptive_length_is_measured_for(monkeypatch):
     method = Speculative(block, AdaptiveLength(16))
     for batch_size in (1, 2, 1, 3):
         model.generate(sources, method, max_new_tokens=5, batch_size=batch_size)
-    assert asked == [(size, block.longest) for size in (1, 2, 4)]
+    assert asked == [(size, block.longest) for size in (1, 2, 2)]  # powers of two

@@ -6,24 +6,33 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from spec2seq.decoding.acceptance import Draft
-from spec2seq.decoding.drafters import Drafter, LittleModel, Session
+from spec2seq.decoding.drafters import LittleModel, Session
+from spec2seq.decoding.logits import Processor
 from spec2seq.decoding.sampling import Sampling
+from spec2seq.kernels import library as c
 from spec2seq.kernels.build import cache_folder, cpu
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.version import __version__
 
+if TYPE_CHECKING:
+    from spec2seq.decoding.methods import Speculative
+
 LENGTHS = (0, 1, 2, 4, 8, 16)
-BUDGET = 0.7  # seconds; no length is tried after that, once there are two
-ROUNDS = 9
+FIRST = 4  # of them, measured before the others; a slow model has only this one and 0
+BUDGET = 0.7  # seconds
+ROUNDS = 4
+TURN = 3  # iterations of a length on end, as in a decoding loop; the first finds the caches as another left them
 SOURCE, OUTPUT = 32, 48  # tokens of a made-up row
 
 
@@ -43,39 +52,56 @@ class Costs:
         return _between(self.drafting, max(1.0, fill * asked)) + _between(self.rest, fill * asked)
 
 
-def of_iterations(verifier: EncoderDecoder, drafter: Drafter, slots: int, cap: int) -> Costs:
-    """From disk, or measured: in a second or less, if two iterations take no longer."""
-    file = cache_folder() / "costs" / f"{_key(verifier, drafter, slots, cap)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+def of_iterations(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int) -> Costs:
+    """What iterations of an engine with such a method take: known to this process, from disk, or measured."""
+    key = _key(verifier, method, processors, slots)
+    if key not in _known:
+        _known[key] = _kept(key, lambda: measure(verifier, method, processors, slots))
+    return _known[key]
+
+
+_known: dict[str, Costs] = {}
+
+
+def _kept(key: str, measured: Callable[[], Costs]) -> Costs:
+    file = cache_folder() / "costs" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         found = json.loads(file.read_text(encoding="utf-8"))
         drafting, rest = ({int(k): float(s) for k, s in found[name].items()} for name in ("drafting", "rest"))
-        return Costs(drafting, rest, float(found["reading"]))
-    costs = measure(verifier, drafter, slots, cap)
-    with contextlib.suppress(OSError):  # a home that cannot be written to: it will be measured again
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if rest[0] > 0:
+            return Costs(drafting, rest, float(found["reading"]))
+    costs, temporary = measured(), None
+    try:
+        for folder in (cache_folder(), file.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             json.dump(dataclasses.asdict(costs), out)
         os.replace(temporary, file)
+    except OSError:  # a home that cannot be written to: another process will measure again
+        with contextlib.suppress(OSError, TypeError):
+            os.unlink(temporary)
     return costs
 
 
 @torch.inference_mode()
-def measure(verifier: EncoderDecoder, drafter: Drafter, slots: int, cap: int) -> Costs:
-    """Run the engine over made-up rows, with each draft length in turn."""
+def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int) -> Costs:
+    """Run the engine over made-up rows, with each draft length in turn: for less than a second, if a few iterations
+    take no longer. Sources and outputs are taken to be of about one length."""
     from spec2seq.decoding.loop import Engine  # which asks for costs itself
-    from spec2seq.decoding.methods import Speculative
 
-    a, words = verifier.architecture, torch.Generator().manual_seed(0)
+    a, drafter, cap = verifier.architecture, method.drafter, method.length.cap
+    words = torch.Generator().manual_seed(0)
     vocabulary = a.vocabulary if a.source_vocabulary is None else a.source_vocabulary
     most = a.max_positions or SOURCE + OUTPUT + cap
-    length = min(SOURCE, most, drafter.longest_source or SOURCE)
+    length = min(SOURCE, most, getattr(drafter, "longest_source", None) or SOURCE)
     sources = torch.randint(vocabulary, (slots, length), generator=words)
     sources[:, -1] = a.eos_token_id
     lengths = [k for k in LENGTHS if k < cap] + [cap]
     drafting: dict[int, list[float]] = {k: [] for k in lengths}
     rest: dict[int, list[float]] = {k: [] for k in lengths}
-    engine = Engine(verifier, Speculative(drafter, _Asks(cap)), slots, profile=True)
+    asking = dataclasses.replace(method, length=_Asks(cap), starts="drafter")
+    engine = Engine(verifier, asking, slots, processors, profile=True)
     asks = engine.chooser
     copies = engine.native is not None and engine.native.field == "lookup"
     if copies:  # made-up text repeats nothing, so the drafts are made up as well
@@ -83,8 +109,9 @@ def measure(verifier: EncoderDecoder, drafter: Drafter, slots: int, cap: int) ->
     if engine.native is None or not engine.native.drafts:
         engine.session = _Full(engine.session)
     engine.rows.eos_token_id = -1  # no row ends before its limit
-    began = time.perf_counter()
-    for k in lengths * ROUNDS:
+    began, first = time.perf_counter(), [0, min(FIRST, cap)]
+    turns = [(k, place) for k in [*first, *lengths * ROUNDS] for place in range(TURN)]
+    for number, (k, place) in enumerate(turns):
         if 4 * engine.rows.count < 3 * slots:
             for source in sources[engine.rows.count :].tolist():
                 engine.submit(source, min(OUTPUT + cap, most))
@@ -92,11 +119,11 @@ def measure(verifier: EncoderDecoder, drafter: Drafter, slots: int, cap: int) ->
             engine.step()  # in which the drafter reads the new sources
         asks.k = k
         started = time.perf_counter()
-        if started - began > BUDGET and rest[lengths[1]]:
+        if number >= len(first) * TURN and started - began > BUDGET:
             break
         before, whole = engine.stats.phases.get("draft", 0.0), engine.rows.room >= k
         engine.step()
-        if not whole:
+        if not (whole and place):
             continue
         drafting[k].append(engine.stats.phases.get("draft", 0.0) - before)
         rest[k].append(time.perf_counter() - started - drafting[k][-1])
@@ -104,8 +131,8 @@ def measure(verifier: EncoderDecoder, drafter: Drafter, slots: int, cap: int) ->
     if isinstance(drafter, LittleModel) and not drafter.shares_encoder:
         reading = _reading(drafter.model, sources.to(verifier.device)) / SOURCE
     drafting = {} if copies else {k: drafting[k] for k in lengths[1:]}  # to look up takes next to nothing
-    least = ({k: min(seconds) for k, seconds in part.items() if seconds} for part in (drafting, rest))
-    return Costs(*least, reading)
+    middle = ({k: statistics.median(seconds) for k, seconds in part.items() if seconds} for part in (drafting, rest))
+    return Costs(*middle, reading)
 
 
 def _between(seconds: dict[int, float], k: float) -> float:
@@ -170,13 +197,19 @@ class _Full:
         return dataclasses.replace(found, tokens=tokens, lengths=room.clamp(0, k))
 
 
-def _key(verifier: EncoderDecoder, drafter: Drafter, slots: int, cap: int) -> str:
-    """Names all that the seconds depend on but the state of the machine."""
-    model = getattr(drafter, "model", None)
-    facts = [__version__, torch.__version__, cpu(), torch.get_num_threads(), slots, cap, type(drafter).__name__]
-    for part in (verifier, model):
+def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int) -> str:
+    """Names what the seconds depend on but the state of the machine."""
+    drafter, rule = method.drafter, method.acceptance
+    library = c.find()[0]
+    facts = [
+        __version__, torch.__version__, cpu(), library and library._name, torch.get_num_threads(), slots,
+        method.length.cap, len(processors), type(rule).__name__, rule.sampling is None, type(drafter).__module__,
+        type(drafter).__qualname__, [getattr(drafter, name, None) for name in ("distributions", "shares_encoder")],
+    ]  # fmt: skip
+    for part in (verifier, getattr(drafter, "model", None)):
         if isinstance(part, nn.Module):
             shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in part.state_dict().items()]
-            facts += [shapes, str(next(part.parameters()).device), getattr(part, "native", None) is not None]
-    facts += [getattr(verifier, "architecture", None)]
+            device = next(part.parameters()).device
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            facts += [shapes, name, getattr(part, "native", None) is not None]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]

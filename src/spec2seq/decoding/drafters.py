@@ -22,7 +22,8 @@ from spec2seq.models.native import call, point_to
 
 class Drafter(Protocol):
     """`has_confidence`: gives a top probability to stop at. `hidden_layers`: the verifier's layers whose states
-    it wants in `commit`. `longest`: the most tokens of a draft, `longest_source` of a source; None: any number."""
+    it wants in `commit`. `longest`: the most tokens of a draft, `longest_source` of a source; None: any number. A
+    drafter is also run on made-up sources, by which an adaptive length measures its costs."""
 
     has_confidence: bool
     hidden_layers: tuple[int, ...]

@@ -43,7 +43,7 @@ class Engine:
         self.scheduler = Scheduler(slots)
         self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
         self.sampling: Sampling | None = method.acceptance.sampling
-        self.chooser = method.chooser(verifier, slots) if self.session is not None else None
+        self.chooser = None if self.session is None else method.chooser(verifier, slots, self.processors)
         self.native = None
         if not self.processors and NativeLoop.can_run(verifier, method, self.session):
             self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
@@ -97,9 +97,8 @@ class Engine:
     def _draft_length(self) -> int:
         """The k to ask the drafter for; 0 where there is no room for a draft, or no drafter."""
         rows = self.rows
-        k = self.chooser.choose() if self.chooser else 0
         opening = self.method.starts == "verifier" and rows.horizon == 1
-        return 0 if k < 1 or rows.room < 1 or opening else k
+        return 0 if self.chooser is None or rows.room < 1 or opening else self.chooser.choose()
 
     def _iterate(self, k: int) -> list[Completion]:
         """One iteration over tensors."""

@@ -10,6 +10,7 @@ from spec2seq.decoding import costs
 from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback, TopBeta
 from spec2seq.decoding.drafters import Drafter, LittleModel
 from spec2seq.decoding.lengths import AdaptiveLength, Chooser, ConfidenceLength, FixedLength, LengthRule
+from spec2seq.decoding.logits import Processor
 from spec2seq.decoding.lookup import NgramLookup
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
@@ -49,14 +50,14 @@ class Speculative:
         if longest is not None and isinstance(self.length, FixedLength) and self.length.cap > longest:
             raise UsageError(f"the draft length is {self.length.cap}; allowed with this drafter: at most {longest}")
 
-    def chooser(self, verifier: Any, slots: int) -> Chooser:
+    def chooser(self, verifier: Any, slots: int, processors: list[Processor] | None = None) -> Chooser:
         """The running state of the length rule, kept from run to run for each verifier and batch size."""
         known = self._choosers.setdefault(verifier, {})
         if slots not in known:
             longest = None if self.drafter is None else self.drafter.longest
             rule = self.length if longest is None else replace(self.length, cap=min(self.length.cap, longest))
-            near = 1 << (slots - 1).bit_length()  # so that few batch sizes are measured
-            known[slots] = rule.chooser(lambda: costs.of_iterations(verifier, self.drafter, near, rule.cap))
+            method, near = replace(self, length=rule), 1 << (slots.bit_length() - 1)  # few batch sizes are measured
+            known[slots] = rule.chooser(lambda: costs.of_iterations(verifier, method, processors or [], near))
         return known[slots]
 
     @property

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import time
 from typing import NamedTuple
 
 import torch
@@ -42,9 +43,9 @@ class Iterated(NamedTuple):
 class NativeLoop:
     """Drafting, verifying, judging and committing for all rows in flight, without Python in between.
 
-    Greedy decoding, and any drafter that needs no states of the verifier, with an exact, a top-beta or a rollback rule.
-    The cached block drafter, a little model and n-gram lookup draft within the same call (`drafts`), others before.
-    `fed` and `pending` are what `CachedSession` has by these names.
+    Greedy decoding, and drafts with an exact, a top-beta or a rollback rule. The cached block drafter, a little model
+    and n-gram lookup draft within the same call (`drafts`), other drafters before it, if they need no states of the
+    verifier. `fed` and `pending` are what `CachedSession` has by these names.
     """
 
     def __init__(
@@ -127,14 +128,18 @@ class NativeLoop:
         if not k:
             return self._commit(self._call(0), 0, 0, asked, [0] * rows.count)
         rows.reserve(rows.horizon + k + 1)
+        started = time.perf_counter()
         setattr(it, self.field, ctypes.pointer(self.giver.describe(k, self.confidence)))
+        reading = time.perf_counter() - started  # sources of new rows, above all
         report = self._call(k)
+        it.seconds[0] += reading
         calls, fed, unsure = self.giver.described()
         return self._commit(report, calls, fed, asked, unsure)
 
     def judge(self, draft: Draft) -> Iterated:
         """Commit what stands of a draft."""
-        it, tokens, lengths = self.iteration, draft.tokens.contiguous(), draft.lengths.contiguous()
+        it, tokens = self.iteration, draft.tokens.to("cpu", torch.long).contiguous()
+        lengths = draft.lengths.to("cpu", torch.long).clamp(0, draft.width)  # whatever a drafter gives
         it.little = it.lookup = None
         it.given, it.given_stride, it.given_lengths = tokens.data_ptr(), draft.width, lengths.data_ptr()
         unsure = [0] * self.rows.count if draft.unsure is None else draft.unsure.tolist()

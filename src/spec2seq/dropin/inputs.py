@@ -107,7 +107,9 @@ def with_states(model: Seq2Seq, method: Method, sources: list[list[int]], states
     def encode(tokens: Tensor, lengths: Tensor) -> Encoded:
         length = tokens.shape[1]
         pairs = zip(tokens.tolist(), lengths.tolist(), strict=True)
-        rows = [known[tuple(ids[:count])] for ids, count in pairs]
+        rows = [known.get(tuple(ids[:count])) for ids, count in pairs]
+        if None in rows:  # made-up ones, of which costs are measured
+            return model.model.encode(tokens, lengths)
         return Encoded(tokens, lengths, states[rows, :length].to(tokens.device))
 
     other, inner = copy.copy(model), copy.copy(model.model)

@@ -53,7 +53,7 @@ def build() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: `$XDG_CACHE_HOME/spec2seq`."""
+    """Where compiled libraries and measured costs are kept: `$XDG_CACHE_HOME/spec2seq`."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(home, "spec2seq")
 
@@ -91,9 +91,12 @@ def _key(compiler: str) -> str:
 
 
 def cpu() -> str:
-    """The first line of /proc/cpuinfo that lists what the CPU can do."""
+    """The first lines of /proc/cpuinfo that say which CPU it is and what it can do."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    facts = (
+        next((line for line in lines if line.startswith(kind)), "") for kind in ("model name", "flags", "Features")
+    )
+    return "".join(facts) or platform.processor()

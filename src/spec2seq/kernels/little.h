@@ -24,8 +24,8 @@ typedef struct {
 typedef struct {
     LittleDraft *draft;
     Work work;
-    float *output, *logits;
-    int64_t *best, *block, *starts, *alive; /* starts [k][rows] */
+    float *output, *last, *logits; /* last [rows][width]: states behind each row's last token */
+    int64_t *block, *starts, *alive; /* starts [k][rows] */
     int64_t longest, most_fed;
     Phase *phases;
 } Little;
@@ -34,7 +34,7 @@ static int64_t room_of(const LittleDraft *d, int64_t row) {
     return d->room ? d->room[row] : d->limits[row] - d->lengths[row] - 1;
 }
 
-/* One row after the pass of `step`: `best` is its likeliest token, `logits` are of the place behind its last token. */
+/* One row after the pass of `step`: `logits` are of the place behind its last token. */
 static void extend_row(const Little *call, int64_t row, int64_t step, const float *logits) {
     LittleDraft *d = call->draft;
     int64_t token = likeliest(logits, d->common);
@@ -52,7 +52,7 @@ static void extend_row(const Little *call, int64_t row, int64_t step, const floa
 static void little_job(void *argument, Team *team) {
     const Little *call = argument;
     LittleDraft *d = call->draft;
-    int64_t vocabulary = d->decoder->head.outputs, row, end;
+    int64_t vocabulary = d->decoder->head.outputs, width = d->decoder->stack->width, row, end;
     for (int64_t step = 0; step < d->k; step++) {
         int64_t length = step ? 1 : d->fresh;
         Pass pass = {.input = call->output, .output = call->output, .rows = d->rows, .length = length,
@@ -61,12 +61,18 @@ static void little_job(void *argument, Team *team) {
                      .source_lengths = d->source_lengths, .sources = d->rows, .source_horizon = d->source_horizon};
         Run run = {d->decoder->stack, &pass, call->work, d->rows * length, team};
         Scored scored = {step ? d->drafted + step - 1 : call->block, step ? d->k : length, call->logits, NULL};
-        run_decoder(&run, d->decoder, &scored);
+        embed_tokens(&run, &d->decoder->embedding, &scored);
+        run_stack(&run);
         while (next_share(team, d->rows, &row, &end))
             for (; row < end; row++) {
                 int64_t last = row * length + (step ? 0 : d->lengths[row] - d->fed[row] - 1);
-                extend_row(call, row, step, call->logits + last * vocabulary);
+                memcpy(call->last + row * width, call->output + last * width, (size_t)width * sizeof(float));
             }
+        pass.output = call->last; /* what a row was fed before needs no scores */
+        run.tokens = d->rows;
+        score_tokens(&run, d->decoder, &scored);
+        while (next_share(team, d->rows, &row, &end))
+            for (; row < end; row++) extend_row(call, row, step, call->logits + row * vocabulary);
         int64_t share, any = 0;
         while (next_share(team, 1, &share, &end))
             for (; share < end; share++) {
@@ -84,11 +90,12 @@ static size_t carve_little(Little *call, char *memory, int threads) {
     const LittleDraft *d = call->draft;
     const Stack *s = d->decoder->stack;
     size_t used = 0;
-    int64_t tokens = d->rows * d->fresh, phases = d->k * (PHASES(s->count) + 4);
+    int64_t tokens = d->rows * d->fresh, phases = d->k * (PHASES(s->count) + 5);
     TAKE(call, phases, phases);
     if (memory) memset(call->phases, 0, (size_t)phases * sizeof(Phase));
     TAKE(call, output, tokens * s->width);
-    TAKE(call, logits, tokens * d->decoder->head.outputs);
+    TAKE(call, last, d->rows * s->width);
+    TAKE(call, logits, d->rows * d->decoder->head.outputs);
     TAKE(call, block, tokens);
     TAKE(call, starts, d->k * d->rows);
     TAKE(call, alive, d->rows);

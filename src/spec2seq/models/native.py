@@ -35,7 +35,8 @@ def unavailable(architecture: Architecture | None = None) -> str:
 
 
 def attach(model: EncoderDecoder | CachedDrafter) -> None:
-    """Let the compiled executor run a model's layers and head. Later changes of its weights go unnoticed.
+    """Let the compiled executor run a model's layers and head, of which it packs a copy: after a change of weights call
+    it again.
 
     Raises Spec2SeqError where it cannot: no compiler, another device than a CPU, another dtype than float32 or int8.
     """

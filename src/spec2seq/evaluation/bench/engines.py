@@ -1,6 +1,7 @@
 """The processes of a bench: one for each engine and dtype, asked one after the other."""
 
 import contextlib
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from spec2seq.evaluation.bench.recipe import Contender, Recipe
 from spec2seq.evaluation.memory import fresh_peaks
 from spec2seq.evaluation.peers import Job, Workload, worker
 
-PROBES = 3  # rounds in which an engine shows with how many threads it is faster
+PROBES = 7  # rounds in which an engine shows with how many threads it is faster
 SETTLE = 0.25  # seconds between two calls: OpenMP threads that are told nothing spin for up to 0.2 before they sleep
 
 
@@ -54,13 +55,14 @@ class Engines:
             for (engine, dtype), one in self.single.items():
                 job = vars(Job("greedy", {}, lines, size))
                 with contextlib.suppress(Spec2SeqError):  # what cannot run says so when it is measured
-                    for process in (self.workers[engine, dtype], one):
+                    processes = {self.workload.threads: self.workers[engine, dtype], 1: one}
+                    seconds: dict[int, list[float]] = {threads: [] for threads in processes}
+                    for process in processes.values():
                         process.ask("time", job=job)  # warm
-                    fastest = {
-                        threads: min(self._seconds(process, job) for _ in range(PROBES))
-                        for threads, process in ((self.workload.threads, self.workers[engine, dtype]), (1, one))
-                    }
-                    self.threads[engine, dtype, size] = min(fastest, key=fastest.__getitem__)
+                    for _ in range(PROBES):  # in turn: a busy moment hits both
+                        for threads, process in processes.items():
+                            seconds[threads].append(self._seconds(process, job))
+                    self.threads[engine, dtype, size] = min(processes, key=lambda n: statistics.median(seconds[n]))
 
     def _seconds(self, process: worker.Worker, job: dict[str, Any]) -> float:
         time.sleep(SETTLE)
