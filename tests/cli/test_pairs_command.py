@@ -36,7 +36,7 @@ def test_two_models_are_compared_without_weights(run, folder, tmp_path):
 
 
 def test_models_that_do_not_go_together(run, fails, folder, tmp_path):
-    other = make_folder(tmp_path / "other", lines=[line.upper() for line in LINES])
+    other = make_folder(tmp_path / "other", lines=[*LINES, "Nine quick foxes jump over lazy dogs."])
     fails(2, ["different vocabularies", "in the verifier and", "in the drafter"], "pairs", folder, other)
     fails(2, ["DRAFTER is missing"], "pairs", folder)
     fails(1, ["absent: no such folder"], "pairs", folder, tmp_path / "absent")

@@ -135,7 +135,8 @@ def test_calls_and_operators_of_a_drafted_iteration(kind, monkeypatch):
     }[kind]  # fmt: skip
     for module in (native, native_loop, drafters, lookup):
         monkeypatch.setattr(module, "call", lambda name, *rest: calls.append(name) or call(name, *rest))
-    given = tiny.sources(tiny.transformers_model("marian"), 1)
+    some = tiny.sources(tiny.transformers_model("marian"), 20)
+    given = [max(some, key=lambda source: len(model.generate([source], max_new_tokens=40).sequences[0]))]
 
     def run(tokens: int) -> tuple[int, int]:
         calls.clear()
@@ -148,8 +149,8 @@ def test_calls_and_operators_of_a_drafted_iteration(kind, monkeypatch):
         )
 
     run(4)
-    (few, fewer), (many, more) = run(6), run(18)
-    assert many > few + 2 and (more - fewer) / (many - few) <= 4  # operators of PyTorch, nested ones included
+    (few, fewer), (many, more) = run(6), run(40)
+    assert many > few + 2 and (more - fewer) / (many - few) <= 5, (few, fewer, many, more)  # operators, nested ones too
 
 
 @needs_compiler
