@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/spec2seq demo --out out/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
