@@ -1,4 +1,4 @@
-"""Load a model and generate: the only place where models and decoding meet."""
+"""Load a model and generate."""
 
 import copy
 import dataclasses

@@ -10,7 +10,8 @@ from spec2seq.pairing import check_alike
 
 @dataclass(frozen=True)
 class KnownPair:
-    """Ids on the hub; both models have one vocabulary and were trained for the same `task`."""
+    """Ids on the hub of models that, by what is published of them, have one vocabulary and were trained for the same
+    `task`. Nothing here was downloaded: `check` looks."""
 
     verifier: str
     drafter: str

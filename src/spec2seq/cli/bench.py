@@ -60,9 +60,9 @@ def bench(
     from spec2seq.evaluation.bench.recipe import load_recipe
     from spec2seq.evaluation.bench.run import run_bench
     from spec2seq.evaluation.bench.study import run_study
-    from spec2seq.evaluation.files import write_json
     from spec2seq.evaluation.report import write_report
     from spec2seq.evaluation.sample import pairs_to_measure
+    from spec2seq.files import write_json
 
     recipe = load_recipe(config, {name: _split(name, value) for name, value in given.items()})
     pairs, file = pairs_to_measure(data, recipe.fields)

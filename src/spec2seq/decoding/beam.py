@@ -10,6 +10,7 @@ import torch
 
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Beam
+from spec2seq.decoding.rows import padded
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.models.encoder_decoder import EncoderDecoder
@@ -58,12 +59,10 @@ class _Search:
         self.to_the_end = method.early_stopping == "never" and method.length_penalty > 0
         self.sentences = [_Sentence(index) for index in range(len(sources))]
         lengths = torch.tensor([len(source) for source in sources], device=device)
-        padded = torch.full((len(sources), int(lengths.max())), a.pad_token_id, device=device)
-        for row, source in enumerate(sources):
-            padded[row, : len(source)] = torch.tensor(source, device=device)
+        texts = padded(sources, a.pad_token_id).to(device)
         self.cache = verifier.new_cache(len(sources) * self.beams)
-        verifier.admit(self.cache, 0, verifier.encode(padded, lengths))
-        self.source_horizon = padded.shape[1]
+        verifier.admit(self.cache, 0, verifier.encode(texts, lengths))
+        self.source_horizon = texts.shape[1]
         rows = len(sources) * self.beams
         self.tokens = torch.full((rows, self.limit), a.pad_token_id, device=device)
         self.tokens[:, 0] = a.decoder_start_token_id

@@ -3,11 +3,8 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +16,10 @@ from torch import Tensor, nn
 from spec2seq.decoding.acceptance import Draft
 from spec2seq.decoding.drafters import LittleModel, Session
 from spec2seq.decoding.logits import Processor
+from spec2seq.decoding.lookup import NgramLookup
 from spec2seq.decoding.sampling import Sampling
+from spec2seq.errors import Spec2SeqError
+from spec2seq.files import read_json, write_json
 from spec2seq.kernels import library as c
 from spec2seq.kernels.build import cache_folder, cpu
 from spec2seq.models.encoder_decoder import EncoderDecoder
@@ -65,22 +65,16 @@ _known: dict[str, Costs] = {}
 
 def _kept(key: str, measured: Callable[[], Costs]) -> Costs:
     file = cache_folder() / "costs" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = json.loads(file.read_text(encoding="utf-8"))
+    with contextlib.suppress(Spec2SeqError, ValueError, KeyError, TypeError, AttributeError):
+        found = read_json(file)
         drafting, rest = ({int(k): float(s) for k, s in found[name].items()} for name in ("drafting", "rest"))
         if rest[0] > 0:
             return Costs(drafting, rest, float(found["reading"]))
-    costs, temporary = measured(), None
-    try:
+    costs = measured()
+    with contextlib.suppress(OSError, Spec2SeqError):  # a home that cannot be written to: others will measure again
         for folder in (cache_folder(), file.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            json.dump(dataclasses.asdict(costs), out)
-        os.replace(temporary, file)
-    except OSError:  # a home that cannot be written to: another process will measure again
-        with contextlib.suppress(OSError, TypeError):
-            os.unlink(temporary)
+        write_json(file, dataclasses.asdict(costs))
     return costs
 
 
@@ -88,22 +82,22 @@ def _kept(key: str, measured: Callable[[], Costs]) -> Costs:
 def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int) -> Costs:
     """Run the engine over made-up rows, with each draft length in turn: for less than a second, if a few iterations
     take no longer. Sources and outputs are taken to be of about one length."""
-    from spec2seq.decoding.loop import Engine  # which asks for costs itself
+    from spec2seq.decoding.lengths import FixedLength  # which want to know costs themselves
+    from spec2seq.decoding.loop import Engine
 
     a, drafter, cap = verifier.architecture, method.drafter, method.length.cap
     words = torch.Generator().manual_seed(0)
     vocabulary = a.vocabulary if a.source_vocabulary is None else a.source_vocabulary
     most = a.max_positions or SOURCE + OUTPUT + cap
-    length = min(SOURCE, most, getattr(drafter, "longest_source", None) or SOURCE)
+    length = min(SOURCE, most, drafter.longest_source or SOURCE)
     sources = torch.randint(vocabulary, (slots, length), generator=words)
     sources[:, -1] = a.eos_token_id
     lengths = [k for k in LENGTHS if k < cap] + [cap]
     drafting: dict[int, list[float]] = {k: [] for k in lengths}
     rest: dict[int, list[float]] = {k: [] for k in lengths}
-    asking = dataclasses.replace(method, length=_Asks(cap), starts="drafter")
+    asking = dataclasses.replace(method, length=FixedLength(cap), starts="drafter")
     engine = Engine(verifier, asking, slots, processors, profile=True)
-    asks = engine.chooser
-    copies = engine.native is not None and engine.native.field == "lookup"
+    copies = engine.native is not None and isinstance(drafter, NgramLookup)
     if copies:  # made-up text repeats nothing, so the drafts are made up as well
         engine.native.drafts = False
     if engine.native is None or not engine.native.drafts:
@@ -115,9 +109,9 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         if 4 * engine.rows.count < 3 * slots:
             for source in sources[engine.rows.count :].tolist():
                 engine.submit(source, min(OUTPUT + cap, most))
-            asks.k = 1
+            engine.chooser.k = 1
             engine.step()  # in which the drafter reads the new sources
-        asks.k = k
+        engine.chooser.k = k
         started = time.perf_counter()
         if number >= len(first) * TURN and started - began > BUDGET:
             break
@@ -160,28 +154,6 @@ def _reading(little: EncoderDecoder, sources: Tensor) -> float:
             torch.cuda.synchronize(sources.device)
         least = min(least, time.perf_counter() - started)
     return least
-
-
-@dataclass
-class _Asks:
-    """A length rule and its running state: the `k` that is measured next."""
-
-    cap: int
-    k: int = 1
-
-    confidence = None
-
-    def chooser(self, costs: Callable[[], Costs]) -> "_Asks":
-        return self
-
-    def choose(self) -> int:
-        return self.k
-
-    def observe(self, asked: int, accepted: int) -> None:
-        pass
-
-    def filled(self, asked: int, drafted: int) -> None:
-        pass
 
 
 class _Full:

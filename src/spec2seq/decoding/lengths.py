@@ -35,7 +35,7 @@ class LengthRule(Protocol):
     def chooser(self, costs: Callable[[], Costs]) -> Chooser: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Constant:
     k: int
 

@@ -14,7 +14,7 @@ from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
-from spec2seq.decoding.rows import Rows
+from spec2seq.decoding.rows import Rows, padded
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
 from spec2seq.decoding.stats import Stats
@@ -140,9 +140,7 @@ class Engine:
         if not group:
             return
         lengths = torch.tensor([len(request.source) for request in group])
-        sources = torch.full((len(group), int(lengths.max())), self.rows.pad_token_id)
-        for row, request in enumerate(group):
-            sources[row, : len(request.source)] = torch.tensor(request.source)
+        sources = padded([request.source for request in group], self.rows.pad_token_id)
         sources, lengths = sources.to(self.verifier.device), lengths.to(self.verifier.device)
         encoded = self.verifier.encode(sources, lengths)
         first = self.rows.admit(

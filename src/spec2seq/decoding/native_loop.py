@@ -52,18 +52,18 @@ class NativeLoop:
         self, verifier: EncoderDecoder, method: Speculative, rows: Rows, cache: Cache, session: Session | None
     ):
         self.rows, self.cache, self.decoder = rows, cache, verifier.native
-        self.session = session if isinstance(session, CachedSession) else None
+        self.cached = session if isinstance(session, CachedSession) else None
         field = FIELDS.get(type(session))
         self.giver = session if field and session.drafts_natively and method.starts == "drafter" else None
         self.field, self.confidence = field, method.length.confidence
-        self.drafts = session is self.session or self.giver is not None
-        self.other = None if self.session is session else session
+        self.drafts = session is self.cached or self.giver is not None
+        self.other = None if session is self.cached else session
         self.host_fed = [0] * rows.slots
         self.fed = torch.zeros(rows.slots, dtype=torch.long)
         features, self.longest = 0, 0
         self.iteration = c.Iteration(beta=1, rollback=-1.0, trusts_ends=session is not None and not method.verify_tail)
         self.iteration.verifier.contents = self.decoder.decoder
-        if self.session is not None:
+        if self.cached is not None:
             self.longest = session.model.shape.block_size
             features = len(session.model.shape.hidden_layers) * verifier.architecture.width
             self.iteration.drafter.contents = session.native.drafter
@@ -106,16 +106,16 @@ class NativeLoop:
             return self._run_giver(k)
         rows, n, it, asked, fed = self.rows, self.rows.count, self.iteration, k, 0
         k = min(k, self.longest)
-        if self.session is not None:
+        if self.cached is not None:
             fresh = max(have - cached for have, cached in zip(rows.host_lengths[:n], self.host_fed, strict=False))
             if k:
                 fed = fresh + k - 1
-                self.session.cache.reserve(max(self.host_fed[:n]) + fed)
+                self.cached.cache.reserve(max(self.host_fed[:n]) + fed)
                 self.host_fed[:n] = rows.host_lengths[:n]
             if fresh + k + 1 > self.pending.shape[1]:  # tokens that came without a draft wait for the next
                 self.pending = torch.nn.functional.pad(self.pending, (0, 0, 0, fresh + k + 1))
-            point_to(it, "draft_own", self.session.cache.own, self.pointed)
-            point_to(it, "draft_source", self.session.cache.source, self.pointed)
+            point_to(it, "draft_own", self.cached.cache.own, self.pointed)
+            point_to(it, "draft_source", self.cached.cache.source, self.pointed)
             it.fed, it.pending = self.fed.data_ptr(), self.pending.data_ptr()
             it.pending_stride = self.pending.stride(0)
         return self._commit(self._call(k), int(k > 0), fed, asked, [0] * n)

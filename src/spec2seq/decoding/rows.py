@@ -1,5 +1,7 @@
 """The rows in flight: fixed tensors, one slot a row, slots 0…count-1 in use."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -95,6 +97,14 @@ class Rows:
                 mirror[slot] = mirror[last]
         self.count = last
         return last
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """Rows of ids as one tensor `[rows, longest]`."""
+    tokens = torch.full((len(rows), max(map(len, rows))), pad)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    return tokens
 
 
 def _at_least(tensor: Tensor, length: int, fill: int) -> Tensor:

@@ -4,6 +4,8 @@ hub. In a model's own folder it replaces `generate` of the model that is loaded 
 from pathlib import Path
 
 from spec2seq.errors import Spec2SeqError
+from spec2seq.files import write_text
+from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.version import __version__
 
 NAME = "custom_generate"
@@ -41,14 +43,11 @@ def save_custom_generate(folder: str | Path) -> Path:
     """Write `custom_generate/` with generate.py and requirements.txt into `folder`, a new one or a model's, and a
     README.md where there is none. Returns the folder. Raises Spec2SeqError if it has a custom_generate already."""
     folder = Path(folder)
-    inner = folder / NAME
-    if inner.exists():
-        raise Spec2SeqError(f"{inner}: exists already")
     if folder.exists() and not folder.is_dir():
         raise Spec2SeqError(f"{folder}: is no folder")
-    inner.mkdir(parents=True)
-    (inner / "generate.py").write_text(GENERATE, encoding="utf-8")
-    (inner / "requirements.txt").write_text(f"spec2seq>={__version__}\n", encoding="utf-8")
+    with whole_folder(folder / NAME) as inner:
+        write_text(inner / "generate.py", GENERATE)
+        write_text(inner / "requirements.txt", f"spec2seq>={__version__}\n")
     if not (folder / "README.md").exists():
-        (folder / "README.md").write_text(README, encoding="utf-8")
+        write_text(folder / "README.md", README)
     return folder

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spec2seq.api import Seq2Seq
 from spec2seq.decoding.logits import Prefix
+from spec2seq.decoding.rows import padded
 from spec2seq.generation import Row
 
 
@@ -15,14 +16,6 @@ def sequences(rows: Sequence[Row], start: int, pad: int, beams: bool) -> Tensor:
     """Generated rows as `[rows, length]`: the decoder start token first, padded at the end. The hypotheses of beam
     search are rows of their own, those of a source next to each other, the best first."""
     return padded([[start, *found.tokens] for found in _each(rows, beams)], pad)
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Rows of ids as one tensor `[rows, longest]`."""
-    tokens = torch.full((len(rows), max(map(len, rows))), pad)
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-    return tokens
 
 
 def of_beams(rows: Sequence[Row], sequences: Tensor) -> Any:

@@ -20,6 +20,7 @@ from spec2seq.dropin.methods import asked_for, check_agrees, drafted
 from spec2seq.errors import UsageError
 from spec2seq.generation import Row
 from spec2seq.models import languages
+from spec2seq.models.loading import load_tokenizer
 
 # Task → the first word of the keys of a result.
 TASKS = {"translation": "translation", "summarization": "summary", "text2text-generation": "generated"}
@@ -240,9 +241,7 @@ def _load(model: Any, tokenizer: Any, place: dict[str, str], given: bool) -> Seq
             f"model is {type(model).__name__}; allowed: a folder or hub id, a Seq2Seq, or a model of Transformers"
         )
     if words and model.tokenizer is None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = load_tokenizer(str(tokenizer))
     if tokenizer is not None and not isinstance(tokenizer, str | Path):
         model = copy.copy(model)
         model.tokenizer = tokenizer

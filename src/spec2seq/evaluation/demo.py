@@ -7,10 +7,10 @@ from typing import Any
 from spec2seq.errors import Spec2SeqError
 from spec2seq.evaluation.bench.recipe import Recipe, Variant
 from spec2seq.evaluation.bench.run import run_bench
-from spec2seq.evaluation.files import write_json
 from spec2seq.evaluation.report import write_report
 from spec2seq.evaluation.sample import committed_sample, read_pairs
 from spec2seq.evaluation.tables import measured, method_label
+from spec2seq.files import write_json
 
 METHODS = ("greedy", "assisted", "bild", "lookup")
 BLOCKS = Variant("specdec", {"block_size": 3})  # where a block drafter lies beside the verifier

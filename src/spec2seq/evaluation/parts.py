@@ -16,13 +16,13 @@ from typing import Any
 from spec2seq.config import check_range
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.document import Table, as_markdown
-from spec2seq.evaluation.files import write_json, write_text
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.peers import Job, Workload
 from spec2seq.evaluation.peers.worker import Worker
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.tables import ENGINES
 from spec2seq.evaluation.timing import interleave
+from spec2seq.files import write_json, write_text
 
 BASE = {"d_model": 512, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "encoder_attention_heads": 8,
         "decoder_attention_heads": 8}  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 from spec2seq.errors import Spec2SeqError
 from spec2seq.evaluation import figures
 from spec2seq.evaluation.document import Block, Heading, Sentence, Table, Text, as_html, as_markdown
-from spec2seq.evaluation.files import read_json, write_text
 from spec2seq.evaluation.tables import (
     ENGINES,
     flat,
@@ -22,6 +21,7 @@ from spec2seq.evaluation.tables import (
     share,
     speed_table,
 )
+from spec2seq.files import read_json, write_text
 
 LISTED = 10  # differences between two engines, of each pair
 

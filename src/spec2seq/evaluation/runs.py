@@ -13,9 +13,9 @@ from spec2seq import Greedy, Seq2Seq
 from spec2seq.api import Method
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
-from spec2seq.evaluation.files import read_json, write_json, write_text
 from spec2seq.evaluation.scoring import make_metric
 from spec2seq.evaluation.timing import Spread
+from spec2seq.files import read_json, write_json, write_text
 
 VANILLA = "vanilla"
 

@@ -11,7 +11,7 @@ from spec2seq import io
 from spec2seq.config import check_range
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.command import run_main
-from spec2seq.evaluation.files import write_text
+from spec2seq.files import write_text
 
 LINES = 200
 FIELDS = ("source", "reference")  # of .jsonl

@@ -14,7 +14,6 @@ from typing import Any
 from spec2seq.errors import UsageError
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.costs import pass_seconds
-from spec2seq.evaluation.files import write_json, write_text
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.memory import fresh_peaks, tensor_bytes
 from spec2seq.evaluation.metrics import quality, share_identical
@@ -24,6 +23,7 @@ from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.sample import Pair, read_pairs, stratified_indices
 from spec2seq.evaluation.specdec_page import specdec_page
 from spec2seq.evaluation.timing import interleave, set_threads
+from spec2seq.files import write_json, write_text
 
 GRID = tuple((beta, tau) for beta in (2, 3, 5) for tau in (0.5, 1.0, 2.0, 3.0))
 PAPER = (5, 3.0)  # the original scripts' values

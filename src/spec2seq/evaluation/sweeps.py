@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq.evaluation.document import markdown_table as table
-from spec2seq.evaluation.files import write_json, write_text
 from spec2seq.evaluation.plots import Axes, Line, line_plot
 from spec2seq.evaluation.published import POINTS
 from spec2seq.evaluation.tables import number
+from spec2seq.files import write_json, write_text
 from spec2seq.options import OPTIONS, MethodOptions
 
 SHORT = {"fallback_threshold": "fallback", "rollback_threshold": "rollback", "max_draft_tokens": "cap",

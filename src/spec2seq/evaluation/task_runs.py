@@ -7,10 +7,10 @@ from typing import Any
 
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.errors import UsageError
-from spec2seq.evaluation.files import write_json, write_text
 from spec2seq.evaluation.published import beside_published, nearest
 from spec2seq.evaluation.runs import Outcome, Plan, measure, results, write_predictions
 from spec2seq.evaluation.sweeps import write_sweep
+from spec2seq.files import write_json, write_text
 from spec2seq.from_options import load_drafter, make_method
 from spec2seq.options import MethodOptions
 from spec2seq.tasks import Example, Task

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.evaluation.files import write_json
 from spec2seq.evaluation.lossless import LosslessReport, compare_with_greedy, describe, greedy_outputs
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.sample import pairs_to_measure
+from spec2seq.files import write_json
 from spec2seq.from_options import load
 from spec2seq.options import BESIDE, MethodOptions, RunOptions, resolve
 

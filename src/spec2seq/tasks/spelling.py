@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spec2seq.config import check_range
 from spec2seq.errors import Spec2SeqError
-from spec2seq.evaluation.files import replacing
+from spec2seq.files import replacing
 from spec2seq.training.data import read_pairs, resolve
 from spec2seq.training.recipe import DataConfig
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.evaluation.files import write_json
+from spec2seq.files import write_json
 from spec2seq.training.clock import Clock
 
 MARKER = "whole.json"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from spec2seq.errors import Spec2SeqError, UsageError, missing_extra
-from spec2seq.evaluation.files import replacing
+from spec2seq.files import replacing
 
 MARK = "hub:"
 

@@ -16,10 +16,10 @@ import torch
 from spec2seq import BlockDrafter, Greedy, Seq2Seq, Spec2SeqError, SpecDec
 from spec2seq.config import check_range
 from spec2seq.errors import UsageError
-from spec2seq.evaluation.files import read_json, write_json, write_text
 from spec2seq.evaluation.lossless import compare_with_greedy, describe, greedy_outputs
 from spec2seq.evaluation.manifest import cpu_name
 from spec2seq.evaluation.timing import interleave
+from spec2seq.files import read_json, write_json, write_text
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.training.card import drafter_card
 from spec2seq.training.distill import distill

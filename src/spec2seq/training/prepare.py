@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from spec2seq import io
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.evaluation.files import replacing
 from spec2seq.evaluation.progress import progress
+from spec2seq.files import replacing
 from spec2seq.training.data import Pair, misfit
 from spec2seq.training.recipe import DataConfig
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.evaluation.files import write_json
+from spec2seq.files import write_json
 from spec2seq.training.recipe import load_recipe
 from spec2seq.training.run import TrainResult, train
 
