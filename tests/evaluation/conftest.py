@@ -20,8 +20,6 @@ def local_workers():
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "Worker", Local)
-        for module in (engines, run, study):
-            patch.setattr(module, "SETTLE", 0.0)
         patch.setattr(rows, "SAMPLES", 20)
         patch.setattr(engines, "fresh_peaks", lambda *given: {size: 100.0 * size for size in given[3]})
         patch.setattr(costs, "REPEATS", 2)

@@ -139,10 +139,14 @@ def test_the_study_has_every_length_and_batch_size(studied):
     assert [cell["words"] for cell in studied["lengths"]] == [8, 16]
     assert [cell["batch_size"] for cell in studied["batches"]] == [1, 2]
     for cell in (*studied["lengths"], *studied["batches"]):
-        assert [row["method"] for row in cell["rows"]] == ["greedy", "assisted", "assisted", "lookup", "lookup"]
+        methods = ["greedy", "assisted", "assisted", "lookup", "lookup"]
+        assert [(row["dtype"], row["method"]) for row in cell["rows"]] == [
+            (dtype, method) for dtype in ("float32", "int8") for method in methods
+        ]
         assert cell["rows"][0]["drafted_per_call"] == 0 and cell["rows"][1]["drafted_per_call"] > 0
         assert all(row["ms_per_token"] > 0 for row in cell["rows"])
-    assert [row["method"] for row in studied["break_even"]] == ["assisted", "lookup"]
+        assert all(cell["rows"][place]["speedup_vs_greedy"]["median"] == 1.0 for place in (0, len(methods)))
+    assert [row["method"] for row in studied["break_even"]] == 2 * ["assisted", "lookup"]
 
 
 def test_an_engine_runs_with_the_threads_that_make_it_faster(local_workers, monkeypatch):

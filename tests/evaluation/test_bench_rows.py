@@ -4,6 +4,7 @@ import pytest
 
 from spec2seq.evaluation.bench.recipe import Contender, Recipe
 from spec2seq.evaluation.bench.rows import Measured, Scores, Timed, latency_by_length, make_rows, percentile
+from spec2seq.evaluation.bench.run import slices
 from spec2seq.evaluation.bench.study import break_even, joined
 from spec2seq.evaluation.timing import Timings, interleave
 
@@ -100,6 +101,17 @@ def test_percentiles_and_bins():
     }
 
 
+def test_a_pass_is_the_sum_of_its_rounds_and_ratios_are_the_rounds_own():
+    timed = Timed(Timings({"a": [1.0, 3.0, 2.0, 4.0], "b": [2.0, 9.0, 2.0, 12.0]}), {}, slices=2)
+    assert timed.passes("a") == [4.0, 6.0] and timed.timings.speedup("a", "b").median == 2.5
+
+
+def test_slices_have_short_and_long_sources():
+    lengths = [9, 1, 5, 7, 2, 8, 3, 4]
+    assert slices(list(range(8)), lengths) == [[1, 6, 2, 5], [4, 7, 3, 0]]
+    assert slices([3, 1], lengths) == [[1, 3]]
+
+
 def test_long_sources_are_consecutive_ones_joined():
     texts = ["a b c", "d e f", "g h i", "j k l m n o p q r s t u"]
     assert joined(texts, 3, 2) == ["a b c", "d e f"]
@@ -111,7 +123,7 @@ def test_break_even_is_where_the_ratio_is_above_one_and_the_rule_beside_it():
     fixed = Contender("spec2seq", "lookup", {"num_lookup_tokens": 4})
 
     def cell(name, value, speed, drafted):
-        row = {"method": "lookup", "speedup_vs_greedy": {"median": speed}, "drafted_per_call": 4.0}
+        row = {"method": "lookup", "dtype": "float32", "speedup_vs_greedy": {"median": speed}, "drafted_per_call": 4.0}
         return {name: value, "rows": [row | {"parameters": fixed.parameters},
                                       row | {"parameters": {}, "drafted_per_call": drafted}]}  # fmt: skip
 

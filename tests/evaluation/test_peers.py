@@ -1,5 +1,7 @@
+import os
 import shutil
 import sys
+import time
 
 import pytest
 from evaluation.local import Local
@@ -86,6 +88,15 @@ def test_a_worker_is_a_process_that_answers_and_says_what_is_wrong(ours):
         with pytest.raises(Spec2SeqError, match="'spec2seq' ended with exit code"):
             worker.ask("peak")
     assert worker.process.poll() is not None
+
+
+def test_the_time_of_a_process_on_processors_is_known_and_grows():
+    before = worker.processor_seconds(os.getpid())
+    used = time.process_time()
+    while time.process_time() - used < 0.02:
+        pass
+    assert worker.processor_seconds(os.getpid()) - before >= 0.02
+    assert worker.processor_seconds(2**22 + 1) is None  # above the largest that Linux gives
 
 
 def test_peaks_of_a_fresh_process_grow_with_the_batch_and_a_refused_one_has_none(monkeypatch):

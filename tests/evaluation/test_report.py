@@ -20,7 +20,8 @@ VOID = {"meta", "br", "link", "img", "hr"}
 FIGURES = (
     "Speed and quality", "Time for a line against its length", "How many drafted tokens stand", "Where the time goes",
     "Throughput against the batch size", "What a verifier pass costs",
-    "Cost of a token against the length of the source", "Cost of a token against the batch size",
+    *(f"Cost of a token against the {what}, {dtype}" for dtype in ("float32", "int8")
+      for what in ("length of the source", "batch size")),
 )  # fmt: skip
 
 

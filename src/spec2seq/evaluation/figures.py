@@ -172,21 +172,26 @@ def study(found: dict[str, Any]) -> list[Block]:
     data = found["data"]
     text = (
         f"{found['grid']['lines']} sources a length (those longer than a sentence are consecutive sentences joined) at "
-        f"batch size 1, and {data['timed_lines']} lines at every batch size; {data['rounds']} interleaved rounds. "
+        f"batch size 1, and {data['timed_lines']} lines at every batch size, or as many as a batch has; "
+        f"{data['rounds']} interleaved rounds. "
         f"At most {data['max_new_tokens']} new tokens: long sources end there. A draft of fixed length shows where "
         "drafting pays; beside it stands how many tokens a pass the adaptive rule of the same method drafts there. "
         "Where it stays near 0, it has switched itself off."
     )
-    return [
-        Heading("Length and batch size"), Text(text),
-        _sweep(found["lengths"], "words", "Cost of a token against the length of the source", "words of the source"),
-        _sweep(found["batches"], "batch_size", "Cost of a token against the batch size", "batch size"),
-        *_break_even(found["break_even"]),
-    ]  # fmt: skip
+    base, sweeps = found["manifest"]["dtype"], []
+    for dtype in dict.fromkeys(row["dtype"] for cell in found["batches"] for row in cell["rows"]):
+        sweeps += [
+            _sweep(found["lengths"], dtype, "words", "Cost of a token against the length of the source"),
+            _sweep(found["batches"], dtype, "batch_size", "Cost of a token against the batch size"),
+        ]
+    return [Heading("Length and batch size"), Text(text), *sweeps, *_break_even(found["break_even"], base)]
 
 
-def _sweep(cells: Sequence[dict[str, Any]], key: str, title: str, x: str) -> Figure:
-    cells = [cell for cell in cells if cell.get("rows")]
+def _sweep(cells: Sequence[dict[str, Any]], dtype: str, key: str, title: str) -> Figure:
+    cells = [
+        cell | {"rows": [row for row in cell["rows"] if row["dtype"] == dtype]} for cell in cells if cell.get("rows")
+    ]
+    title, x = f"{title}, {dtype}", {"words": "words of the source", "batch_size": "batch size"}[key]
     labels = [method_label(row) for row in cells[0]["rows"]]
     values = [cell[key] for cell in cells]
     lines = [
@@ -200,18 +205,18 @@ def _sweep(cells: Sequence[dict[str, Any]], key: str, title: str, x: str) -> Fig
             f"{row['ms_per_token']:.2f} ms, {ratio(row['speedup_vs_greedy'])}, drafts {row['drafted_per_call']:.1f}"
             for row in cells_of
         )])  # fmt: skip
-    plot = line_plot(lines, Axes(x, "ms per token", log_x=True), title, key.replace("_", "-"))
+    plot = line_plot(lines, Axes(x, "ms per token", log_x=True), title, f"{key.replace('_', '-')}-{dtype}")
     return Figure(
         title, plot, Table(["method", *(f"{value} {'words' if key == 'words' else 'rows'}" for value in values)], rows)
     )
 
 
-def _break_even(found: Sequence[dict[str, Any]]) -> list[Block]:
+def _break_even(found: Sequence[dict[str, Any]], base: str) -> list[Block]:
     rows = []
     for row in found:
         for what, key in (("batch sizes", "at_batch_sizes"), ("words", "at_words")):
             pays, drafts = row[f"pays_{key}"], row[f"rule_drafts_{key}"]
-            rows.append([method_label(row), what, _listed(pays), _listed(drafts)])
+            rows.append([row_label(row, base), what, _listed(pays), _listed(drafts)])
     head = ["method", "over", "a fixed draft pays at", "the adaptive rule drafts at"]
     return [Heading("Where drafting stops paying", 3), Table(head, rows, words=True)]
 

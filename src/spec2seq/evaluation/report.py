@@ -73,8 +73,9 @@ def _summary(results: dict[str, Any]) -> list[Block]:
     text = (
         f"{data['lines']} lines of `{data['file']}` for quality, {data['timed_lines']} of them, stratified by length, "
         f"for time. The same weights and token ids in and ids out for every engine (no tokenizer is timed), at most "
-        f"{data['max_new_tokens']} new tokens, {recipe['rounds']} interleaved rounds at batch size 1 "
-        f"({recipe['side_rounds']} of beam search, variants and peers' speculation), {recipe['batch_rounds']} above, "
+        f"{data['max_new_tokens']} new tokens, {recipe['rounds']} passes at batch size 1 "
+        f"({recipe['side_rounds']} of beam search, variants and peers' speculation), each cut into {data['slices']} "
+        f"interleaved rounds, {recipe['batch_rounds']} rounds above, there of at least as many lines as a batch has, "
         "each engine and dtype in a process of its own, with all threads or with one, whichever is faster for it. "
         "Ratios are medians of the rounds' own ratios with the "
         "interquartile range; above 1 is faster than the baseline: greedy of the engine named "

@@ -26,8 +26,8 @@ def readme_table(results: dict[str, Any]) -> str:
     caption = (
         f"Batch size 1, {data['timed_lines']} lines of `{data['file']}` stratified by length, the same weights, "
         f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, or one where an engine is faster with it, "
-        f"{peers}; medians of {recipe['rounds']} interleaved rounds ({recipe['side_rounds']} of beam search and of "
-        f"peers' speculation), for ratios with the "
+        f"{peers}; medians of {recipe['rounds']} passes ({recipe['side_rounds']} of beam search and of peers' "
+        f"speculation), each cut into {data['slices']} interleaved rounds, for ratios of the rounds with the "
         f"interquartile range; a baseline has the row's dtype if its engine has it, else {recipe['dtype'][0]}. Quality "
         f"of {data['lines']} lines. Revision "
         f"{manifest['revision']}, `{manifest['command']}`."

@@ -1,9 +1,11 @@
 """The processes of a bench: one for each engine and dtype, asked one after the other."""
 
 import contextlib
+import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,7 @@ from spec2seq.evaluation.bench.recipe import Contender, Recipe
 from spec2seq.evaluation.memory import fresh_peaks
 from spec2seq.evaluation.peers import Job, Workload, worker
 
-PROBES = 7  # rounds in which an engine shows with how many threads it is faster
-SETTLE = 0.25  # seconds between two calls: OpenMP threads that are told nothing spin for up to 0.2 before they sleep
+PROBES, CLEAR = 7, 3  # rounds in which an engine shows with how many threads it is faster; fewer if each one says so
 
 
 class Engines:
@@ -31,6 +32,7 @@ class Engines:
         self.single: dict[tuple[str, str], worker.Worker] = {}
         self.missing: dict[tuple[str, str], str] = {}
         self.threads: dict[tuple[str, str, int], int] = {}
+        self.asked: worker.Worker | None = None  # the last one
 
     def start(self, stack: contextlib.ExitStack, keys: Iterable[tuple[str, str]]) -> None:
         """Start a process for each engine and dtype. Raises Spec2SeqError if ours cannot start."""
@@ -59,16 +61,19 @@ class Engines:
                     seconds: dict[int, list[float]] = {threads: [] for threads in processes}
                     for process in processes.values():
                         process.ask("time", job=job)  # warm
-                    for _ in range(PROBES):  # in turn: a busy moment hits both
+                    for number in range(PROBES):  # in turn: a busy moment hits both
+                        if number >= CLEAR and not _overlap(*seconds.values()):
+                            break
                         for threads, process in processes.items():
                             seconds[threads].append(self._seconds(process, job))
                     self.threads[engine, dtype, size] = min(processes, key=lambda n: statistics.median(seconds[n]))
 
     def _seconds(self, process: worker.Worker, job: dict[str, Any]) -> float:
-        time.sleep(SETTLE)
         started = time.perf_counter()
         process.ask("time", job=job)
-        return time.perf_counter() - started
+        took = time.perf_counter() - started
+        process.settle()
+        return took
 
     def threads_of(self, engine: str, dtype: str, batch_size: int) -> int | None:
         """How many threads it is given."""
@@ -83,13 +88,58 @@ class Engines:
             max_new_tokens: int | None = None) -> Any:  # fmt: skip
         """Raises the Spec2SeqError that the process answers."""
         job = Job(contender.method, contender.parameters, lines, batch_size, max_new_tokens)
-        return self.worker(contender.engine, contender.dtype, batch_size).ask(do, job=vars(job))
+        self.asked = self.worker(contender.engine, contender.dtype, batch_size)
+        return self.asked.ask(do, job=vars(job))
 
-    def peaks(self, contender: Contender, batch_sizes: Iterable[int]) -> dict[int, float | None]:
-        """Peak MiB of a fresh process by batch size; see `fresh_peaks`."""
-        given = replace(self.workload, dtype=contender.dtype)
-        job = Job(contender.method, contender.parameters)
-        return fresh_peaks(contender.engine, given, job, list(batch_sizes), self.environment)
+    def settle(self) -> None:
+        """Wait until the process that was asked last leaves the cores alone."""
+        if self.asked is not None:
+            self.asked.settle()
+
+    def decode(
+        self, able: Sequence[Contender], lines: list[int], batch_size: int, advance: Callable[[], Any]
+    ) -> dict[str, tuple[dict[str, Any], list[int]]]:
+        """One decoding by each contender, by its name, with the lines that were decoded: all of them in batches, or
+        `lines` one by one where the engine refuses batches. No time is taken, so as many engines as there are threads
+        work side by side, each with one."""
+        processes = self.workers | self.single
+        by_engine: dict[tuple[str, str], list[Contender]] = {}
+        for c in able:
+            by_engine.setdefault((c.engine, c.dtype), []).append(c)
+
+        def one(key: tuple[str, str]) -> list[tuple[str, tuple[dict[str, Any], list[int]]]]:
+            found = []
+            for c in by_engine[key]:
+                everything = list(range(len(self.workload.sources)))
+                job = Job(c.method, c.parameters, None, batch_size)
+                try:
+                    found.append((c.name, (processes[key].ask("run", job=vars(job)), everything)))
+                except Spec2SeqError:
+                    job = Job(c.method, c.parameters, lines)
+                    found.append((c.name, (processes[key].ask("run", job=vars(job)), lines)))
+                advance()
+            return found
+
+        with ThreadPoolExecutor(self.workload.threads or 1) as pool:
+            return {name: output for found in pool.map(one, by_engine) for name, output in found}
+
+    def peaks(
+        self, several: Sequence[Contender], batch_sizes: Iterable[int], advance: Callable[[], Any]
+    ) -> dict[str, dict[int, float | None]]:
+        """Peak MiB of a fresh process for each contender, by its name and the batch size; see `fresh_peaks`."""
+
+        def one(c: Contender) -> dict[int, float | None]:
+            given = replace(self.workload, dtype=c.dtype)
+            found = fresh_peaks(c.engine, given, Job(c.method, c.parameters), list(batch_sizes), self.environment)
+            advance()
+            return found
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return dict(zip([c.name for c in several], pool.map(one, several), strict=True))
+
+
+def _overlap(some: Sequence[float], others: Sequence[float]) -> bool:
+    return min(some) <= max(others) and min(others) <= max(some)
 
 
 @contextlib.contextmanager

@@ -116,10 +116,15 @@ class Contender:
                 "dtype": self.dtype}  # fmt: skip
 
 
+def our_dtypes(recipe: Recipe) -> list[str]:
+    """Of the recipe's, those that this package's engine has."""
+    return [dtype for dtype in recipe.dtype if dtype in (*TORCH_DTYPES, "int8")]
+
+
 def contenders(recipe: Recipe) -> list[Contender]:
     """Our greedy, the same again, our other methods and variants, then the peers, each in the dtypes it has."""
     theirs = [dtype for dtype in recipe.dtype if dtype in TORCH_DTYPES]
-    ours = [dtype for dtype in recipe.dtype if dtype in (*TORCH_DTYPES, "int8")]
+    ours = our_dtypes(recipe)
     made = [Contender("spec2seq", "greedy", dtype=ours[0]), Contender("spec2seq", "greedy", dtype=ours[0], again=True)]
     for dtype in ours:
         made += [Contender("spec2seq", method, dtype=dtype, side=method == "beam") for method in recipe.methods]

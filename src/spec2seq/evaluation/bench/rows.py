@@ -11,7 +11,7 @@ from spec2seq.evaluation.bench.recipe import Contender, Recipe
 from spec2seq.evaluation.bootstrap import paired_bootstrap
 from spec2seq.evaluation.metrics import share_identical
 from spec2seq.evaluation.scoring import SAMPLES, SEED, Metric, make_metric
-from spec2seq.evaluation.timing import Timings
+from spec2seq.evaluation.timing import Spread, Timings
 
 DRAFTED_BY = {"assisted": "little", "bild": "little", "specdec": "drafter"}
 BINS = 6
@@ -19,12 +19,18 @@ BINS = 6
 
 @dataclass(frozen=True)
 class Timed:
-    """One batch size: interleaved seconds of every contender's pass over the timed lines, by name; at batch size 1 also
-    the seconds of each line in each round. `tokens` are those of one pass."""
+    """One batch size: interleaved seconds of every contender, by name; so many rounds as `slices` are a pass over the
+    timed lines, whose `tokens` are given. At batch size 1 also the seconds of each line in each pass."""
 
     timings: Timings
     tokens: dict[str, int]
     line_seconds: dict[str, list[list[float]]] = field(default_factory=dict)
+    slices: int = 1
+
+    def passes(self, name: str) -> list[float]:
+        """Seconds of each pass."""
+        rounds = self.timings.seconds[name]
+        return [sum(rounds[start : start + self.slices]) for start in range(0, len(rounds), self.slices)]
 
 
 @dataclass(frozen=True)
@@ -121,14 +127,16 @@ def make_rows(
 
 
 def _speed(contender: Contender, size: int, measured: Measured, base: Mapping[str, str]) -> dict[str, Any]:
-    """Seconds are those of all timed lines; milliseconds per token and tokens per second come from their median."""
+    """Seconds are those of a pass over the timed lines; milliseconds per token and tokens per second come from their
+    median. Ratios are those of the rounds."""
     timed, name = measured.timed[size], contender.name
-    seconds, tokens = timed.timings.spread(name), timed.tokens[name]
+    seconds, tokens = Spread.of(timed.passes(name)), timed.tokens[name]
     latencies = line_milliseconds(timed, name)
     first = measured.first_token.get(name) if size == 1 else None
     return {
         "threads": measured.threads[name, size],
         "rounds": len(timed.timings.seconds[name]),
+        "passes": len(timed.passes(name)),
         "new_tokens": tokens,
         "seconds": seconds.as_dict(),
         "ms_per_token": 1000 * seconds.median / tokens,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
-from spec2seq.evaluation.bench.engines import SETTLE, Engines, make_workload, running
+from spec2seq.evaluation.bench.engines import Engines, make_workload, running
 from spec2seq.evaluation.bench.recipe import Contender, Recipe, contenders
 from spec2seq.evaluation.bench.rows import (
     Measured,
@@ -28,9 +28,9 @@ from spec2seq.evaluation.sample import Pair, stratified, stratified_indices
 from spec2seq.evaluation.timing import interleave
 
 QUALITY_BATCH = 16
-WARM_LINES = 4  # at batch size 1; a batch size above that is warmed by one pass over all timed lines
+SLICE = 4  # lines of a round at batch size 1, of all lengths: engines take turns more often than passes end
 PROFILED_LINES = 16
-START_SECONDS = 8.0  # of a fresh process, with its one batch; for the estimate
+START_SECONDS = 5.0  # of a fresh process with its batches, beside another one; for the estimate
 
 
 def run_bench(
@@ -45,9 +45,10 @@ def run_bench(
     scores = Scores(recipe.metrics, [pair.reference for pair in pairs])  # a missing package is said before the work
     workload, tokenizer = make_workload(models, [pair.source for pair in pairs], recipe, file)
     all_of_them = contenders(recipe)
-    timed_lines = stratified_indices(pairs, recipe.lines)
+    lengths = [len(source) for source in workload.sources]
+    timed = {size: stratified_indices(pairs, max(recipe.lines, size)) for size in recipe.batch_sizes}
     with running(workload, recipe, all_of_them) as engines:
-        bench = Bench(recipe, all_of_them, engines, timed_lines)
+        bench = Bench(recipe, all_of_them, engines, slices(timed[1], lengths), timed)
         measured = bench.measure(say)
         more = bench.more(measured)
     decode = tokenizer.decode
@@ -59,7 +60,7 @@ def run_bench(
     rows = make_rows(recipe, all_of_them, measured, texts, scores)
     return {
         "manifest": manifest(command, workload.folders(), recipe.dtype[0], recipe.threads, {"bootstrap": 12345}),
-        "data": {"file": file, "lines": len(pairs), "timed_lines": len(timed_lines),
+        "data": {"file": file, "lines": len(pairs), "timed_lines": len(timed[1]), "slices": len(bench.slices),
                  "max_new_tokens": workload.max_new_tokens, "signatures": scores.signatures()},
         "recipe": asdict(recipe),
         "environment": {} if recipe.openmp == "default" else ENVIRONMENT,
@@ -71,12 +72,18 @@ def run_bench(
 
 @dataclass(frozen=True)
 class Bench:
-    """The steps of a bench over running engines. `timed_lines` are places among the lines of the workload."""
+    """The steps of a bench over running engines. `slices` are the places of the timed lines among those of the
+    workload, a list for each round of a pass; `batches` the same by batch size, where a round is a pass."""
 
     recipe: Recipe
     contenders: list[Contender]
     engines: Engines
-    timed_lines: list[int]
+    slices: list[list[int]]
+    batches: dict[int, list[int]]
+
+    @property
+    def timed_lines(self) -> list[int]:
+        return [line for some in self.slices for line in some]
 
     @property
     def greedy(self) -> Contender:
@@ -91,15 +98,12 @@ class Bench:
         say(f"this takes about {self._estimate(passes) / 60:.0f} minutes")
         able = [c for c in self.contenders if (c.name, None) not in refusals]
         rounds = sum(self._rounds(c, size) for c, size in self._jobs(refusals))
-        with progress("measuring", 2 * len(able) + rounds) as advance:
-            outputs, scored = self._decode(able, advance)
+        once = [c for c in able if not c.again]
+        with progress("measuring", (2 if self.recipe.memory else 1) * len(once) + rounds) as advance:
+            outputs, scored = self._decode(able, once, advance)
             timed = {size: self._time(size, refusals, advance) for size in self.recipe.batch_sizes}
-            first, peaks = {}, {}
-            for c in able:
-                first[c.name] = self._first_token(c)
-                if self.recipe.memory and not c.again:
-                    peaks[c.name] = self.engines.peaks(c, self.recipe.batch_sizes)
-                advance()
+            first = {c.name: self._first_token(c) for c in able}
+            peaks = self.engines.peaks(once, self.recipe.batch_sizes, advance) if self.recipe.memory else {}
         sizes = self.engines.worker(self.greedy.engine, self.greedy.dtype).ask("sizes")
         threads = {(c.name, size): self.engines.threads_of(c.engine, c.dtype, size) for c, size in self._jobs({})}
         return Measured(outputs, scored, timed, first, peaks, sizes, refusals, threads)
@@ -148,12 +152,13 @@ class Bench:
         ]
 
     def _rounds(self, contender: Contender, size: int) -> int:
-        rounds = self.recipe.rounds if size == 1 else min(self.recipe.batch_rounds, self.recipe.rounds)
-        return min(self.recipe.side_rounds, rounds) if contender.side else rounds
+        passes = self.recipe.rounds if size == 1 else min(self.recipe.batch_rounds, self.recipe.rounds)
+        passes = min(self.recipe.side_rounds, passes) if contender.side else passes
+        return passes * (len(self.slices) if size == 1 else 1)
 
     def _warm_up(self, refusals: dict[tuple[str, int | None], str]) -> dict[tuple[Contender, int], float]:
-        """Seconds that a pass over the timed lines will take; what cannot run is put into `refusals`. Raises
-        Spec2SeqError if our greedy is among it."""
+        """Seconds that a round takes; what cannot run is put into `refusals`. Raises Spec2SeqError if our greedy is
+        among it."""
         found = {}
         for c in self.contenders:
             if (c.engine, c.dtype) in self.engines.missing:
@@ -171,58 +176,63 @@ class Bench:
                     if size == 1:
                         break
                     continue
-                found[c, size] = (time.perf_counter() - started) * len(self.timed_lines) / len(lines)
+                found[c, size] = time.perf_counter() - started
+                self.engines.settle()
         return found
 
     def _warm_lines(self, size: int) -> list[int]:
-        return self.timed_lines[:: max(1, len(self.timed_lines) // WARM_LINES)] if size == 1 else self.timed_lines
+        return self.slices[0] if size == 1 else self.batches[size]
 
     def _estimate(self, passes: dict[tuple[Contender, int], float]) -> float:
         """Seconds, roughly: a batch of the quality run is taken for the largest that was warmed up."""
-        lines = len(self.engines.workload.sources) / len(self.timed_lines)
         total = 0.0
         for c in self.contenders:
             sizes = [size for size in self.recipe.batch_sizes if (c, size) in passes]
-            if sizes:
-                total += sum((passes[c, size] + SETTLE) * self._rounds(c, size) for size in sizes)
-                total += passes[c, sizes[-1]] * (lines if sizes[-1] > 1 else 1)
-                total += START_SECONDS if self.recipe.memory and not c.again else 0.0
+            total += sum(passes[c, size] * self._rounds(c, size) for size in sizes)
+            if sizes and not c.again:
+                largest = sizes[-1]
+                lines = len(self.engines.workload.sources) if largest > 1 else len(self.timed_lines)
+                total += passes[c, largest] * lines / len(self._warm_lines(largest))
+                total += START_SECONDS if self.recipe.memory else 0.0
         return total
 
-    def _decode(self, able: Sequence[Contender], advance: Callable[[], Any]) -> tuple[dict, dict]:
-        """Every line in batches; an engine that refuses batches decodes the timed lines, one by one."""
-        outputs: dict[str, dict[str, Any]] = {}
-        scored: dict[str, list[int]] = {}
-        everything = list(range(len(self.engines.workload.sources)))
-        for c in able:
-            if c.again:
-                outputs[c.name], scored[c.name] = outputs[self.greedy.name], everything
-            else:
-                try:
-                    outputs[c.name], scored[c.name] = self.engines.ask(c, "run", None, QUALITY_BATCH), everything
-                except Spec2SeqError:
-                    outputs[c.name], scored[c.name] = self.engines.ask(c, "run", self.timed_lines), self.timed_lines
-            advance()
-        return outputs, scored
+    def _decode(
+        self, able: Sequence[Contender], once: Sequence[Contender], advance: Callable[[], Any]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, list[int]]]:
+        """Outputs and the lines that they are of, by name: those that are greedy again share greedy's."""
+        found = self.engines.decode(once, self.timed_lines, QUALITY_BATCH, advance)
+        found |= {c.name: found[self.greedy.name] for c in able if c.again}
+        outputs = {name: output for name, (output, _) in found.items()}
+        return outputs, {name: lines for name, (_, lines) in found.items()}
 
     def _time(self, size: int, refusals: dict, advance: Callable[[], Any]) -> Timed:
-        """Interleaved rounds over all that can; the seconds of each line come from inside of each process."""
+        """Interleaved rounds over all that can, a slice of the lines in each; the seconds of a line come from inside of
+        the process."""
         present = [c for c, at in self._jobs(refusals) if at == size]
         answers: dict[str, list[dict[str, Any]]] = {c.name: [] for c in present}
+        parts = self.slices if size == 1 else [self.batches[size]]
 
         def call(c: Contender) -> Callable[[], None]:
-            return lambda: answers[c.name].append(self.engines.ask(c, "time", self.timed_lines, size))
+            found = answers[c.name]
+            return lambda: found.append(self.engines.ask(c, "time", parts[len(found) % len(parts)], size))
 
         def after() -> None:
             advance()
-            time.sleep(SETTLE)
+            self.engines.settle()
 
         rounds = {c.name: self._rounds(c, size) for c in present}
         timings = interleave({c.name: call(c) for c in present}, max(rounds.values()), 0, fewer=rounds, after=after)
-        lines = {name: [answer["line_seconds"] for answer in found] for name, found in answers.items()}
-        return Timed(
-            timings, {name: found[-1]["new_tokens"] for name, found in answers.items()}, lines if size == 1 else {}
-        )
+        tokens = {name: sum(answer["new_tokens"] for answer in found[-len(parts) :]) for name, found in answers.items()}
+        if size > 1:
+            return Timed(timings, tokens)
+        lines = {
+            name: [
+                [seconds for answer in found[start : start + len(parts)] for seconds in answer["line_seconds"]]
+                for start in range(0, len(found), len(parts))
+            ]
+            for name, found in answers.items()
+        }
+        return Timed(timings, tokens, lines, len(parts))
 
     def _first_token(self, contender: Contender) -> float:
         """Median seconds of a call that may write one token only."""
@@ -244,3 +254,10 @@ class Bench:
             found.append({"engine": c.engine, "dtype": c.dtype, "lines": len(mine),
                           "identical": len(mine) - len(differences), "differences": differences})  # fmt: skip
         return found
+
+
+def slices(lines: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    """The lines dealt into slices of about SLICE, each with short and long sources."""
+    by_length = sorted(lines, key=lambda line: (lengths[line], line))
+    count = max(1, len(lines) // SLICE)
+    return [by_length[start::count] for start in range(count)]

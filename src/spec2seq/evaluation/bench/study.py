@@ -3,18 +3,17 @@
 A fixed draft shows where it pays; beside it stands how much the adaptive rule of the same method drafts there.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
-from spec2seq.evaluation.bench.engines import SETTLE, Engines, make_workload, running
-from spec2seq.evaluation.bench.recipe import Contender, Recipe
+from spec2seq.evaluation.bench.engines import Engines, make_workload, running
+from spec2seq.evaluation.bench.recipe import Contender, Recipe, our_dtypes
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
-from spec2seq.evaluation.sample import Pair, stratified
+from spec2seq.evaluation.sample import Pair, stratified, stratified_indices
 from spec2seq.evaluation.timing import interleave
 
 NEAR = 0.1  # a source may have so much more or fewer words than asked for
@@ -23,16 +22,18 @@ DRAFTS = 0.25  # tokens drafted a pass; below it are only the probes, by which t
 
 def run_study(models: Path, pairs: Sequence[Pair], file: str, recipe: Recipe, command: str) -> dict[str, Any]:
     """What study.json holds. Raises Spec2SeqError where our greedy cannot run."""
-    grid, dtype = recipe.study, recipe.dtype[0]
-    sample = stratified(pairs, recipe.lines)
+    grid = recipe.study
+    sample = stratified(pairs, max(recipe.lines, *grid.batch_sizes))
     by_words = {words: joined([pair.source for pair in pairs], words, grid.lines) for words in grid.words}
     texts = [pair.source for pair in sample] + [text for found in by_words.values() for text in found]
     workload, _ = make_workload(models, texts, recipe, file)
-    methods = [Contender("spec2seq", "greedy", dtype=dtype)]
-    for variant in grid.fixed:
-        methods += [Contender("spec2seq", variant.method, given, dtype) for given in (variant.parameters, {})]
+    methods = []
+    for dtype in our_dtypes(recipe):
+        methods.append(Contender("spec2seq", "greedy", dtype=dtype))
+        for variant in grid.fixed:
+            methods += [Contender("spec2seq", variant.method, given, dtype) for given in (variant.parameters, {})]
     cells: dict[str, list[dict[str, Any]]] = {"lengths": [], "batches": []}
-    with running(workload, recipe, methods[:1]) as engines:
+    with running(workload, recipe, methods) as engines:
         present, missing = _present(engines, methods)
         total = len(present) * (grid.rounds + 2) * (len(by_words) + len(grid.batch_sizes))
         with progress("studying", total) as advance:
@@ -45,13 +46,13 @@ def run_study(models: Path, pairs: Sequence[Pair], file: str, recipe: Recipe, co
                     tokens = sum(len(workload.sources[line]) for line in lines) / len(lines)
                     cell |= {"source_tokens": tokens, "rows": _cell(engines, present, lines, 1, grid.rounds, advance)}
                 cells["lengths"].append(cell)
-            everything = list(range(len(sample)))
             for size in grid.batch_sizes:
-                rows = _cell(engines, present, everything, size, grid.rounds, advance)
-                cells["batches"].append({"batch_size": size, "lines": len(sample), "rows": rows})
+                lines = stratified_indices(sample, max(recipe.lines, size))
+                rows = _cell(engines, present, lines, size, grid.rounds, advance)
+                cells["batches"].append({"batch_size": size, "lines": len(lines), "rows": rows})
     return {
-        "manifest": manifest(command, workload.folders(), dtype, recipe.threads),
-        "data": {"file": file, "timed_lines": len(sample), "rounds": grid.rounds,
+        "manifest": manifest(command, workload.folders(), recipe.dtype[0], recipe.threads),
+        "data": {"file": file, "timed_lines": recipe.lines, "rounds": grid.rounds,
                  "max_new_tokens": workload.max_new_tokens},
         "grid": asdict(grid),
         "missing": missing,
@@ -84,7 +85,7 @@ def _present(engines: Engines, methods: Sequence[Contender]) -> tuple[list[Conte
             engines.ask(method, "time", [0])
             present.append(method)
         except Spec2SeqError as error:
-            if method == methods[0]:
+            if method.method == "greedy":
                 raise
             missing[method.name] = str(error)
     return present, missing
@@ -101,16 +102,17 @@ def _cell(
 
     def after() -> None:
         advance()
-        time.sleep(SETTLE)
+        engines.settle()
 
     timings = interleave({c.name: call(c) for c in methods}, rounds, warmup=1, after=after)
+    greedy = {c.dtype: c.name for c in methods if c.method == "greedy"}
     rows = []
     for c in methods:
         stats = engines.ask(c, "run", lines, size)["extra"]["stats"]
         advance()
         rows.append(c.identity() | {
             "ms_per_token": 1000 * timings.median(c.name) / answers[c.name][-1]["new_tokens"],
-            "speedup_vs_greedy": timings.speedup(c.name, methods[0].name).as_dict(),
+            "speedup_vs_greedy": timings.speedup(c.name, greedy[c.dtype]).as_dict(),
             "tokens_per_verifier_call": stats["tokens_per_verifier_call"],
             "drafted_per_call": stats["drafted"] / stats["verifier_calls"],
         })  # fmt: skip
@@ -122,10 +124,10 @@ def break_even(cells: dict[str, list[dict[str, Any]]], fixed: Contender) -> dict
     where the adaptive rule of the same method drafts."""
 
     def where(kind: str, key: str, parameters: dict[str, Any], holds: Callable[[dict[str, Any]], bool]) -> list[int]:
-        wanted = (fixed.method, parameters)
+        wanted = (fixed.method, parameters, fixed.dtype)
         return [
             cell[key] for cell in cells[kind] for row in cell.get("rows", [])
-            if (row["method"], row["parameters"]) == wanted and holds(row)
+            if (row["method"], row["parameters"], row["dtype"]) == wanted and holds(row)
         ]  # fmt: skip
 
     def pays(row: dict[str, Any]) -> bool:

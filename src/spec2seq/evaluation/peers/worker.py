@@ -1,12 +1,15 @@
 """An engine in a process of its own, asked over a pipe, so that no two thread pools share a process.
 
-Only one worker is asked at a time; the others wait in a blocking read, and their OpenMP threads sleep.
+Where time is taken only one worker is asked at a time; the others wait in a blocking read, and their OpenMP threads
+sleep: see `Worker.settle`.
 """
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +21,7 @@ from spec2seq.evaluation.peers import Job, Workload, load_peer
 
 # Threads that wait must leave the cores to the engine whose turn it is; the same for all engines.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+SETTLE, LOOK = 0.25, 0.01  # seconds: OpenMP threads that are told nothing spin for up to 0.2 before they sleep
 
 
 class Worker:
@@ -53,6 +57,16 @@ class Worker:
             raise Spec2SeqError(answer["error"])
         return answer["value"]
 
+    def settle(self) -> None:
+        """Wait until the threads of the process sleep, so that they take no core from the engine that is asked next."""
+        until, before = time.monotonic() + SETTLE, processor_seconds(self.process.pid)
+        while time.monotonic() < until:
+            time.sleep(LOOK)
+            now = processor_seconds(self.process.pid)
+            if before is not None and now is not None and now - before < LOOK / 10:
+                break
+            before = now
+
     def close(self) -> None:
         """End the process."""
         self.process.stdin.close()
@@ -70,6 +84,16 @@ class Worker:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def processor_seconds(pid: int) -> float | None:
+    """What all threads of a process have used of processors so far; None where the system cannot tell."""
+    clock = ctypes.c_int()
+    try:
+        known = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)) == 0
+        return time.clock_gettime(clock.value) if known else None
+    except (AttributeError, OSError):
+        return None
 
 
 class Server:
