@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spec2seq import Greedy, Seq2Seq
+from spec2seq import Generation, Greedy, Seq2Seq
 from spec2seq.api import Method
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
@@ -46,11 +46,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method wrote: texts, ids and counts by line, the sum of the counts, and seconds by chunk."""
+    """What one method wrote: texts, ids and counts by line, the sum of the counts, seconds by chunk, and those of
+    vanilla on the same chunk right before or after it."""
 
     rows: list[dict[str, Any]]
     stats: Stats
     seconds: list[float]
+    vanilla: list[float]
 
 
 def measure(
@@ -61,7 +63,8 @@ def measure(
     about: Mapping[str, Any],
     report: Callable[[str], None] | None = None,
 ) -> dict[str, Outcome]:
-    """Decode the plan's lines with greedy, which is vanilla, and with every method, in turn for each chunk.
+    """Decode the plan's lines with greedy, which is vanilla, and with every method, in turn for each chunk, and once
+    more with vanilla beside each, so that a ratio is of two neighbouring moments.
 
     Args:
         methods: by name; another call with `out` may have others, what is there already is not decoded again.
@@ -83,21 +86,23 @@ def measure(
             if name not in warm:
                 _decode(model, plan, everything[name], slice(chunk.start, chunk.start + 1))
                 warm.add(name)
-            write_json(path, _decode(model, plan, everything[name], chunk))
+            decode = _decode if name == VANILLA else _before_vanilla if number % 2 else _after_vanilla
+            write_json(path, decode(model, plan, everything[name], chunk))
             if report is not None:
                 report(f"{name}: chunk {number + 1} of {len(chunks)}")
     return {name: _outcome(out, name, len(chunks)) for name in everything}
 
 
 def results(plan: Plan, outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """A row for each method: score, speed-up over vanilla (of all seconds, and the spread of the chunks'), counts."""
-    made, vanilla = [], outcomes[VANILLA].seconds
+    """A row for each method: score, counts, and the speed-up over the vanilla beside it, of all seconds and with the
+    spread of the chunks'."""
+    made = []
     for name, outcome in outcomes.items():
         scores, signature = score([row["text"] for row in outcome.rows], plan.references, plan.metric)
-        ratios = [theirs / mine for theirs, mine in zip(vanilla, outcome.seconds, strict=True)]
+        ratios = [theirs / mine for theirs, mine in zip(outcome.vanilla, outcome.seconds, strict=True)]
         made.append({
             "method": name, "score": scores[plan.metric], "scores": scores, "signature": signature,
-            "speedup": sum(vanilla) / sum(outcome.seconds), "speedup_of_chunks": Spread.of(ratios).as_dict(),
+            "speedup": sum(outcome.vanilla) / sum(outcome.seconds), "speedup_of_chunks": Spread.of(ratios).as_dict(),
             "seconds": sum(outcome.seconds), "stats": outcome.stats.as_dict(),
         })  # fmt: skip
     return made
@@ -157,13 +162,27 @@ def _part(out: Path, name: str, number: int) -> Path:
     return out / "parts" / slug(name) / f"{number:05d}.json"
 
 
+def _before_vanilla(model: Seq2Seq, plan: Plan, method: Method, chunk: slice) -> dict[str, Any]:
+    part = _decode(model, plan, method, chunk)
+    return part | {"vanilla_seconds": _generate(model, plan, Greedy(), chunk).stats.seconds}
+
+
+def _after_vanilla(model: Seq2Seq, plan: Plan, method: Method, chunk: slice) -> dict[str, Any]:
+    seconds = _generate(model, plan, Greedy(), chunk).stats.seconds
+    return _decode(model, plan, method, chunk) | {"vanilla_seconds": seconds}
+
+
 def _decode(model: Seq2Seq, plan: Plan, method: Method, chunk: slice) -> dict[str, Any]:
-    done = model.generate(
+    done = _generate(model, plan, method, chunk)
+    rows = [{"text": row.text, "tokens": row.tokens, "counts": vars(row.counts)} for row in done.rows]
+    return {"stats": vars(done.stats), "rows": rows, "vanilla_seconds": done.stats.seconds}
+
+
+def _generate(model: Seq2Seq, plan: Plan, method: Method, chunk: slice) -> Generation:
+    return model.generate(
         plan.sources[chunk], method, batch_size=plan.batch_size, max_new_tokens=plan.max_new_tokens,
         profile=plan.profile,
     )  # fmt: skip
-    rows = [{"text": row.text, "tokens": row.tokens, "counts": vars(row.counts)} for row in done.rows]
-    return {"stats": vars(done.stats), "rows": rows}
 
 
 def _outcome(out: Path, name: str, chunks: int) -> Outcome:
@@ -176,4 +195,6 @@ def _outcome(out: Path, name: str, chunks: int) -> Outcome:
             setattr(total, field, getattr(total, field) + getattr(stats, field))
         for phase, seconds in stats.phases.items():
             total.phases[phase] = total.phases.get(phase, 0.0) + seconds
-    return Outcome([row for part in parts for row in part["rows"]], total, [part["stats"]["seconds"] for part in parts])
+    rows = [row for part in parts for row in part["rows"]]
+    seconds = [part["stats"]["seconds"] for part in parts]
+    return Outcome(rows, total, seconds, [part["vanilla_seconds"] for part in parts])

@@ -1,7 +1,6 @@
 """The processes of a bench: one for each engine and dtype, asked one after the other."""
 
 import contextlib
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -134,7 +133,7 @@ class Engines:
             advance()
             return found
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(self.workload.threads or 1) as pool:
             return dict(zip([c.name for c in several], pool.map(one, several), strict=True))
 
 

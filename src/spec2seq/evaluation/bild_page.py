@@ -1,0 +1,80 @@
+"""bild.json as a page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spec2seq.evaluation.document import Block, Figure, Heading, Table, Text
+from spec2seq.evaluation.plots import Axes, Line, line_plot
+from spec2seq.evaluation.tables import manifest_rows, number
+
+HEAD = ("", "BLEU", "against vanilla", "speed-up", "quartiles", "fallback %", "rollback %", "tokens per verifier call",
+        "discarded %", "unverified %")  # fmt: skip
+
+
+def blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Everything in bild.json."""
+    data, manifest, ablations = results["data"], results["manifest"], results["ablations"]
+    fallback, rollback = ablations["thresholds"]
+    made: list[Block] = [
+        Heading("BiLD on the bundled model", 1),
+        Text(f"Made by `{manifest['command']}`; do not edit. {manifest['dtype']}, {manifest['threads']} threads. A "
+             "speed-up is over greedy of the same large model on the same engine (vanilla), decoded right before or "
+             "after each chunk of lines; the quartiles are those of the chunks. Unverified are drafted tokens at the "
+             "end of an output that the large model never saw."),
+        Heading("Test"),
+        Text(f"{data['test_lines']} lines. For each little model the fastest thresholds on {data['dev_lines']} dev "
+             "lines whose BLEU is at most 0.1 (no drop) or 1 (one point) below vanilla's: "
+             + _chosen(results["chosen"])),
+    ]  # fmt: skip
+    for size, rows in results["test"].items():
+        made += [Heading(f"Batch size {size}", 3), Table(HEAD, _rows(rows))]
+    made += [Heading("Dev: every pair of thresholds"), _frontier(results["dev"])]
+    for mode, found in results["dev"].items():
+        made += [Heading(f"{mode.capitalize()} little model", 3), Table(HEAD, _rows(found["rows"]))]
+    made += [
+        Heading("Ablations"),
+        Text(f"{ablations['mode'].capitalize()} little model, dev, fallback {fallback:g} and rollback {rollback:g}, at "
+             "most 10 tokens of the little model in a row unless a cap is named."),
+        Table(HEAD, _rows(ablations["rows"])),
+        Heading("Machine and versions"), manifest_rows(manifest),
+    ]  # fmt: skip
+    return made
+
+
+def _chosen(chosen: Mapping[str, Mapping[str, Sequence[float] | None]]) -> str:
+    found = []
+    for mode, goals in chosen.items():
+        for goal, pair in goals.items():
+            setting = f"fallback {pair[0]:g}, rollback {pair[1]:g}" if pair else "none is faster than vanilla"
+            found.append(f"{mode}, {goal}: {setting}")
+    return "; ".join(found) + "."
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    made = []
+    for row in rows:
+        spread, tokens = row["speedup_of_chunks"], row["new_tokens"]
+        made.append([
+            row["method"], number(row["score"]), f"{row['score'] - rows[0]['score']:+.2f}", f"{row['speedup']:.2f}×",
+            f"{spread['low']:.2f}–{spread['high']:.2f}", number(row["fallback_percentage"]),
+            number(row["rollback_percentage"]), number(row["tokens_per_verifier_call"]),
+            number(100 * row["discarded"] / tokens, 1), number(100 * row["unverified"] / tokens, 1),
+        ])  # fmt: skip
+    return made
+
+
+def _frontier(dev: Mapping[str, Mapping[str, Any]]) -> Figure:
+    lines, best = [], []
+    for style, (mode, found) in enumerate(dev.items()):
+        by_name = {row["method"]: row for row in found["rows"]}
+        ends = [by_name[name] for name in found["frontier"]]
+        lines += [Line(f"{mode}, all", *_places(found["rows"]), 2 * style, joined=False),
+                  Line(f"{mode}, frontier", *_places(ends), 2 * style + 1)]  # fmt: skip
+        best += [[mode, row["method"], number(row["score"]), f"{row['speedup']:.2f}×"] for row in ends]
+    axes = Axes("speed-up over vanilla", "BLEU", from_zero=False)
+    plot = line_plot(lines, axes, "BLEU on dev against the speed-up over vanilla, by little model", "frontier")
+    return Figure("What no other pair beats in both", plot, Table(["little model", "", "BLEU", "speed-up"], best, 2))
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [row["speedup"] for row in rows], [row["score"] for row in rows]

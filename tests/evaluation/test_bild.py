@@ -1,0 +1,69 @@
+"""The study of BiLD: on tiny models, and the committed one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from evaluation.tiny_folder import pairs
+
+from spec2seq import Seq2Seq
+from spec2seq.evaluation import bild
+from spec2seq.evaluation.bild_page import blocks
+from spec2seq.evaluation.document import as_html, as_markdown
+
+COMMITTED = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    theirs = tiny.seq2seq("marian")
+    model = Seq2Seq(theirs.model, theirs.config, tiny.tokenizer(theirs), theirs.generation_config)
+    little = {mode: tiny.noisy_copy(tiny.seq2seq("marian"), noise).drafter()
+              for mode, noise in (("unaligned", 0.1), ("aligned", 0.01))}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bild, "FALLBACKS", (0.1, 0.5))
+        patch.setattr(bild, "ROLLBACKS", (1.0, 5.0))
+        patch.setattr(bild, "CAPS", (1, 4))
+        found = bild.study(bild.Study(model, little, pairs(5), pairs(4), tmp_path_factory.mktemp("work"), (1, 2), 6))
+    return json.loads(json.dumps(found))
+
+
+def test_every_point_is_measured_on_dev_and_the_chosen_ones_on_test(studied):
+    for mode in ("unaligned", "aligned"):
+        assert [row["method"] for row in studied["dev"][mode]["rows"]] == [
+            "vanilla", "fallback=0.1 rollback=1", "fallback=0.1 rollback=5", "fallback=0.5 rollback=1",
+            "fallback=0.5 rollback=5",
+        ]  # fmt: skip
+    chosen = [f"{mode}, {goal}" for mode, goals in studied["chosen"].items() for goal, pair in goals.items() if pair]
+    for size in ("1", "2"):
+        assert [row["method"] for row in studied["test"][size]] == ["vanilla", *chosen]
+    names = [row["method"] for row in studied["ablations"]["rows"]]
+    assert names == ["vanilla", "both", "no rollback", "no fallback", "cap 1", "cap 4"]
+    by_name = {row["method"]: row for row in studied["ablations"]["rows"]}
+    assert by_name["no rollback"]["rollback_percentage"] == 0 == by_name["no fallback"]["fallback_percentage"]
+
+
+def row(method, score, speedup):
+    return {"method": method, "score": score, "speedup": speedup}
+
+
+def test_the_fastest_near_vanilla_is_chosen():
+    rows = [row("vanilla", 20.0, 1.0), row("fallback=0.2 rollback=2", 19.5, 1.5),
+            row("fallback=0.4 rollback=1", 19.95, 1.2), row("fallback=0.6 rollback=1", 20.1, 1.1)]  # fmt: skip
+    assert bild.choose(rows, 0.1) == (0.4, 1.0)
+    assert bild.choose(rows, 1.0) == (0.2, 2.0)
+    assert bild.choose([rows[0], row("fallback=0.2 rollback=2", 20.0, 0.9)], 1.0) is None
+
+
+def test_the_page_has_every_table(studied):
+    manifest = {"command": "the command", "dtype": "int8", "threads": 1, "versions": {}, "cpu": "c", "cores": 2}
+    text = as_markdown(blocks(studied | {"manifest": manifest}))
+    assert "### Batch size 2" in text and "| cap 4 |" in text and "`the command`" in text
+    assert "aligned, no drop: " in text
+
+
+def test_the_committed_page_is_made_of_the_committed_json():
+    made = blocks(json.loads((COMMITTED / "bild.json").read_text(encoding="utf-8")))
+    assert (COMMITTED / "bild.md").read_text(encoding="utf-8") == as_markdown(made)
+    assert (COMMITTED / "bild.html").read_text(encoding="utf-8") == as_html("BiLD on the bundled model", made)
