@@ -17,6 +17,8 @@ from spec2seq.pairing import check_pair
 if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
 
+AT_ONCE = 16  # iterations in one call: a keyboard interrupt waits for them
+
 
 class Runner:
     """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`."""
@@ -61,7 +63,7 @@ class Runner:
             place[self.engine.submit(source, self.cap, seed + index)] = index
         done = []
         while self.engine.busy:
-            ended = self.engine.step()
+            ended = self.engine.step(1 if self.streamed is not None else AT_ONCE)
             if self.streamed is not None:
                 self.streamed.follow(self.engine, ended)
             done += [(place[completion.id], completion) for completion in ended]

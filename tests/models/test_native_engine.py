@@ -79,7 +79,9 @@ class Alternating(FixedLength):
 
     def chooser(self, costs):
         order = itertools.cycle([0, 3, 0, 0, 2, 4])
-        return SimpleNamespace(choose=lambda: next(order), observe=lambda *given: None, filled=lambda *given: None)
+        return SimpleNamespace(
+            choose=lambda: next(order), more=lambda most: 0, observe=lambda *given: None, filled=lambda *given: None
+        )
 
 
 @needs_compiler
@@ -142,8 +144,9 @@ def test_calls_and_operators_of_a_drafted_iteration(kind, monkeypatch):
         calls.clear()
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             stats = model.generate(given, method, max_new_tokens=tokens, batch_size=1).stats
-        assert calls.count("spec2seq_iterate") == stats.verifier_passes
-        assert len(calls) == stats.verifier_passes + {"block": 3, "little": 4, "lookup": 2}[kind]  # sources are read
+        iterate = calls.count("spec2seq_iterate")
+        assert iterate <= 2 + stats.verifier_passes // 16  # 16 in a call; the last token alone, without a draft
+        assert len(calls) == iterate + {"block": 3, "little": 4, "lookup": 2}[kind]  # sources are read
         return stats.verifier_passes, sum(
             event.count for event in seen.key_averages() if event.key.startswith("aten::")
         )

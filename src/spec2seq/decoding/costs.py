@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 LENGTHS = (0, 1, 2, 4, 8, 16)
 FIRST = 4  # of them, measured before the others; a slow model has only this one and 0
 BUDGET = 0.7  # seconds
-ROUNDS = 4
-TURN = 3  # iterations of a length on end, as in a decoding loop; the first finds the caches as another left them
+ROUNDS = 8
+ON_END = 2  # iterations that are timed in one call, as in a decoding loop, where the drafter allows it
 SOURCE, OUTPUT = 32, 48  # tokens of a made-up row
 
 
@@ -104,23 +104,25 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         engine.session = _Full(engine.session)
     engine.rows.eos_token_id = -1  # no row ends before its limit
     began, first = time.perf_counter(), [0, min(FIRST, cap)]
-    turns = [(k, place) for k in [*first, *lengths * ROUNDS] for place in range(TURN)]
-    for number, (k, place) in enumerate(turns):
+    for number, k in enumerate([*first, *lengths * ROUNDS]):
         if 4 * engine.rows.count < 3 * slots:
             for source in sources[engine.rows.count :].tolist():
                 engine.submit(source, min(OUTPUT + cap, most))
             engine.chooser.k = 1
             engine.step()  # in which the drafter reads the new sources
-        engine.chooser.k = k
-        started = time.perf_counter()
-        if number >= len(first) * TURN and started - began > BUDGET:
+        if number >= len(first) and time.perf_counter() - began > BUDGET:
             break
-        before, whole = engine.stats.phases.get("draft", 0.0), engine.rows.room >= k
-        engine.step()
-        if not (whole and place):
+        engine.chooser.k = k
+        engine.step()  # which finds the caches as another length left them
+        if not engine.rows.count or engine.rows.room < k:
             continue
-        drafting[k].append(engine.stats.phases.get("draft", 0.0) - before)
-        rest[k].append(time.perf_counter() - started - drafting[k][-1])
+        stats, started = engine.stats, time.perf_counter()
+        drafted, passes = stats.phases.get("draft", 0.0), stats.verifier_passes
+        engine.step(ON_END)
+        seconds, passes = time.perf_counter() - started, stats.verifier_passes - passes
+        drafted = stats.phases.get("draft", 0.0) - drafted
+        drafting[k].append(drafted / passes)
+        rest[k].append((seconds - drafted) / passes)
     reading = 0.0
     if isinstance(drafter, LittleModel) and not drafter.shares_encoder:
         reading = _reading(drafter.model, sources.to(verifier.device)) / SOURCE

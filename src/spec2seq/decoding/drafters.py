@@ -166,12 +166,20 @@ class LittleSession:
             return Draft(tokens, length, unsure, None, step + 1, fed)
         return Draft(tokens, length, unsure, torch.stack(probabilities, 1), step + 1, fed)
 
-    def describe(self, k: int, confidence: float | None, room: Tensor | None = None) -> c.LittleDraft:
-        """Tell the compiled executor of the rows, and where it may write drafts of k tokens."""
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the compiled executor can draft again after it has committed tokens."""
+        return self.common == self.vocabulary
+
+    def describe(
+        self, k: int, confidence: float | None, furthest: int, room: Tensor | None = None
+    ) -> c.LittleDraft:  # fmt: skip
+        """Tell the compiled executor of the rows, and where it may write drafts of k tokens; when the last of them
+        begins no row has more than `furthest`."""
         self._read_sources()
         rows, n, to = self.rows, self.rows.count, self.asked
         to.fresh = max(have - cached for have, cached in zip(rows.host_lengths[:n], self.fed, strict=False))
-        self.cache.reserve(max(max(self.fed[:n]) + to.fresh, rows.horizon + k))
+        self.cache.reserve(furthest + max(to.fresh, k + 1) + k)
         self.compiled_fed[:n] = self.fed[:n]
         if len(self.drafted) < rows.slots * k:
             self.drafted = (c_int64 * (rows.slots * k))()
@@ -188,21 +196,20 @@ class LittleSession:
         to.confidence = -1.0 if confidence is None else confidence
         return to
 
-    def described(self) -> tuple[int, int, list[int]]:
-        """After the call, before anything is committed: passes, tokens that each row was fed, and who was unsure."""
-        steps, n = self.asked.steps, self.rows.count
-        for slot, length in enumerate(self.rows.host_lengths[:n]):  # all was fed but the last drafted token
-            self.fed[slot] = length + steps - 1
-        return steps, self.asked.fresh + steps - 1, self.unsure[:n]
+    def drafted_natively(self) -> None:
+        """To be called after iterations in the compiled executor, which knows what the cache has."""
+        self.fed[: self.rows.count] = self.compiled_fed[: self.rows.count]
 
     def _draft_native(self, k: int, room: Tensor, confidence: float | None) -> Draft:
         """The same in one call of the compiled executor."""
         room = room.contiguous()
-        n, asked = self.rows.count, self.describe(k, confidence, room)
+        n, asked = self.rows.count, self.describe(k, confidence, self.rows.horizon, room)
         call("spec2seq_draft", asked)
-        calls, fed, unsure = self.described()
+        for slot, length in enumerate(self.rows.host_lengths[:n]):  # all was fed but the last drafted token
+            self.fed[slot] = length + asked.steps - 1
         tokens = torch.tensor(self.drafted[: n * k]).view(n, k)[:, : asked.width]
-        return Draft(tokens, torch.tensor(self.counts[:n]), torch.tensor(unsure).bool(), None, calls, fed)
+        unsure, fed = torch.tensor(self.unsure[:n]).bool(), asked.fresh + asked.steps - 1
+        return Draft(tokens, torch.tensor(self.counts[:n]), unsure, None, asked.steps, fed)
 
     def commit(self, counts: list[int], decoded: Decoded | None) -> None:
         for slot in range(len(counts)):

@@ -15,6 +15,10 @@ class Chooser(Protocol):
         """k for the next pass; 0 drafts nothing."""
         ...
 
+    def more(self, most: int) -> int:
+        """How many of `most` passes after the next one may have its k without being chosen for. To be called once."""
+        ...
+
     def observe(self, asked: int, accepted: int) -> None:
         """Learn from one row's verdict: `accepted` of the `asked` places were filled and stood. A place that
         the drafter left empty costs what a rejected one costs, so it counts as one."""
@@ -41,6 +45,9 @@ class _Constant:
 
     def choose(self) -> int:
         return self.k
+
+    def more(self, most: int) -> int:
+        return most
 
     def observe(self, asked: int, accepted: int) -> None:
         pass
@@ -122,6 +129,13 @@ class _Adaptive:
             return next((k for k in self.choices if k > self.best), self.best)
         self.patience = min(2 * self.patience, self.RAREST)
         return min(2, self.choices[-1])
+
+    def more(self, most: int) -> int:
+        if not self.since_probe:  # another k is on trial
+            return 0
+        taken = min(most, self.patience - 1 - self.since_probe)
+        self.since_probe += taken
+        return taken
 
     def observe(self, asked: int, accepted: int) -> None:
         for position in range(min(asked, accepted + 1, len(self.tried))):

@@ -46,6 +46,7 @@ class LookupSession:
     def __init__(self, drafter: NgramLookup, rows: Rows, shared: bool, native: bool):
         self.drafter, self.rows, self.shared = drafter, rows, shared
         self.drafts_natively = native and rows.tokens.device.type == "cpu"
+        self.reads_rows = True
         self.asked, self.drafted, self.counts = c.Lookup(), (c_int64 * 0)(), (c_int64 * rows.slots)()
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
@@ -60,7 +61,7 @@ class LookupSession:
     def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
         return self._draft_native(k, room) if self.drafts_natively else self._draft_over_tensors(k, room)
 
-    def describe(self, k: int, confidence: float | None) -> c.Lookup:
+    def describe(self, k: int, confidence: float | None, furthest: int) -> c.Lookup:
         """Tell the compiled executor where the rows lie, and where it may write drafts of k tokens."""
         rows, to = self.rows, self.asked
         if len(self.drafted) < rows.slots * k:
@@ -74,12 +75,11 @@ class LookupSession:
         to.drafted, to.counts = addressof(self.drafted), addressof(self.counts)
         return to
 
-    def described(self) -> tuple[int, int, list[int]]:
-        """After the call: passes, tokens that each row was fed, and who was unsure."""
-        return 1, 0, [0] * self.rows.count
+    def drafted_natively(self) -> None:
+        """To be called after iterations in the compiled executor."""
 
     def _draft_native(self, k: int, room: Tensor) -> Draft:
-        n, asked = self.rows.count, self.describe(k, None)
+        n, asked = self.rows.count, self.describe(k, None, self.rows.horizon)
         call("spec2seq_lookup", asked)
         counts = torch.minimum(torch.tensor(self.counts[:n]), room.clamp(min=0))
         return Draft(torch.tensor(self.drafted[: n * k]).view(n, k)[:, : asked.width], counts, calls=1)

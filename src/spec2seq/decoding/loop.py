@@ -82,23 +82,27 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     @torch.inference_mode()
-    def step(self) -> list[Completion]:
-        """One iteration over the rows in flight; returns the requests that ended in it."""
+    def step(self, most: int = 1) -> list[Completion]:
+        """One iteration over the rows in flight, or `most` on end where they can run in one call and no row ends;
+        returns the requests that ended."""
         started = time.perf_counter()
         with self._phase("encode"):
             self._admit()
         done: list[Completion] = []
         if self.rows.count:
             k = self._draft_length()
-            done = self._iterate(k) if self.native is None else self._iterate_native(k)
+            done = self._iterate(k) if self.native is None else self._iterate_native(k, most)
         self.stats.seconds += time.perf_counter() - started
         return done
 
     def _draft_length(self) -> int:
         """The k to ask the drafter for; 0 where there is no room for a draft, or no drafter."""
-        rows = self.rows
-        opening = self.method.starts == "verifier" and rows.horizon == 1
-        return 0 if self.chooser is None or rows.room < 1 or opening else self.chooser.choose()
+        return 0 if self.chooser is None or self.rows.room < 1 or self._opening else self.chooser.choose()
+
+    @property
+    def _opening(self) -> bool:
+        """Whether the next token is one that the verifier writes alone."""
+        return self.method.starts == "verifier" and self.rows.horizon == 1
 
     def _iterate(self, k: int) -> list[Completion]:
         """One iteration over tensors."""
@@ -113,20 +117,28 @@ class Engine:
             verdict = self._judge(decoded, draft, tail)
             return self._commit(draft, verdict, decoded, tail)
 
-    def _iterate_native(self, k: int) -> list[Completion]:
-        """The same in one call of the compiled executor, or in two where the drafter runs before."""
-        rows = self.rows
+    def _iterate_native(self, k: int, most: int) -> list[Completion]:
+        """The same in one call of the compiled executor, or in two where the drafter runs before; up to `most` times in
+        one call where it needs nothing from outside."""
+        done: list[Completion] = []
         if self.native.drafts:
-            found = self.native.run(k)
-            self.stats.drafter_passes += found.calls
+            if self.chooser is not None:
+                most = 1 if self._opening else 1 + self.chooser.more(most - 1)
+            for found in self.native.run(k, most):
+                self.stats.drafter_passes += found.calls
+                done = self._book_native(found)
         else:
             with self._phase("draft"):
                 draft = self._draft(k)
-            found = self.native.judge(draft)
-        self.stats.verifier_passes += found.passes
+            done = self._book_native(self.native.judge(draft))
         if self.profile:
             for name, seconds in zip(("draft", "verify", "judge"), self.native.iteration.seconds, strict=True):
                 self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
+        return done
+
+    def _book_native(self, found: Iterated) -> list[Completion]:
+        rows = self.rows
+        self.stats.verifier_passes += found.passes
         finished = [
             new[-1] == rows.eos_token_id or length >= limit
             for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.native import call, point_to
 
-HEAD = 4  # numbers of a row's report before its tokens
+HEAD = 8  # numbers of a row's report before its tokens: REPORT_HEAD in kernels/iteration.h
 FIELDS = {LittleSession: "little", LookupSession: "lookup"}  # of an iteration, for what drafts in it
 
 
@@ -41,7 +42,8 @@ class Iterated(NamedTuple):
 
 
 class NativeLoop:
-    """Drafting, verifying, judging and committing for all rows in flight, without Python in between.
+    """Drafting, verifying, judging and committing for all rows in flight, without Python in between; many times on end
+    where drafts are made by nothing outside.
 
     Greedy decoding, and drafts with an exact, a top-beta or a rollback rule. The cached block drafter, a little model
     and n-gram lookup draft within the same call (`drafts`), other drafters before it, if they need no states of the
@@ -57,8 +59,7 @@ class NativeLoop:
         self.giver = session if field and session.drafts_natively and method.starts == "drafter" else None
         self.field, self.confidence = field, method.length.confidence
         self.drafts = session is self.cached or self.giver is not None
-        self.other = None if session is self.cached else session
-        self.host_fed = [0] * rows.slots
+        self.session = session
         self.fed = torch.zeros(rows.slots, dtype=torch.long)
         features, self.longest = 0, 0
         self.iteration = c.Iteration(beta=1, rollback=-1.0, trusts_ends=session is not None and not method.verify_tail)
@@ -93,82 +94,95 @@ class NativeLoop:
         """Rows that are new in the slots from `first_slot` on."""
         self.fed[first_slot : self.rows.count] = 0
         self.pending[first_slot : self.rows.count, :1] = 0
-        self.host_fed[first_slot : self.rows.count] = [0] * (self.rows.count - first_slot)
 
     def move(self, source: int, target: int) -> None:
         """As `Session.move`."""
         self.fed[target], self.pending[target] = self.fed[source], self.pending[source]
-        self.host_fed[target] = self.host_fed[source]
 
-    def run(self, k: int) -> Iterated:
-        """Draft k tokens, or as many as drafter and rows allow; 0: none. Commit what stands."""
-        if self.giver is not None:
-            return self._run_giver(k)
-        rows, n, it, asked, fed = self.rows, self.rows.count, self.iteration, k, 0
-        k = min(k, self.longest)
-        if self.cached is not None:
-            fresh = max(have - cached for have, cached in zip(rows.host_lengths[:n], self.host_fed, strict=False))
-            if k:
-                fed = fresh + k - 1
-                self.cached.cache.reserve(max(self.host_fed[:n]) + fed)
-                self.host_fed[:n] = rows.host_lengths[:n]
-            if fresh + k + 1 > self.pending.shape[1]:  # tokens that came without a draft wait for the next
-                self.pending = torch.nn.functional.pad(self.pending, (0, 0, 0, fresh + k + 1))
-            point_to(it, "draft_own", self.cached.cache.own, self.pointed)
-            point_to(it, "draft_source", self.cached.cache.source, self.pointed)
-            it.fed, it.pending = self.fed.data_ptr(), self.pending.data_ptr()
-            it.pending_stride = self.pending.stride(0)
-        return self._commit(self._call(k), int(k > 0), fed, asked, [0] * n)
+    def run(self, k: int, most: int = 1) -> Iterator[Iterated]:
+        """Draft k tokens, or as many as drafter and rows allow; 0: none. Commit what stands.
 
-    def _run_giver(self, k: int) -> Iterated:
-        """The same with a drafter whose drafts are like given ones."""
-        it, rows, asked = self.iteration, self.rows, k
-        k = min(k, rows.room)  # further passes would be for nothing
+        `most` such iterations, fewer where a row ends. The rows' host lengths are those of the iteration that was
+        yielded last.
+        """
+        asked, it = k, self.iteration
         it.given = it.little = it.lookup = None
-        if not k:
-            return self._commit(self._call(0), 0, 0, asked, [0] * rows.count)
-        rows.reserve(rows.horizon + k + 1)
-        started = time.perf_counter()
-        setattr(it, self.field, ctypes.pointer(self.giver.describe(k, self.confidence)))
-        reading = time.perf_counter() - started  # sources of new rows, above all
-        report = self._call(k)
+        reading = 0.0
+        if self.giver is None:
+            k = min(k, self.longest)
+        else:
+            k = min(k, self.rows.room)  # further passes would be for nothing
+            if k:
+                started = time.perf_counter()
+                most = most if self.giver.reads_rows else 1
+                self.rows.reserve(self._furthest(k, most) + k + 1)
+                described = self.giver.describe(k, self.confidence, self._furthest(k, most))
+                setattr(it, self.field, ctypes.pointer(described))
+                reading = time.perf_counter() - started  # sources of new rows, above all
+        if self.cached is not None:
+            self._make_room(k, most)
+        reports = self._call(k, most)
         it.seconds[0] += reading
-        calls, fed, unsure = self.giver.described()
-        return self._commit(report, calls, fed, asked, unsure)
+        if self.giver is not None and k:
+            self.giver.drafted_natively()
+        for report in reports:
+            yield self._commit(report, asked)
+
+    def _make_room(self, k: int, most: int) -> None:
+        """For what the cached drafter keeps in `most` iterations; tokens that came without a draft wait for one."""
+        it, n = self.iteration, self.rows.count
+        fresh = max(have - read for have, read in zip(self.rows.host_lengths[:n], self.fed.tolist(), strict=False))
+        fresh = max(fresh, k + 1) if k else fresh + most - 1
+        if k:
+            self.cached.cache.reserve(self._furthest(k, most) + fresh + k)
+        if fresh + k + 1 > self.pending.shape[1]:
+            self.pending = torch.nn.functional.pad(self.pending, (0, 0, 0, fresh + k + 1))
+        point_to(it, "draft_own", self.cached.cache.own, self.pointed)
+        point_to(it, "draft_source", self.cached.cache.source, self.pointed)
+        it.fed, it.pending = self.fed.data_ptr(), self.pending.data_ptr()
+        it.pending_stride = self.pending.stride(0)
+
+    def _furthest(self, k: int, most: int) -> int:
+        """The most tokens that a row can have when the last of the iterations begins."""
+        rows = self.rows
+        return min(rows.horizon + (most - 1) * (k + 1), max(rows.host_limits[: rows.count]))
 
     def judge(self, draft: Draft) -> Iterated:
-        """Commit what stands of a draft."""
+        """Commit what stands of a draft that was made outside."""
         it, tokens = self.iteration, draft.tokens.to("cpu", torch.long).contiguous()
         lengths = draft.lengths.to("cpu", torch.long).clamp(0, draft.width)  # whatever a drafter gives
         it.little = it.lookup = None
         it.given, it.given_stride, it.given_lengths = tokens.data_ptr(), draft.width, lengths.data_ptr()
+        (report,) = self._call(draft.width, 1)
+        done = self._commit(report, draft.asked)
+        self.session.commit([len(new) for new in done.emitted], None)
         unsure = [0] * self.rows.count if draft.unsure is None else draft.unsure.tolist()
-        return self._commit(self._call(draft.width), draft.calls, draft.fed, draft.asked, unsure)
+        return done._replace(calls=draft.calls, fed=draft.fed, unsure=unsure)
 
-    def _call(self, k: int) -> list[list[int]]:
-        """What the call reports of every row. The iteration's own k is then the width of the draft."""
-        rows, it, n, horizon = self.rows, self.iteration, self.rows.count, self.rows.horizon
-        rows.reserve(horizon + k + 1)
-        self.cache.reserve(horizon + k)
-        if self.report.shape[1] < HEAD + 2 * k + 1:
-            self.report = torch.zeros(rows.slots, HEAD + 2 * k + 1, dtype=torch.long)
+    def _call(self, k: int, most: int) -> list[list[list[int]]]:
+        """What the call reports of every iteration and row."""
+        rows, it, n, furthest = self.rows, self.iteration, self.rows.count, self._furthest(k, most)
+        rows.reserve(furthest + k + 1)
+        self.cache.reserve(furthest + k)
+        if self.report.shape[0] < most * n or self.report.shape[1] < HEAD + 2 * k + 1:
+            self.report = torch.zeros(most * rows.slots, HEAD + 2 * k + 1, dtype=torch.long)
         point_to(it, "own", self.cache.own, self.pointed)
         point_to(it, "source", self.cache.source, self.pointed)
-        it.rows, it.k, it.horizon, it.source_horizon = n, k, horizon, rows.source_horizon
+        it.rows, it.k, it.horizon, it.source_horizon, it.most = n, k, rows.horizon, rows.source_horizon, most
         it.tokens, it.token_stride, it.lengths = rows.tokens.data_ptr(), rows.tokens.stride(0), rows.lengths.data_ptr()
         it.limits, it.source_lengths, it.eos = rows.limits.data_ptr(), rows.source_lengths.data_ptr(), rows.eos_token_id
         it.report, it.report_stride = self.report.data_ptr(), self.report.stride(0)
         call("spec2seq_iterate", it)
-        return self.report[:n].tolist()
+        report = self.report[: it.ran * n].tolist()
+        return [report[start : start + n] for start in range(0, len(report), n)]
 
-    def _commit(self, report: list[list[int]], calls: int, fed: int, asked: int, unsure: list[int]) -> Iterated:
-        k, rows = self.iteration.k, self.rows
+    def _commit(self, report: list[list[int]], asked: int) -> Iterated:
+        """What every row's report says, in its order: see REPORT_HEAD."""
+        _, _, _, _, _, calls, fed, width = report[0][:HEAD]
         for slot, row in enumerate(report):
-            rows.host_lengths[slot] += row[2]
-        if self.other is not None:
-            self.other.commit([row[2] for row in report], None)
+            self.rows.host_lengths[slot] += row[2]
         return Iterated(
             [row[0] for row in report], [row[1] for row in report], [row[HEAD : HEAD + row[2]] for row in report],
-            [row[3] for row in report], [[row[HEAD + k + 1 + place] for row in report] for place in range(k)],
-            calls, fed, asked, self.iteration.passes, unsure,
+            [row[3] for row in report], [[row[HEAD + width + 1 + place] for row in report] for place in range(width)],
+            calls, fed, asked, int(not all(row[3] for row in report)), [row[4] for row in report],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-/* One iteration of the decoding loop in one call: draft a block or take one, verify it, judge it, commit what stands. */
+/* Iterations of the decoding loop in one call: draft a block or take one, verify it, judge it, commit what stands. */
 #ifndef SPEC2SEQ_ITERATION_H
 #define SPEC2SEQ_ITERATION_H
 
@@ -35,8 +35,9 @@ typedef struct {
     int64_t eos, beta; /* a drafted token stands among the `beta` likeliest at most `tau` below the best; 1: exact */
     double tau, rollback; /* not negative: one stands that is no less likely than e^-rollback instead */
     int64_t trusts_ends;  /* a given draft that holds the end token ends its row, unverified */
-    int64_t *report; /* [rows][report_stride]: drafted, accepted, emitted, whether unverified, those emitted, the draft */
-    int64_t report_stride, passes; /* of the verifier */
+    int64_t *report; /* [ran][rows][report_stride], see REPORT_HEAD; this is where the next one goes */
+    int64_t report_stride, passes; /* of the verifier in the last one */
+    int64_t most, ran; /* iterations to run while no row ends, and how many did */
     double seconds[3]; /* spent drafting, verifying and judging */
 } Iteration;
 
@@ -46,6 +47,7 @@ typedef struct {
     Work draft_work, verify_work;
     Scored scored;
     Choice choice;
+    int64_t calls, draft_fed; /* passes of the drafter, and tokens that a row was fed in them */
     int64_t fresh, draft_tokens, verify_tokens;
     int64_t *draft_starts, *draft_ends, *block, *starts;
     float *mixed_in, *mixed, *draft_states, *mix_scales;
@@ -55,7 +57,9 @@ typedef struct {
     Phase *phases;
 } Iterate;
 
-#define REPORT_HEAD 4
+/* Numbers of tokens drafted, accepted and emitted, whether the row ended unverified, whether the drafter was unsure, its
+ * passes, tokens that it was fed, the width of the draft. Behind them stand the tokens emitted, [width + 1], and drafted. */
+#define REPORT_HEAD 8
 
 /* The longest draft that is made here. */
 static int64_t own_draft(const Iteration *it) { return it->drafter ? it->k : 0; }
@@ -182,9 +186,9 @@ static void iteration_job(void *argument, Team *team) {
     while (next_share(team, it->rows, &row, &end))
         for (; row < end; row++) judge_row(call, row);
     if (team->index) return;
-    it->seconds[0] = (double)(drafted - began) * 1e-9;
-    it->seconds[1] = (double)(verified - drafted) * 1e-9;
-    it->seconds[2] = (double)(nanoseconds() - verified) * 1e-9;
+    it->seconds[0] += (double)(drafted - began) * 1e-9;
+    it->seconds[1] += (double)(verified - drafted) * 1e-9;
+    it->seconds[2] += (double)(nanoseconds() - verified) * 1e-9;
 }
 
 /* Carve the draft's buffers. */
@@ -236,17 +240,26 @@ static size_t carve_iteration(Iterate *call, char *memory, int threads) {
 }
 
 /* What the little model writes, or what is copied, becomes the draft that is given. Returns 0 where memory is short. */
-static int take_drafts(Iteration *it, int threads) {
+static int take_drafts(Iterate *call, int threads) {
+    Iteration *it = call->it;
     LittleDraft *little = it->little;
     Lookup *lookup = it->lookup;
     if (it->k && little) {
+        little->k = it->k;
+        little->fresh = 0;
+        for (int64_t row = 0; row < it->rows; row++)
+            little->fresh = largest(little->fresh, it->lengths[row] - little->fed[row]);
         if (!run_little(little, threads)) return 0;
+        call->calls = little->steps;
+        call->draft_fed = little->fresh + little->steps - 1;
         it->given = little->drafted;
         it->given_lengths = little->counts;
         it->given_stride = little->k;
         it->k = little->width;
     } else if (it->k && lookup) {
+        lookup->k = it->k;
         look_up(lookup);
+        call->calls = 1;
         it->given = lookup->drafted;
         it->given_lengths = lookup->counts;
         it->given_stride = lookup->k;
@@ -272,9 +285,30 @@ static void plan_iteration(Iterate *call) {
     call->choice = (Choice){.chooser = it->drafter->chooser, .rows = it->rows, .slots = it->k};
     int64_t length = call->fresh + it->k - 1;
     call->draft_tokens = it->rows * length;
+    call->calls = 1;
+    call->draft_fed = length;
     call->draft = (Pass){.rows = it->rows, .length = length, .horizon = most_fed + length, .own = it->draft_own,
                          .source = it->draft_source, .source_lengths = it->source_lengths, .sources = it->rows,
                          .source_horizon = it->source_horizon, .ends_row = length, .ends_query = 1};
+}
+
+/* Get ready for one more iteration with drafts of `k`; 0 where a row has ended, or none has room for a draft. */
+static int go_on(const Iterate *call, int64_t k) {
+    Iteration *it = call->it;
+    int64_t room = 0;
+    for (int64_t row = 0; it->little && call->calls && row < it->rows; row++) { /* its cache has what still stands */
+        int64_t drafted = call->starts[row] + it->little->steps, standing = it->lengths[row] - 1;
+        it->little->fed[row] = drafted < standing ? drafted : standing;
+    }
+    for (int64_t row = 0; row < it->rows; row++) {
+        int64_t length = it->lengths[row], left = it->limits[row] - length;
+        if (left <= 0 || it->tokens[row * it->token_stride + length - 1] == it->eos) return 0;
+        room = largest(room, left - 1);
+        it->horizon = largest(it->horizon, length);
+    }
+    it->report += it->rows * it->report_stride;
+    it->k = it->drafter || k < room ? k : room;
+    return !k || room;
 }
 
 /* Where rows begin and what queries see. */
@@ -286,6 +320,10 @@ static void fill_iteration(Iterate *call) {
         call->starts[row] = it->lengths[row] - 1;
         block[0] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
         report[0] = report[3] = 0;
+        report[4] = it->little && call->calls && it->little->unsure[row];
+        report[5] = call->calls;
+        report[6] = call->draft_fed;
+        report[7] = it->k;
         if (it->given) {
             memcpy(block + 1, it->given + row * it->given_stride, (size_t)it->k * sizeof(int64_t));
             report[0] = it->given_lengths[row];

@@ -80,7 +80,7 @@ LittleDraft = _structure(
     **_of(c_int64, "rows k fresh"),
     tokens=c_void_p,
     token_stride=c_int64,
-    **_of(c_void_p, "lengths fed limits source_lengths room"),
+    **_of(c_void_p, "lengths limits source_lengths fed room"),
     source_horizon=c_int64,
     **_of(Places, "own source"),
     **_of(c_int64, "eos common"),
@@ -107,7 +107,7 @@ Iteration = _structure(
     **_of(c_double, "tau rollback"),
     trusts_ends=c_int64,
     report=c_void_p,
-    **_of(c_int64, "report_stride passes"),
+    **_of(c_int64, "report_stride passes most ran"),
     seconds=c_double * 3,
 )
 

@@ -10,7 +10,8 @@ typedef struct {
     int64_t rows, k, fresh; /* fresh: the most tokens of any row that its cache has not */
     const int64_t *tokens;  /* [rows][token_stride] */
     int64_t token_stride;
-    const int64_t *lengths, *fed, *limits, *source_lengths; /* [rows] */
+    const int64_t *lengths, *limits, *source_lengths; /* [rows] */
+    int64_t *fed; /* [rows] tokens of a row that its cache has */
     const int64_t *room; /* [rows] for how many tokens; null: a draft leaves room for one token more */
     int64_t source_horizon;
     Places own, source;

@@ -136,19 +136,24 @@ int spec2seq_decode(const Decoder *decoder, Pass *pass, const Scored *scored, in
     return 0;
 }
 
-/* One iteration of the decoding loop over the rows in flight. */
+/* Iterations of the decoding loop over the rows in flight. */
 int spec2seq_iterate(Iteration *iteration, int threads) {
-    Iterate call = {.it = iteration};
-    int64_t began = nanoseconds();
-    if (!take_drafts(iteration, threads)) return -1;
-    double drafting = (double)(nanoseconds() - began) * 1e-9;
-    plan_iteration(&call);
-    char *memory = buffers(carve_iteration(&call, NULL, threads));
-    if (!memory) return -1;
-    carve_iteration(&call, memory, threads);
-    fill_iteration(&call);
-    run_team(threads, call.phases, iteration_job, &call);
-    iteration->seconds[0] += drafting;
+    int64_t k = iteration->k, more;
+    memset(iteration->seconds, 0, sizeof iteration->seconds);
+    iteration->ran = 0;
+    do {
+        Iterate call = {.it = iteration};
+        int64_t began = nanoseconds();
+        if (!take_drafts(&call, threads)) return -1;
+        iteration->seconds[0] += (double)(nanoseconds() - began) * 1e-9;
+        plan_iteration(&call);
+        char *memory = buffers(carve_iteration(&call, NULL, threads));
+        if (!memory) return -1;
+        carve_iteration(&call, memory, threads);
+        fill_iteration(&call);
+        run_team(threads, call.phases, iteration_job, &call);
+        more = go_on(&call, k);
+    } while (++iteration->ran < iteration->most && more);
     return 0;
 }
 
