@@ -43,7 +43,7 @@ def config(kind: str):
         return t.LongT5Config(**T5_LIKE, local_radius=3, global_block_size=4,
                               encoder_attention_type=kind.removeprefix("longt5-"))  # fmt: skip
     if kind == "switch_transformers":
-        return t.SwitchTransformersConfig(**T5_LIKE, num_experts=4, num_sparse_encoder_layers=1,
+        return t.SwitchTransformersConfig(**T5_LIKE, num_experts=4, expert_capacity=3, num_sparse_encoder_layers=1,
                                           num_sparse_decoder_layers=1, router_jitter_noise=0.0)  # fmt: skip
     if kind == "t5gemma":
         side = t.T5GemmaModuleConfig(**GEMMA)

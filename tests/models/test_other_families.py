@@ -8,7 +8,7 @@ import tiny
 import transformers
 
 import spec2seq
-from spec2seq import Assisted, Beam, Greedy, Lookup, Seq2Seq, Spec2SeqError, UsageError
+from spec2seq import Assisted, Beam, Greedy, Lookup, Sample, Seq2Seq, Spec2SeqError, UsageError
 from spec2seq.models import transformers_model
 from spec2seq.models.loading import load_config
 
@@ -36,6 +36,8 @@ def test_greedy_equals_that_of_transformers(case):
     assert foreign.generated(theirs, sources[1], CAP) == expected[1]
     for size in (1, 4):
         assert model.generate(sources, max_new_tokens=CAP, batch_size=size).sequences == expected
+    drawn = [model.generate(sources, Sample(seed=3), max_new_tokens=8, batch_size=size).sequences for size in (1, 4)]
+    assert drawn[0] == drawn[1] != [row[:8] for row in expected]
 
 
 def test_drafts_change_nothing(case):

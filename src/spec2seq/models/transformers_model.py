@@ -44,7 +44,7 @@ class TransformersModel(nn.Module):
         self.longest = getattr(config, "expert_capacity", None) if self.together else None
         try:
             self.architecture = _architecture(module)
-            difference, allowed = check.difference(self), check.TOLERANCE.get(self.dtype, 0.1)
+            difference, allowed = check.difference(self), check.TOLERANCE[self.dtype]
         except Spec2SeqError:
             raise
         except Exception as error:  # of any kind: what a module does that was made for something else
