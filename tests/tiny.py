@@ -13,11 +13,13 @@ import transformers
 from torch import Tensor
 from transformers import (
     BartConfig,
+    BlenderbotConfig,
     FSMTConfig,
     M2M100Config,
     MarianConfig,
     MBartConfig,
     MT5Config,
+    MvpConfig,
     PegasusConfig,
     PLBartConfig,
     T5Config,
@@ -38,6 +40,7 @@ from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
 VOCABULARY = 64
 KINDS = ("marian", "bart", "t5", "t5-gated")  # all that the layers can do
 FAMILIES = (*KINDS, "mbart", "m2m_100", "pegasus", "plbart", "fsmt", "mt5", "umt5")
+COUSINS = {"blenderbot": "pegasus", "mvp": "bart"}  # the same layers as another family, under other names
 UNTIED = ("t5-gated", "mt5", "umt5")  # with a head of their own
 T5_LIKE = {"t5": T5Config, "t5-gated": T5Config, "mt5": MT5Config, "umt5": UMT5Config}
 SEEDS = (0, 1, 2)  # of models that test_tiny.py has seen to end and to differ
@@ -73,6 +76,7 @@ SPREADS = {
     "umt5": Spread(0.491, 0.356, 0.113, 0.769, 0.28, 0.699, 3.0, end=2.194),
     "t5-gated": Spread(0.5, 0.355, 0.117, 0.241, 0.074, 2.3, 1.0, end=1.9),
 }
+SPREADS |= {name: SPREADS[other] for name, other in COUSINS.items()}
 
 
 BART_LIKE = {
@@ -82,6 +86,9 @@ BART_LIKE = {
     "m2m_100": (M2M100Config, dict(encoder_layerdrop=0.0, decoder_layerdrop=0.0)),
     "pegasus": (PegasusConfig, dict(forced_eos_token_id=None, scale_embedding=True, activation_function="relu")),
     "plbart": (PLBartConfig, dict(forced_eos_token_id=None, decoder_start_token_id=5)),
+    "blenderbot": (BlenderbotConfig, dict(forced_eos_token_id=None, scale_embedding=True,
+                                          encoder_no_repeat_ngram_size=0)),
+    "mvp": (MvpConfig, dict(forced_eos_token_id=None)),
     "fsmt": (FSMTConfig, dict(forced_eos_token_id=None)),
 }  # fmt: skip
 

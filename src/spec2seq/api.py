@@ -24,6 +24,7 @@ from spec2seq.models import families, int8_folder, languages, loading
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
+from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES
 from spec2seq.runner import Runner
 
@@ -35,13 +36,17 @@ Method = Speculative | Beam | OfficialBiLD
 
 
 class Seq2Seq:
-    """An encoder–decoder model: our layers, Transformers' configuration, tokenizer and weights."""
+    """An encoder–decoder model: our layers, Transformers' configuration, tokenizer and weights; of a family that has no
+    layers here Transformers' own modules."""
 
     src_lang: str | None = None
     tgt_lang: str | None = None
     prefix = ""
 
-    def __init__(self, model: EncoderDecoder, config: Any, tokenizer: Any = None, generation_config: Any = None):
+    def __init__(
+        self, model: EncoderDecoder | TransformersModel, config: Any, tokenizer: Any = None,
+        generation_config: Any = None,
+    ):  # fmt: skip
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.generation_config = generation_config
 
@@ -72,9 +77,8 @@ class Seq2Seq:
 
     @classmethod
     def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":
-        """Take over the weights of a live Transformers model."""
-        model = families.load(module.config, module.state_dict(), type(module).__name__)
-        return cls(model, module.config, tokenizer, module.generation_config)
+        """Take over the weights of a live Transformers model; of another family the module itself."""
+        return cls(loading.of_module(module, type(module).__name__), module.config, tokenizer, module.generation_config)
 
     def for_task(
         self, src_lang: str | None = None, tgt_lang: str | None = None, prefix: str | None = None
@@ -131,7 +135,9 @@ class Seq2Seq:
 
         with whole_folder(folder) as temporary:
             parts = [self.tokenizer, self.generation_config]
-            if executors.is_int8(self.model):
+            if isinstance(self.model, TransformersModel):
+                self.model.module.save_pretrained(temporary)
+            elif executors.is_int8(self.model):
                 int8_folder.save(self.model, temporary)
                 parts.append(self.config)
             else:
@@ -234,7 +240,7 @@ class Seq2Seq:
             ids = self.encode_text(output, target=True) if isinstance(output, str) else list(output)
             if ids:
                 self._check_ids(ids, f"output {number}", self.model.architecture.vocabulary)
-                self._check_length(ids, f"output {number}")
+                self._check_length(ids, f"output {number}", self.model.architecture.max_positions)
             scores.append(log_probability(self.model, self.source_ids(source, f"source {number}"), ids))
         return scores
 
@@ -245,12 +251,23 @@ class Seq2Seq:
 
     def processors(self) -> list[Processor]:
         """What the model's generation config asks for. Raises Spec2SeqError for what is not supported."""
-        settings = self.settings
-        for name in ("eos_token_id", "decoder_start_token_id"):
-            value, ours = settings.get(name), getattr(self.model.architecture, name)
-            if value not in (None, ours, [ours]):
-                raise Spec2SeqError(f"generation setting {name}={value!r} is not supported; the model's own is {ours}")
-        return processors_from(settings, self.model.architecture.eos_token_id)
+        settings, own = self.settings, self.model.architecture.decoder_start_token_id
+        start = settings.get("decoder_start_token_id")
+        if start not in (None, own, [own]):
+            raise Spec2SeqError(
+                f"generation setting decoder_start_token_id={start!r} is not supported; the model's own is {own}"
+            )
+        return processors_from(settings, self.eos_token_ids)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """What ends an output: one token or several, as the generation config says, else the model's own. Raises
+        Spec2SeqError for an id that the vocabulary does not have."""
+        found, a = self.settings.get("eos_token_id"), self.model.architecture
+        ends = (a.eos_token_id,) if found is None else tuple(found) if isinstance(found, list | tuple) else (found,)
+        if not ends or any(not isinstance(end, int) or not 0 <= end < a.vocabulary for end in ends):
+            raise Spec2SeqError(f"generation setting eos_token_id={found!r}; allowed: ids of 0 to {a.vocabulary - 1}")
+        return tuple(dict.fromkeys(ends))
 
     def max_new_tokens(self, asked: int | None = None) -> int:
         """The cap in force. Raises UsageError if `asked` is not possible."""
@@ -289,10 +306,10 @@ class Seq2Seq:
             raise UsageError(f"{where} has no tokens; a source holds at least the end token")
         a = self.model.architecture
         self._check_ids(ids, where, a.source_vocabulary or a.vocabulary)
-        most = a.max_positions or LONGEST_SOURCE
+        most = a.max_source_positions or LONGEST_SOURCE
         if truncate and len(ids) > most:
             ids = languages.cut(ids, most, a.eos_token_id)
-        self._check_length(ids, where)
+        self._check_length(ids, where, a.max_source_positions)
         return ids
 
     def _check_ids(self, ids: list[int], where: str, vocabulary: int) -> None:
@@ -300,8 +317,7 @@ class Seq2Seq:
             if not 0 <= token < vocabulary:
                 raise UsageError(f"{where} has the token id {token}; allowed: 0 to {vocabulary - 1}")
 
-    def _check_length(self, ids: list[int], where: str) -> None:
-        own = self.model.architecture.max_positions
+    def _check_length(self, ids: list[int], where: str, own: int | None) -> None:
         if len(ids) > (own or LONGEST_SOURCE):
             unlimited = f"allowed are {LONGEST_SOURCE} (the model has no limit of its own)"
             allows = f"the model allows {own}" if own else unlimited

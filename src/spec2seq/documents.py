@@ -69,7 +69,7 @@ def pieces(text: str, model: "Seq2Seq", unit: str = "sentences", window: int | N
 
 def _most(model: "Seq2Seq", window: int | None) -> int:
     """How many tokens a piece may have. A sentence of the model's training is seldom as long as its positions."""
-    own = model.model.architecture.max_positions
+    own = model.model.architecture.max_source_positions
     check_range("window", window, low=8, high=own)
     return window or min(own or 512, 512)
 

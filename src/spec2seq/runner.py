@@ -36,14 +36,17 @@ class Runner:
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
-        self.processors = seq2seq.processors()
+        self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
         self.engine = None
         self.streamed: Streamed | None = None
         self.stats = Stats()
         if isinstance(getattr(method, "drafter", None), LittleModel):
             check_pair(seq2seq, method.drafter)
         if isinstance(method, Speculative):
-            self.engine = Engine(seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile)
+            self.engine = Engine(
+                seq2seq.model, method, batch_size, self.processors,
+                eos_token_ids=self.ends, trace=trace, profile=profile,
+            )  # fmt: skip
             self.stats = self.engine.stats
 
     def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
@@ -53,7 +56,9 @@ class Runner:
             done = []
             for start in range(0, len(sources), self.batch_size):
                 group = sources[start : start + self.batch_size]
-                found = beam_search(self.seq2seq.model, group, self.method, self.cap, self.processors, self.stats)
+                found = beam_search(
+                    self.seq2seq.model, group, self.method, self.cap, self.processors, self.stats, self.ends
+                )
                 done += [(indices[start + completion.id], completion) for completion in found]
             return done
         self.engine.stats = self.stats
@@ -72,7 +77,7 @@ class Runner:
     def _alone(self, source: list[int]) -> Completion:
         """A source in the official BiLD, whatever the batch size."""
         started = time.perf_counter()
-        completion = self.method.decode(self.seq2seq.model, source, self.cap, self.processors)
+        completion = self.method.decode(self.seq2seq.model, source, self.cap, self.processors, self.ends)
         counts, stats = completion.counts, self.stats
         stats.add(counts)
         stats.rows += 1

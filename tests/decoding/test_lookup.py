@@ -16,7 +16,7 @@ def draft(
     rows: list[tuple[list[int], list[int]]], k: int = 4, room: list[int] | None = None, longest: int = 3, least=1
 ):
     """What is proposed for each (source, output so far)."""
-    state = Rows(len(rows), START, EOS, PAD, torch.device("cpu"))
+    state = Rows(len(rows), START, (EOS,), PAD, torch.device("cpu"))
     sources, lengths = tiny.padded([source for source, _ in rows], PAD)
     state.admit(sources, lengths, [99] * len(rows), [0] * len(rows))
     state.reserve(30)

@@ -187,8 +187,6 @@ def test_beams_under_a_processor(family, name):
         {"penalty_alpha": 0.6},
         {"stop_strings": ["."]},
         {"epsilon_cutoff": 0.1},
-        {"eos_token_id": [1, 7]},
-        {"eos_token_id": 7},
         {"decoder_start_token_id": 5},
     ],
     ids=str,

@@ -167,6 +167,16 @@ def test_another_vocabulary_is_refused(name, value):
         model.generate([[5, 2]], SpecDec(drafter))
 
 
+@pytest.mark.parametrize(
+    ("device", "words"), [("gpu", "allowed: cpu, cuda, cuda:N"), ("cuda", "no CUDA device is here")]
+)
+def test_a_device_that_there_is_not_is_one_error(device, words):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UsageError, match=f"device is '{device}'.*{words}"):
+        BlockDrafter.from_pretrained("nowhere", device=device)
+
+
 def test_an_unknown_word_in_the_prefix_is_a_word(golden):
     """D2: to the original an <unk> of the prefix is a mask. Its drafters learned that, so imported ones keep it; for
     others it has its own embedding. Neither changes what beta 1 writes."""

@@ -209,7 +209,6 @@ class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
     (dict(decoder_attention_mask=torch.ones(4, 1)), "decoder_attention_mask"),
     (dict(max_time=1.0), "max_time=1.0"),
     (dict(num_beams=2, do_sample=True), "num_beams=2 and do_sample=True"),
-    (dict(eos_token_id=[2, 5]), "eos_token_id=[2, 5]"),
     (dict(max_new_tokens=400), "max_length is 401"),
 ])  # fmt: skip
 def test_what_cannot_be_honoured_is_named(settings, words):

@@ -48,6 +48,18 @@ def test_logits_equal_those_of_transformers(family, seed, dtype):
     torch.testing.assert_close(ours, expected, atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("family", tiny.COUSINS)
+def test_cousins_of_other_families(family):
+    theirs = tiny.transformers_model(family)
+    sources, ids = tiny.sources(theirs, 6), prefixes(theirs, 6, 20)
+    expected = theirs(**tiny.encoder_inputs(theirs, sources), decoder_input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(decoded(tiny.seq2seq(family), sources, ids).logits, expected, atol=1e-9, rtol=0)
+    written = tiny.generated(theirs, sources, 16)
+    assert len({len(row) for row in written}) >= 2
+    for method in (None, Lookup(4)):
+        assert tiny.seq2seq(family).generate(sources, method, max_new_tokens=16).sequences == written
+
+
 def test_the_encoder_equals_that_of_transformers(family):
     theirs = tiny.transformers_model(family)
     sources = tiny.sources(theirs, 5, longest=40)
@@ -164,10 +176,12 @@ def test_tied_tables_exist_once(family):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; supported: bart, fsmt, m2m_100, marian, mbart"),
+        (
+            {"model_type": "gpt2"},
+            "model type 'gpt2' is not supported; supported: bart, blenderbot, fsmt, m2m_100, marian",
+        ),
         ({"activation_function": "swoosh"}, "activation 'swoosh' is not supported; supported: relu"),
         ({"activation_function": "prelu"}, "activation 'prelu' is not supported; supported: relu"),
-        ({"eos_token_id": [0, 5]}, "eos_token_id is [0, 5]; exactly one"),
     ],
 )
 def test_what_is_not_supported_is_refused(change, message):

@@ -65,7 +65,12 @@ def _metavar(option: Option) -> str:
 
 def load_all(run: RunOptions, method: MethodOptions) -> "tuple[Seq2Seq, Method]":
     quiet()
-    return load(run, method)
+    model, decoding = load(run, method)
+    from spec2seq.models.transformers_model import TransformersModel, notice  # with it comes PyTorch
+
+    if isinstance(model.model, TransformersModel):
+        report(notice(model.config.model_type))
+    return model, decoding
 
 
 def quiet() -> None:

@@ -29,15 +29,16 @@ class _Sentence:
 @torch.inference_mode()
 def beam_search(
     verifier: EncoderDecoder, sources: list[list[int]], method: Beam, max_new_tokens: int,
-    processors: list[Processor], stats: Stats,
+    processors: list[Processor], stats: Stats, eos_token_ids: tuple[int, ...] = (),
 ) -> list[Completion]:  # fmt: skip
     """Decode one batch of sources by a method that is `completed`; returns the best hypothesis of each, in order, and
     with it the others that were asked for. Counts go into `stats`.
 
-    `verifier_calls` counts the passes a sentence took part in, all its beams at once.
+    `eos_token_ids` end a hypothesis; none: the model's own end token. `verifier_calls` counts the passes a sentence
+    took part in, all its beams at once.
     """
     started = time.perf_counter()
-    search = _Search(verifier, sources, method, max_new_tokens, processors)
+    search = _Search(verifier, sources, method, max_new_tokens, processors, eos_token_ids)
     while not search.over:
         search.step()
     done = search.results()
@@ -50,10 +51,10 @@ def beam_search(
 
 
 class _Search:
-    def __init__(self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: int, processors):
+    def __init__(self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: int, processors, ends):
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
-        self.eos, self.limit, self.passes, self.length = a.eos_token_id, max_new_tokens + 1, 0, 1
+        self.ends, self.limit, self.passes, self.length = ends or (a.eos_token_id,), max_new_tokens + 1, 0, 1
         self.beams = method.num_beams
         # "never" reckons with the score that a longer hypothesis could come to.
         self.to_the_end = method.early_stopping == "never" and method.length_penalty > 0
@@ -92,23 +93,23 @@ class _Search:
                 log_probabilities = process(log_probabilities, prefix)
         vocabulary = log_probabilities.shape[2]
         totals = (self.scores[:, :, None] + log_probabilities.view(count, self.beams, vocabulary)).flatten(1)
-        best, place = totals.topk(2 * self.beams, dim=1)
+        best, place = totals.topk((1 + len(self.ends)) * self.beams, dim=1)
         packed = torch.stack([best.double(), place.double()], 2)  # float64 holds both exactly
         self._advance(packed.tolist(), vocabulary)  # the one host read of the step
 
     def _advance(self, best: list[list[list[float]]], vocabulary: int) -> None:
-        """Split the 2 × beams best continuations (score, place) of each sentence into finished hypotheses and
-        running beams; a place is beam × vocabulary + token."""
+        """Split the best continuations (score, place) of each sentence, at least as many as beams if all others end
+        one, into finished hypotheses and running beams; a place is beam × vocabulary + token."""
         chosen = []
         for index, sentence in enumerate(self.sentences):
             running = []
             for rank, (score, place) in enumerate(best[index]):
                 source, word = divmod(int(place), vocabulary)
                 row = index * self.beams + source
-                if word == self.eos or self.length + 1 == self.limit:
+                if word in self.ends or self.length + 1 == self.limit:
                     if rank < self.beams and not sentence.done:
                         self._finish(sentence, score, [*self.written[row], word])
-                    if word == self.eos:
+                    if word in self.ends:
                         continue
                 running.append((row, word, score))
             if not sentence.done:

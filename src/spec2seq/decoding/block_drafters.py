@@ -19,6 +19,7 @@ from spec2seq.models import executor as executors
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Decoded, Encoded, EncoderDecoder
+from spec2seq.models.loading import torch_device
 from spec2seq.models.paper_drafter import EncodedSource, PaperDrafter
 from spec2seq.options import DTYPES
 
@@ -31,12 +32,14 @@ class BlockDrafter:
         folder: str | Path, dtype: str = "float32", device: str = "cpu", executor: str = "auto"
     ) -> Drafter:
         """Load the folder of a trained block drafter, for `Seq2Seq.from_pretrained`'s dtypes and executors; the paper's
-        drafter stays in float32 where int8 is asked. Raises Spec2SeqError if the folder holds none."""
+        drafter stays in float32 where int8 is asked. Raises UsageError for a dtype, a device or an executor that there
+        is not, Spec2SeqError if the folder holds no drafter."""
         check_choice("dtype", dtype, DTYPES)
+        where = torch_device(device)
         executors.check(dtype, executor)
         kind = drafter_folder.read_config(folder)["drafter_type"]
         check_choice(f"{folder}: drafter_type", kind, BLOCK_DRAFTERS)
-        return BLOCK_DRAFTERS[kind](folder, dtype, torch.device(device), executor)
+        return BLOCK_DRAFTERS[kind](folder, dtype, where, executor)
 
 
 @dataclass(frozen=True, eq=False)

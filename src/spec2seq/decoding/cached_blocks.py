@@ -131,7 +131,7 @@ class CachedSession:
             drafted, logits = self.native.chooser(states, last)
         else:
             drafted, logits = self.model.choose(self.verifier, self.head, states, last, pick)
-        length = torch.minimum(room, _through(drafted == rows.eos_token_id))
+        length = torch.minimum(room, _through(rows.ends(drafted)))
         unsure = None
         if confidence is not None:
             sure = (logits.float().softmax(-1).amax(-1) >= confidence).long().cumprod(1).sum(1)

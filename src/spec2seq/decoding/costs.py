@@ -102,7 +102,7 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         engine.native.drafts = False
     if engine.native is None or not engine.native.drafts:
         engine.session = _Full(engine.session)
-    engine.rows.eos_token_id = -1  # no row ends before its limit
+    engine.rows.eos_token_ids = (-1,)  # no row ends before its limit
     began, first = time.perf_counter(), [0, min(FIRST, cap)]
     for number, k in enumerate([*first, *lengths * ROUNDS]):
         if 4 * engine.rows.count < 3 * slots:

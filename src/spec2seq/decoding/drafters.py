@@ -74,7 +74,7 @@ class LittleModel:
 
     @property
     def longest_source(self) -> int | None:
-        return self.model.architecture.max_positions
+        return self.model.architecture.max_source_positions
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
         if self.shares_encoder and self.model.encoder is not verifier.encoder:
@@ -115,7 +115,9 @@ class LittleSession:
     def drafts_natively(self) -> bool:
         """Whether the compiled executor can draft, where nothing is sampled."""
         native = self.model.native
-        return native is not None and native.takes(self.model.target_embedding) and not self.distributions
+        if native is None or self.distributions or len(self.rows.eos_token_ids) > 1:
+            return False
+        return native.takes(self.model.target_embedding)
 
     def _read_sources(self) -> None:
         """Only before a draft, which some rows never get."""
@@ -156,7 +158,7 @@ class LittleSession:
             steps.append(token)
             probabilities.append(q)
             length = length + alive
-            alive = alive & (token != rows.eos_token_id) & (length < room)
+            alive = alive & ~rows.ends(token) & (length < room)
             if self.stops_early and not alive.any():
                 break
         for slot in range(n):  # the first pass fed all that was committed, each further one a drafted token
@@ -191,7 +193,7 @@ class LittleSession:
         point_to(to, "own", self.cache.own, self.pointed)
         point_to(to, "source", self.cache.source, self.pointed)
         to.fed, to.counts, to.unsure = addressof(self.compiled_fed), addressof(self.counts), addressof(self.unsure)
-        to.eos, to.common, to.drafted = rows.eos_token_id, self.common, addressof(self.drafted)
+        to.eos, to.common, to.drafted = rows.eos_token_ids[0], self.common, addressof(self.drafted)
         to.room = None if room is None else room.data_ptr()
         to.confidence = -1.0 if confidence is None else confidence
         return to

@@ -54,16 +54,16 @@ _SUPPORTED = {
 _NEUTRAL = {"encoder_repetition_penalty": 1.0, "guidance_scale": 1.0, "num_beam_groups": 1}
 
 
-def processors_from(config: dict[str, Any], eos_token_id: int) -> list[Processor]:
+def processors_from(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> list[Processor]:
     """The processors a generation config (as a mapping) asks for, in Transformers' order.
 
     Raises Spec2SeqError naming any setting that would change the tokens and is not supported.
     """
     _refuse_unknown(config)
-    return [*_of_words(config, eos_token_id), *_of_places(config, eos_token_id), *_of_numbers(config, eos_token_id)]
+    return [*_of_words(config, eos_token_ids), *_of_places(config, eos_token_ids), *_of_numbers(config, eos_token_ids)]
 
 
-def _of_words(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]:
+def _of_words(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterator[Processor]:
     if config.get("sequence_bias"):
         biases = config["sequence_bias"]
         biases = biases.items() if isinstance(biases, dict) else biases
@@ -72,18 +72,19 @@ def _of_words(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]:
         yield penalize_repetition(config["repetition_penalty"])
     if (config.get("no_repeat_ngram_size") or 0) > 0:
         yield no_repeat_ngrams(config["no_repeat_ngram_size"])
-    banned = [word for word in config.get("bad_words_ids") or [] if word != [eos_token_id]]  # nobody bans the end
+    ends = [[token] for token in eos_token_ids]  # which nobody bans
+    banned = [word for word in config.get("bad_words_ids") or [] if word not in ends]
     if single := [word[0] for word in banned if len(word) == 1]:
         yield suppress(single)
     if longer := {tuple(word): -torch.inf for word in banned if len(word) > 1}:
         yield bias_sequences(longer)
 
 
-def _of_places(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]:
+def _of_places(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterator[Processor]:
     fewest = config.get("min_new_tokens")  # where both are given, Transformers takes this one
     shortest = (config.get("min_length") or 0) if fewest is None else fewest + 1
     if shortest > 1:
-        yield suppress([eos_token_id], until=shortest)
+        yield suppress(list(eos_token_ids), until=shortest)
     first, last = config.get("forced_bos_token_id"), config.get("forced_eos_token_id")
     if first is not None:
         yield force([first], lambda before, limits: before == 1)
@@ -91,11 +92,11 @@ def _of_places(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]
         yield force(_listed(last), lambda before, limits: before == limits[:, None] - 1)
 
 
-def _of_numbers(config: dict[str, Any], eos_token_id: int) -> Iterator[Processor]:
+def _of_numbers(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterator[Processor]:
     if config.get("remove_invalid_values"):
         yield lambda logits, prefix: logits.nan_to_num(0.0, neginf=-torch.inf)  # what is banned stays so
     if config.get("exponential_decay_length_penalty"):
-        yield favour_the_end(eos_token_id, *config["exponential_decay_length_penalty"])
+        yield favour_the_end(eos_token_ids, *config["exponential_decay_length_penalty"])
     if config.get("suppress_tokens"):
         yield suppress(config["suppress_tokens"])
     if config.get("begin_suppress_tokens"):
@@ -169,15 +170,17 @@ def bias_sequences(biases: dict[tuple[int, ...], float]) -> Processor:
     return process
 
 
-def favour_the_end(eos_token_id: int, start: int, factor: float) -> Processor:
-    """From the place `start` on the end token's logit rises by its size times factor ** (steps since) - 1."""
+def favour_the_end(eos_token_ids: tuple[int, ...], start: int, factor: float) -> Processor:
+    """From the place `start` on an end token's logit rises by its size times factor ** (steps since) - 1."""
+
+    ends = list(eos_token_ids)
 
     def process(logits: Tensor, prefix: Prefix) -> Tensor:
-        steps = (prefix.before(logits.shape[1]) - (start + 1)).clamp(min=0)
-        score = logits[:, :, eos_token_id]
+        steps = (prefix.before(logits.shape[1]) - (start + 1)).clamp(min=0)[:, :, None]
+        score = logits[:, :, ends]
         rise = score.abs() * (torch.pow(float(factor), steps.double()) - 1).to(score.dtype)
         logits = logits.clone()
-        logits[:, :, eos_token_id] += rise.masked_fill(~score.isfinite(), 0.0)
+        logits[:, :, ends] += rise.masked_fill(~score.isfinite(), 0.0)
         return logits
 
     return process

@@ -32,20 +32,23 @@ class Engine:
         slots: int,
         processors: list[Processor] | None = None,
         *,
+        eos_token_ids: tuple[int, ...] = (),
         trace: bool = False,
         profile: bool = False,
     ):
+        """`eos_token_ids`: what ends a row; none: the model's own end token."""
         a = verifier.architecture
         self.verifier, self.method, self.processors = verifier, method, processors or []
         self.trace, self.profile = trace, profile
-        self.rows = Rows(slots, a.decoder_start_token_id, a.eos_token_id, a.pad_token_id, verifier.device)
+        ends = eos_token_ids or (a.eos_token_id,)
+        self.rows = Rows(slots, a.decoder_start_token_id, ends, a.pad_token_id, verifier.device)
         self.cache = verifier.new_cache(slots)
         self.scheduler = Scheduler(slots)
         self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
         self.sampling: Sampling | None = method.acceptance.sampling
         self.chooser = None if self.session is None else method.chooser(verifier, slots, self.processors)
         self.native = None
-        if not self.processors and NativeLoop.can_run(verifier, method, self.session):
+        if len(ends) == 1 and not self.processors and NativeLoop.can_run(verifier, method, self.session):
             self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
         self.stats = Stats()
         self.ids = itertools.count()
@@ -56,10 +59,11 @@ class Engine:
 
         Raises UsageError for an empty source, one longer than the model's positions, or a cap out of range.
         """
-        most = self.verifier.architecture.max_positions
+        a = self.verifier.architecture
+        most = a.max_source_positions
         if not source or (most is not None and len(source) > most):
             raise UsageError(f"the source has {len(source)} tokens; allowed: 1 to {most or 'any number'}")
-        check_range("max_new_tokens", max_new_tokens, low=1, high=most)
+        check_range("max_new_tokens", max_new_tokens, low=1, high=a.max_positions)
         request_id = next(self.ids)
         if seed is None:
             seed = (self.sampling.seed if self.sampling else 0) * 1_000_003 + request_id
@@ -140,7 +144,7 @@ class Engine:
         rows = self.rows
         self.stats.verifier_passes += found.passes
         finished = [
-            new[-1] == rows.eos_token_id or length >= limit
+            new[-1] in rows.eos_token_ids or length >= limit
             for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
         ]
         self._book(found, found.emitted, found.accepted, found.drafted, finished, found.unsure, found.tokens)
@@ -183,7 +187,7 @@ class Engine:
         if self.method.verify_tail or not draft.width:
             return None
         within = torch.arange(draft.width, device=draft.tokens.device) < draft.lengths[:, None]
-        tail = (within & (draft.tokens == self.rows.eos_token_id)).any(1)
+        tail = (within & self.rows.ends(draft.tokens)).any(1)
         if self.processors:  # drafters do not see them, and what they forbid (an early end) must not pass
             blank = torch.zeros(*draft.tokens.shape, self.verifier.architecture.vocabulary, device=within.device)
             allowed = self._processed(blank, draft).gather(2, draft.tokens[:, :, None])[:, :, 0] > -torch.inf
@@ -235,12 +239,10 @@ class Engine:
         accepted, replacement, drafted, unsure, tokens = self._read(draft, verdict)
         emitted, finished = [], []
         for slot in range(n):
-            new = [*(tokens[place][slot] for place in range(accepted[slot])), replacement[slot]]
-            if rows.eos_token_id in new:
-                new = new[: new.index(rows.eos_token_id) + 1]
+            new = rows.through_end([*(tokens[place][slot] for place in range(accepted[slot])), replacement[slot]])
             emitted.append(new)
             full = rows.host_lengths[slot] + len(new) >= rows.host_limits[slot]
-            finished.append(full or new[-1] == rows.eos_token_id)
+            finished.append(full or new[-1] in rows.eos_token_ids)
         rows.append(emitted)
         self._book(draft, emitted, accepted, drafted, finished, unsure, tokens)
         if tail is not None:
@@ -276,7 +278,7 @@ class Engine:
             request.tokens += new
             if draft.calls:
                 booked.judged(drafted[slot], written, accepted[slot] < drafted[slot], bool(unsure[slot]))
-                booked.handovers += drafted[slot] == draft.asked and tokens[-1][slot] != self.rows.eos_token_id
+                booked.handovers += drafted[slot] == draft.asked and tokens[-1][slot] not in self.rows.eos_token_ids
                 # A draft that the row's end cut short says nothing of the places behind it.
                 cut = finished[slot] and accepted[slot] == drafted[slot]
                 self.chooser.observe(drafted[slot] if cut else draft.asked, accepted[slot])

@@ -170,7 +170,8 @@ class NativeLoop:
         point_to(it, "source", self.cache.source, self.pointed)
         it.rows, it.k, it.horizon, it.source_horizon, it.most = n, k, rows.horizon, rows.source_horizon, most
         it.tokens, it.token_stride, it.lengths = rows.tokens.data_ptr(), rows.tokens.stride(0), rows.lengths.data_ptr()
-        it.limits, it.source_lengths, it.eos = rows.limits.data_ptr(), rows.source_lengths.data_ptr(), rows.eos_token_id
+        it.limits, it.source_lengths = rows.limits.data_ptr(), rows.source_lengths.data_ptr()
+        it.eos = rows.eos_token_ids[0]
         it.report, it.report_stride = self.report.data_ptr(), self.report.stride(0)
         call("spec2seq_iterate", it)
         report = self.report[: it.ran * n].tolist()

@@ -42,10 +42,12 @@ class OfficialBiLD:
 
     @torch.inference_mode()
     def decode(
-        self, verifier: EncoderDecoder, source: list[int], max_new_tokens: int, processors: list[Processor]
-    ) -> Completion:
-        """One source (ids, end token included). The output may hold end tokens before its end."""
-        return _Decoding(self, verifier, source, max_new_tokens, processors).run()
+        self, verifier: EncoderDecoder, source: list[int], max_new_tokens: int, processors: list[Processor],
+        eos_token_ids: tuple[int, ...] = (),
+    ) -> Completion:  # fmt: skip
+        """One source (ids, end token included). The output may hold end tokens before its end. `eos_token_ids` end it;
+        none: the verifier's own end token."""
+        return _Decoding(self, verifier, source, max_new_tokens, processors, eos_token_ids).run()
 
 
 class _Side:
@@ -68,11 +70,11 @@ class _Side:
 
 
 class _Decoding:
-    def __init__(self, method: OfficialBiLD, verifier, source, max_new_tokens, processors):
+    def __init__(self, method: OfficialBiLD, verifier, source, max_new_tokens, processors, ends):
         a = verifier.architecture
         self.fallback = method.fallback_threshold or 0.6
         self.rollback = method.rollback_threshold or 5.0
-        self.cap, self.eos, self.processors = method.max_draft_tokens, a.eos_token_id, processors
+        self.cap, self.ends, self.processors = method.max_draft_tokens, ends or (a.eos_token_id,), processors
         self.large, self.small = _Side(verifier, source), _Side(method.drafter.model, source)
         self.common = min(a.vocabulary, method.drafter.model.architecture.vocabulary)
         self.ids, self.writers = [a.decoder_start_token_id], ""
@@ -84,7 +86,7 @@ class _Decoding:
         side, left = self.large, 1
         while True:
             kept = self._small_step() if side is self.small else self._large_step()
-            if kept and (self.ids[-1] == self.eos or len(self.ids) >= self.limit):
+            if kept and (self.ids[-1] in self.ends or len(self.ids) >= self.limit):
                 return self._completion()
             if side is self.small and not kept:
                 side, left = self.large, 1

@@ -15,8 +15,8 @@ class Rows:
     token has not been fed to the verifier yet: the next pass feeds it, with the draft behind it.
     """
 
-    def __init__(self, slots: int, start: int, eos: int, pad: int, device: torch.device):
-        self.slots, self.start_token_id, self.eos_token_id, self.pad_token_id = slots, start, eos, pad
+    def __init__(self, slots: int, start: int, ends: tuple[int, ...], pad: int, device: torch.device):
+        self.slots, self.start_token_id, self.eos_token_ids, self.pad_token_id = slots, start, ends, pad
         self.count = 0
         self.tokens = torch.full((slots, 0), pad, dtype=torch.long, device=device)
         self.lengths, self.limits, self.seeds, self.source_lengths = (
@@ -47,6 +47,17 @@ class Rows:
     def uniform(self) -> bool:
         """Whether all rows in flight have the same length."""
         return min(self.host_lengths[: self.count]) == self.horizon
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Which of the tokens `[...]` end a row."""
+        if len(self.eos_token_ids) == 1:
+            return tokens == self.eos_token_ids[0]
+        return torch.isin(tokens, tokens.new_tensor(self.eos_token_ids))
+
+    def through_end(self, tokens: list[int]) -> list[int]:
+        """The tokens up to and with the first that ends a row."""
+        end = next((place for place, token in enumerate(tokens, 1) if token in self.eos_token_ids), None)
+        return tokens[:end]
 
     def admit(self, sources: Tensor, source_lengths: Tensor, limits: list[int], seeds: list[int]) -> int:
         """Add rows with sources `[rows, length]`; returns their first slot."""

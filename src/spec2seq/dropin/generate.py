@@ -21,7 +21,7 @@ from spec2seq.dropin import inputs as reading
 from spec2seq.dropin import outputs
 from spec2seq.dropin.methods import asked_for, check_agrees
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.models import native
+from spec2seq.models import families, native
 from spec2seq.models.sharing import Shared
 
 EXECUTORS = ("torch", "native")
@@ -39,6 +39,8 @@ def share(module: Any, executor: str = "torch") -> Seq2Seq:
     weights, again after every change. Raises Spec2SeqError for a module whose weights cannot be used.
     """
     check_choice("executor", executor, EXECUTORS)
+    if not families.knows(module.config):
+        return _itself(module, executor)
     known = _shared.setdefault(module, {})
     if executor in known and known[executor][0].current(module, values=executor == "native"):
         return known[executor][1]
@@ -47,6 +49,15 @@ def share(module: Any, executor: str = "torch") -> Seq2Seq:
         native.attach(shared.model)
     known[executor] = shared, Seq2Seq(shared.model, module.config, None, module.generation_config)
     return known[executor][1]
+
+
+def _itself(module: Any, executor: str) -> Seq2Seq:
+    """The same of a family that has no layers here, which runs in the module itself."""
+    if executor == "native":
+        raise UsageError("executor native is not for models that run in Transformers' own modules; allowed: torch")
+    if "_spec2seq" not in vars(module):  # kept by the module: a table would keep the module alive
+        module._spec2seq = Seq2Seq.from_transformers(module)
+    return module._spec2seq
 
 
 def custom_generate(

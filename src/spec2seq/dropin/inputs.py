@@ -18,7 +18,7 @@ _HARMLESS = {"use_cache", "logits_to_keep", "past_key_values", "cache_position",
 _SETTINGS = {"output_attentions", "output_hidden_states"}  # refused as such
 
 
-_variants: WeakKeyDictionary[EncoderDecoder, dict[tuple, EncoderDecoder]] = WeakKeyDictionary()
+_variants: WeakKeyDictionary[EncoderDecoder, dict[int, EncoderDecoder]] = WeakKeyDictionary()
 
 
 def refuse_outputs(config: Any, method: Method) -> None:
@@ -79,25 +79,20 @@ def configured(model: Seq2Seq, config: Any, decoder_input_ids: Tensor) -> Seq2Se
     other = copy.copy(model)
     other.generation_config = copy.deepcopy(config)
     other.generation_config.decoder_start_token_id = start
-    ids: dict[str, int] = {"decoder_start_token_id": start}
-    end = config.eos_token_id
-    if end is not None and not (isinstance(end, list) and len(end) != 1):  # several are refused with the processors
-        ids["eos_token_id"] = end[0] if isinstance(end, list) else end
-    other.model = with_ids(model.model, ids)
+    other.model = with_start(model.model, start)
     return other
 
 
-def with_ids(model: EncoderDecoder, ids: dict[str, int]) -> EncoderDecoder:
-    """A model with other special tokens, its weights shared; the same object each time, so that what is learned of it
-    stays."""
-    if all(getattr(model.architecture, name) == token for name, token in ids.items()):
+def with_start(model: EncoderDecoder, start: int) -> EncoderDecoder:
+    """A model with another decoder start token, its weights shared; the same object each time, so that what is learned
+    of it stays."""
+    if model.architecture.decoder_start_token_id == start:
         return model
     known = _variants.setdefault(model, {})
-    key = tuple(ids.items())
-    if key not in known:
-        known[key] = copy.copy(model)
-        known[key].architecture = dataclasses.replace(model.architecture, **ids)
-    return known[key]
+    if start not in known:
+        known[start] = copy.copy(model)
+        known[start].architecture = dataclasses.replace(model.architecture, decoder_start_token_id=start)
+    return known[start]
 
 
 def with_states(model: Seq2Seq, method: Method, sources: list[list[int]], states: Tensor) -> Seq2Seq:

@@ -42,8 +42,14 @@ class Architecture:
     relative_per_layer: bool = False  # each layer has biases of its own (UMT5), not all those of the first
     skip_padding: bool = False  # a padding token within a text has the row of zeros and no place (fairseq)
     source_vocabulary: int | None = None
+    source_positions: int | None = None  # where a source may have another number of tokens than a target
 
     @property
     def max_positions(self) -> int | None:
         """The most tokens a source or a target may have; None where positions are relative."""
         return None if self.position_rows is None else self.position_rows - self.position_offset
+
+    @property
+    def max_source_positions(self) -> int | None:
+        """The same of a source alone."""
+        return self.source_positions or self.max_positions

@@ -9,6 +9,7 @@ from spec2seq.config import check_choice
 from spec2seq.errors import UsageError
 from spec2seq.models import native
 from spec2seq.models.quantize import QuantizedLinear, quantize
+from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES, EXECUTORS
 
 WEIGHTS = {name: torch.float32 if name == "int8" else getattr(torch, name) for name in DTYPES}  # while loading
@@ -30,6 +31,11 @@ def prepare(model: nn.Module, dtype: str, executor: str) -> None:
 
     Raises Spec2SeqError where executor "native" is not possible. "auto" warns where int8 has to do without it.
     """
+    if isinstance(model, TransformersModel):
+        if dtype == "int8" or executor == "native":
+            asked = "dtype int8" if dtype == "int8" else "executor native"
+            raise UsageError(f"{asked} is not for models that run in Transformers' own modules")
+        return
     if dtype == "int8" and not is_int8(model):
         if model.device.type != "cpu":
             raise UsageError(f"dtype int8 is for CPUs; device is {str(model.device)!r}")

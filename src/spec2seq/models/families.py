@@ -19,11 +19,13 @@ from spec2seq.models.t5_like import t5_like
 SHARED = "model.shared.weight"
 FAMILIES: dict[str, Family] = {
     "bart": bart_like(offset=2, norms="embedding", shared=SHARED, logit_bias=True),
+    "blenderbot": bart_like(offset=0, norms="layer", shared=SHARED, logit_bias=True),  # not BlenderbotSmall
     "fsmt": bart_like(offset=None, head="model.decoder.output_projection.weight"),
     "m2m_100": bart_like(offset=None, norms="layer", computed=True, shared=SHARED),  # NLLB too
     "marian": bart_like(offset=0, shared=SHARED, logit_bias=True),
     "mbart": bart_like(offset=2, norms="embedding layer", shared=SHARED, logit_bias=True),  # mBART-50 too
     "mt5": t5_like(scaled=False),
+    "mvp": bart_like(offset=2, norms="embedding", shared=SHARED, logit_bias=True),  # without prompts
     "pegasus": bart_like(offset=0, norms="layer", shared=SHARED, logit_bias=True),
     "plbart": bart_like(offset=2, norms="embedding", shared=SHARED, logit_bias=True),
     "t5": t5_like(),
@@ -80,6 +82,11 @@ def export(model: EncoderDecoder, config: Any) -> dict[str, Tensor]:
         bias = ours.get("head.bias", torch.zeros(model.architecture.vocabulary))
         theirs["final_logits_bias"] = bias[None].contiguous()
     return theirs
+
+
+def knows(config: Any) -> bool:
+    """Whether our layers can be such a model."""
+    return getattr(config, "model_type", None) in FAMILIES and not getattr(config, "use_prompt", False)  # MVP's
 
 
 def family_of(config: Any, where: str) -> Family:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from spec2seq.errors import Spec2SeqError
 from spec2seq.models.architecture import Architecture
 
 NameMap = dict[str, tuple[str, ...]]
@@ -31,11 +30,9 @@ class Family:
 
 
 def token_ids(config: Any) -> dict[str, int]:
-    """The special ids of a configuration, as `Architecture` names them."""
+    """The special ids of a configuration, as `Architecture` names them; of several end tokens the first."""
     eos, start = config.eos_token_id, getattr(config, "decoder_start_token_id", None)
     if isinstance(eos, list | tuple):
-        if len(eos) != 1:
-            raise Spec2SeqError(f"eos_token_id is {eos}; exactly one end-of-sequence token is supported")
         eos = eos[0]
     if start is None:  # Transformers falls back to bos_token_id; T5 has none and starts with padding
         start = getattr(config, "bos_token_id", None)

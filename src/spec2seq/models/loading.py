@@ -10,6 +10,8 @@ import torch
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import executor, families, int8_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.transformers_check import check_kind
+from spec2seq.models.transformers_model import TransformersModel
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
@@ -29,7 +31,8 @@ def torch_device(name: str) -> torch.device:
 
 
 def load_config(name: str) -> Any:
-    """A model's configuration, in a folder or of the hub. Raises Spec2SeqError if there is none of a known family."""
+    """A model's configuration, in a folder or of the hub. Raises Spec2SeqError if there is none of an
+    encoder–decoder."""
     if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise Spec2SeqError(f"{name}: no model here: config.json is missing")
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
@@ -38,14 +41,25 @@ def load_config(name: str) -> Any:
 
     with _as_one_error(name):
         config = transformers.AutoConfig.from_pretrained(name)
-        families.family_of(config, name)
+        if not families.knows(config):
+            check_kind(config, name)
     return config
 
 
-def load_model(name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
+def of_module(module: Any, where: str) -> EncoderDecoder | TransformersModel:
+    """Our model with the weights of a Transformers module, or the module itself behind the same contract.
+
+    Raises Spec2SeqError, naming `where`, for one that cannot be decoded here.
+    """
+    if families.knows(module.config):
+        return families.load(module.config, module.state_dict(), where)
+    return TransformersModel(module, where)
+
+
+def load_model(name: str, dtype: str) -> tuple[EncoderDecoder | TransformersModel, Any, Any]:
     """The model in a folder or of the hub, its configuration and its generation config.
 
-    Raises Spec2SeqError if there is none, or none of a known family.
+    Raises Spec2SeqError if there is none, or none that can be decoded here.
     """
     config = load_config(name)
     with _as_one_error(name):
@@ -83,7 +97,7 @@ def load_tokenizer(name: str) -> Any:
         raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {reason}") from None
 
 
-def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder, Any, Any]:
+def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder | TransformersModel, Any, Any]:
     """The model in a folder or of the hub, its configuration and its generation config."""
     import transformers
 
@@ -95,7 +109,7 @@ def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder, A
         name, dtype=executor.WEIGHTS[dtype], output_loading_info=True, ignore_mismatched_sizes=True
     )
     _check_complete(name, loading)
-    return families.load(theirs.config, theirs.state_dict(), name), theirs.config, theirs.generation_config
+    return of_module(theirs, name), theirs.config, theirs.generation_config
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from spec2seq.evaluation.manifest import cpu_name
 from spec2seq.evaluation.timing import interleave
 from spec2seq.files import read_json, write_json, write_text
 from spec2seq.models.drafter_folder import whole_folder
+from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.training.card import drafter_card
 from spec2seq.training.distill import distill
 from spec2seq.training.recipe import CachedDrafterRecipe, DataConfig, EvaluationConfig, Recipe, TrainingConfig
@@ -77,6 +78,8 @@ def make_drafter(
     for name, value in (("lines", lines), ("dev_lines", dev_lines)):
         check_range(name, value, 1)
     verifier = Seq2Seq.from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(verifier.model, TransformersModel):
+        raise UsageError(f"{model}: a drafter reads hidden states, which models of other families do not give")
     check_range("layers", layers, 1, verifier.model.architecture.decoder.layers)
     recipe = _recipe(verifier, str(model), out.name, minutes, layers, block_size, dev_lines)
     work = out.with_name(f"{out.name}.work")

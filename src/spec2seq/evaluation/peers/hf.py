@@ -72,8 +72,9 @@ class Transformers:
         return {"num_beams": 1, "assistant_model": model}
 
     def _generate(self, sources: list[list[int]], cap: int, options: dict[str, Any]) -> list[list[int]]:
-        """New tokens of a batch, right-padded on the way in, cut behind the end token on the way out."""
-        pad, end = self.verifier.config.pad_token_id, self.verifier.config.eos_token_id
+        """New tokens of a batch, right-padded on the way in, cut behind the first end token on the way out."""
+        pad, ends = self.verifier.config.pad_token_id, self.verifier.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
         longest = max(map(len, sources))
         ids = torch.tensor([source + [pad] * (longest - len(source)) for source in sources])
         mask = torch.tensor([[1] * len(source) + [0] * (longest - len(source)) for source in sources])
@@ -82,7 +83,8 @@ class Transformers:
             input_ids=ids.to(device), attention_mask=mask.to(device), do_sample=False, max_new_tokens=cap, **options
         )
         rows = [row[1:] for row in made.tolist()]  # without the start token
-        return [row[: row.index(end) + 1] if end in row else row for row in rows]
+        lengths = [next((n for n, token in enumerate(row, 1) if token in ends), None) for row in rows]
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
     @contextlib.contextmanager
     def _counted(self, count: bool) -> Iterator[list[None]]:
