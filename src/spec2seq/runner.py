@@ -8,6 +8,7 @@ from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.official import OfficialBiLD
+from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Stats
 from spec2seq.decoding.streaming import Streamed
@@ -53,19 +54,11 @@ class Runner:
         if isinstance(self.method, OfficialBiLD):
             return [(index, self._alone(source)) for source, index in zip(sources, indices, strict=True)]
         if self.engine is None:
-            done = []
-            for start in range(0, len(sources), self.batch_size):
-                group = sources[start : start + self.batch_size]
-                found = beam_search(
-                    self.seq2seq.model, group, self.method, self.cap, self.processors, self.stats, self.ends
-                )
-                done += [(indices[start + completion.id], completion) for completion in found]
-            return done
+            return self._beams(sources, indices)
         self.engine.stats = self.stats
         place = {}
-        seed = (self.engine.sampling.seed if self.engine.sampling else 0) * 1_000_003
         for source, index in zip(sources, indices, strict=True):
-            place[self.engine.submit(source, self.cap, seed + index)] = index
+            place[self.engine.submit(source, self.cap, self._seed(self.engine.sampling, index))] = index
         done = []
         while self.engine.busy:
             ended = self.engine.step(1 if self.streamed is not None else AT_ONCE)
@@ -73,6 +66,22 @@ class Runner:
                 self.streamed.follow(self.engine, ended)
             done += [(place[completion.id], completion) for completion in ended]
         return done
+
+    def _beams(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
+        done = []
+        for start in range(0, len(sources), self.batch_size):
+            places = indices[start : start + self.batch_size]
+            found = beam_search(
+                self.seq2seq.model, sources[start : start + self.batch_size], self.method, self.cap, self.processors,
+                self.stats, [self._seed(self.method.sampling, index) for index in places], self.ends,
+            )  # fmt: skip
+            done += [(places[completion.id], completion) for completion in found]
+        return done
+
+    @staticmethod
+    def _seed(sampling: Sampling | None, index: int) -> int:
+        """Of a source, wherever in a batch it comes."""
+        return (sampling.seed if sampling else 0) * 1_000_003 + index
 
     def _alone(self, source: list[int]) -> Completion:
         """A source in the official BiLD, whatever the batch size."""

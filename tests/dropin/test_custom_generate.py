@@ -12,7 +12,7 @@ from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, Gene
 
 import spec2seq
 import spec2seq.dropin.generate
-from spec2seq import Beam, Lookup, Sample, Seq2Seq, Spec2SeqError, SpecDec, UsageError
+from spec2seq import Beam, Lookup, Sample, Sampling, Seq2Seq, Spec2SeqError, SpecDec, UsageError
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
 GREEDY = dict(num_beams=1, do_sample=False, max_new_tokens=CAP)
@@ -165,6 +165,24 @@ def test_sampling_draws_as_the_engine_does():
     assert torch.equal(spec2seq.generate(module, **batch, max_new_tokens=CAP, method=Sample(top_k=1)), greedy)
 
 
+def test_beam_sampling():
+    module = tiny.transformers_model("bart")
+    batch = inputs(module)
+    settings = BEAMS | dict(do_sample=True, return_dict_in_generate=True, output_scores=True)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(spec2seq.generate(module, **batch, **settings))
+    assert draws[0].sequences.shape[0] == 12
+    assert torch.equal(draws[0].sequences, draws[1].sequences)
+    assert torch.equal(draws[0].sequences_scores, draws[1].sequences_scores)
+    assert not torch.equal(draws[0].sequences, draws[2].sequences)
+    with pytest.raises(UsageError, match="do_sample is True, but the method given is Beam"):
+        spec2seq.generate(module, **batch, method=Beam(4), do_sample=True)
+    drawn = spec2seq.generate(module, **batch, method=Beam(4, sampling=Sampling()), do_sample=True, max_new_tokens=CAP)
+    assert drawn.shape[0] == 4
+
+
 def test_as_a_dictionary():
     module = tiny.transformers_model("t5")
     found = spec2seq.generate(module, **inputs(module), **GREEDY, return_dict_in_generate=True)
@@ -208,7 +226,7 @@ class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
     (dict(decoder_input_ids=torch.full((4, 3), 2)), "decoder_input_ids"),
     (dict(decoder_attention_mask=torch.ones(4, 1)), "decoder_attention_mask"),
     (dict(max_time=1.0), "max_time=1.0"),
-    (dict(num_beams=2, do_sample=True), "num_beams=2 and do_sample=True"),
+    (dict(num_beams=2, prompt_lookup_num_tokens=3), "num_beams=2 and prompt_lookup_num_tokens"),
     (dict(max_new_tokens=400), "max_length is 401"),
 ])  # fmt: skip
 def test_what_cannot_be_honoured_is_named(settings, words):

@@ -239,5 +239,5 @@ def test_what_it_does_not_take(module, words):
         pipe(TEXTS[0], max_time=2.0)
     with pytest.raises(UsageError, match="input 2 is list; allowed: a text"):
         pipe([TEXTS[0], TEXTS[1:]])
-    with pytest.raises(UsageError, match="num_beams=4 and do_sample=True do not go together"):
-        pipe(TEXTS[0], do_sample=True)
+    with pytest.raises(UsageError, match="num_beams=4 and prompt_lookup_num_tokens do not go together"):
+        pipe(TEXTS[0], prompt_lookup_num_tokens=2)

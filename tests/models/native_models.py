@@ -44,3 +44,24 @@ def teacher_forced(model: EncoderDecoder, sources: list[list[int]], blocks: list
         done += block.shape[1]
         found.append(model.decode_block(cache, block, start, done, uniform=True).logits)
     return found
+
+
+@torch.inference_mode()
+def branching(model: EncoderDecoder, source: list[int], steps: int) -> tuple[Tensor, list[list[int]]]:
+    """Beams that change places at every step, and of which there are fewer in the end: the logits `[rows, vocabulary]`
+    behind their last tokens, and all their tokens."""
+    generator = torch.Generator().manual_seed(3)
+    tokens, lengths = tiny.padded([source], model.architecture.pad_token_id)
+    cache, beams = model.new_cache(5), [[] for _ in range(5)]
+    model.admit(cache, 0, model.encode(tokens, lengths))
+    for step in range(steps):
+        if step:
+            order = torch.randint(0, len(beams), (5 if step < steps // 2 else 3,), generator=generator)
+            cache.reorder(order, step)
+            beams = [beams[row] for row in order]
+        new = torch.randint(3, tiny.VOCABULARY - 1, (len(beams), 1), generator=generator)
+        beams = [[*beam, word] for beam, word in zip(beams, new[:, 0].tolist(), strict=True)]
+        logits = model.decode_block(
+            cache, new, torch.full((len(beams),), step), step + 1, uniform=True, sources=1, source_horizon=len(source)
+        ).logits
+    return logits[:, 0], beams

@@ -6,7 +6,7 @@ import native_models
 import pytest
 import tiny
 import torch
-from native_models import DTYPES, needs_compiler, teacher_forced
+from native_models import DTYPES, branching, needs_compiler, teacher_forced
 from torch.profiler import ProfilerActivity, profile
 
 from spec2seq import Beam, Greedy
@@ -144,6 +144,34 @@ def test_beam_search(family, dtype):
         assert found == theirs.generate(given, Beam(3), max_new_tokens=12).sequences
 
 
+@pytest.mark.parametrize(("executor", "dtype"), [("native", "float32"), ("native", "int8"), ("torch", "float32")])
+def test_beams_that_change_places(family, executor, dtype):
+    """Further than a grain of the cache, which then grows."""
+    model, (source,) = native_models.model(family, dtype, executor), sources(family, 1)
+    logits, beams = branching(model, source, 40)
+    alone = teacher_forced(model, [source] * len(beams), [torch.tensor(beams)])[0][:, -1]
+    close = dict(atol=5e-4, rtol=1e-5) if executor == "torch" else dict(atol=0, rtol=0)
+    torch.testing.assert_close(logits, alone, **close)
+
+
+@pytest.mark.parametrize(("beams", "vocabulary"), [(3, 203), (1, 64), (5, 7)])
+def test_the_best_continuations(beams, vocabulary):
+    generator, wanted = torch.Generator().manual_seed(1), 2 * beams
+    logits = 5 * torch.randn(4 * beams, vocabulary, generator=generator)
+    logits[0, 1:] = -torch.inf  # as after a forced token
+    scores = torch.randn(4, beams, generator=generator)
+    best = torch.zeros(4, wanted, 2, dtype=torch.float64)
+    asked = library.Continuations(
+        logits.data_ptr(), scores.data_ptr(), 4, beams, vocabulary, wanted, best.data_ptr()
+    )  # fmt: skip
+    native.call("spec2seq_continue", asked)
+    totals = (logits.log_softmax(1) + scores.view(-1, 1)).view(4, -1)
+    expected = totals.topk(wanted)
+    torch.testing.assert_close(best[..., 0].float(), expected.values)
+    finite = expected.values.isfinite()
+    assert torch.equal(best[..., 1].long()[finite], expected.indices[finite])
+
+
 def test_a_copy_runs_in_pytorch(family):
     model = native_models.model(family, "float32")
     changed = copy.deepcopy(model)
@@ -176,7 +204,8 @@ def test_calls_and_operators_of_an_iteration(monkeypatch):
 
 def test_the_structures_have_the_size_that_c_gives_them():
     names = (
-        "Stack", "Pass", "Layer", "Chooser", "Decoder", "Scored", "Drafter", "Iteration", "LittleDraft", "Lookup"
+        "Stack", "Pass", "Layer", "Chooser", "Decoder", "Scored", "Drafter", "Iteration", "LittleDraft", "Lookup",
+        "Continuations",
     )  # fmt: skip
     sizes = [native.ctypes.sizeof(getattr(library, name)) for name in names]
     assert library.find()[0].spec2seq_size() == sum(sizes)

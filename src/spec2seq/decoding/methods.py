@@ -91,12 +91,16 @@ class Beam:
     best running beam could still beat the worst of them at its present length, "never" while it could at any length.
     The `num_return_sequences` best are returned. What is None comes from the model's generation config; where that
     says nothing it is 5 beams, 1.0, False and 1.
+
+    With `sampling` it is Transformers' beam sampling: of each step's continuations, filtered, 2 * num_beams are drawn
+    without replacement in proportion to e ** score, where beam search takes the best.
     """
 
     num_beams: int | None = None
     length_penalty: float | None = None
     early_stopping: bool | str | None = None
     num_return_sequences: int | None = None
+    sampling: Sampling | None = None
 
     lossless = False
 
@@ -106,7 +110,12 @@ class Beam:
         check_range("num_return_sequences", self.num_return_sequences, low=1, high=self.num_beams)
 
     def completed(self, settings: Mapping[str, Any]) -> "Beam":
-        """This, with what is None taken from a model's generation config, or the default."""
+        """This, with what is None taken from a model's generation config, or the default.
+
+        Raises UsageError for beam sampling where that asks to renormalize: it would have to come after the filters.
+        """
+        if self.sampling is not None and settings.get("renormalize_logits"):
+            raise UsageError("generation setting renormalize_logits=True is not supported by Beam with sampling")
         found = {"num_beams": 5, "length_penalty": 1.0, "early_stopping": False, "num_return_sequences": 1}
         for name in found:
             own, said = getattr(self, name), settings.get(name)
@@ -114,7 +123,7 @@ class Beam:
                 found[name] = own
             elif said is not None and (name, said) != ("num_beams", 1):  # which says not to search
                 found[name] = said
-        return Beam(**found)
+        return Beam(**found, sampling=self.sampling and self.sampling.completed(settings))
 
 
 def Greedy() -> Speculative:

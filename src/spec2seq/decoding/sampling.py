@@ -39,38 +39,45 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits `[..., vocabulary]` → the filtered distribution, float32 or wider."""
+        return self.filtered(logits).softmax(-1)
+
+    def filtered(self, logits: Tensor, fewest: int = 1) -> Tensor:
+        """Logits `[..., vocabulary]` over the temperature, -infinity for what is filtered out; every filter leaves at
+        least `fewest` tokens. float32 or wider."""
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
         if self.temperature not in (None, 1.0):
             logits = logits / self.temperature
         if self.top_k and self.top_k < logits.shape[-1]:
-            worst = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            worst = logits.topk(max(self.top_k, fewest), dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < worst, -torch.inf)
         if self.top_p not in (None, 1.0):
-            logits = _likeliest_mass(logits, self.top_p)
+            logits = _likeliest_mass(logits, self.top_p, fewest)
         if self.min_p:
             p = logits.softmax(-1)
-            logits = logits.masked_fill(p < self.min_p * p.amax(-1, keepdim=True), -torch.inf)
+            unlikely = p < self.min_p * p.amax(-1, keepdim=True)
+            logits = logits.masked_fill(unlikely.scatter(-1, p.topk(fewest).indices, False), -torch.inf)
         if self.typical_p not in (None, 1.0):
-            logits = _typical_mass(logits, self.typical_p)
-        return logits.softmax(-1)
+            logits = _typical_mass(logits, self.typical_p, fewest)
+        return logits
 
 
-def _likeliest_mass(logits: Tensor, most: float) -> Tensor:
+def _likeliest_mass(logits: Tensor, most: float, fewest: int) -> Tensor:
     """The fewest likeliest tokens that make up the mass (Holtzman et al. 2020, section 3.1); the rest -infinity."""
     ordered, order = logits.sort(dim=-1, descending=True)
     mass = ordered.softmax(-1)
     beyond = mass.cumsum(-1) - mass >= most
+    beyond[..., :fewest] = False
     return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
 
 
-def _typical_mass(logits: Tensor, most: float) -> Tensor:
+def _typical_mass(logits: Tensor, most: float, fewest: int) -> Tensor:
     """The tokens whose surprise is nearest to the entropy, up to the mass (Meister et al. 2023, section 4)."""
     log_p = logits.log_softmax(-1)
     entropy = -(log_p * log_p.exp()).nansum(-1, keepdim=True)
     distance, order = (log_p + entropy).abs().sort(dim=-1)
     mass = logits.gather(-1, order).softmax(-1).cumsum(-1)
-    last = (mass < most).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    last = (mass < most).sum(-1, keepdim=True).clamp(fewest - 1, logits.shape[-1] - 1)
     return logits.masked_fill((log_p + entropy).abs() > distance.gather(-1, last), -torch.inf)
 
 

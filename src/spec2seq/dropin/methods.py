@@ -6,6 +6,7 @@ from typing import Any
 from spec2seq.api import Method
 from spec2seq.decoding.drafters import Drafter
 from spec2seq.decoding.methods import Assisted, Beam, Greedy, Lookup, Sample, SpecDec, Speculative
+from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
 
 
@@ -16,13 +17,13 @@ def asked_for(settings: Mapping[str, Any], speculation: Speculative | None, seed
     """
     beams = (settings.get("num_beams") or 1) > 1
     drawn, copied = bool(settings.get("do_sample")), settings.get("prompt_lookup_num_tokens")
-    for name, asked in (("do_sample=True", drawn), ("a drafter", speculation), ("prompt_lookup_num_tokens", copied)):
+    for name, asked in (("a drafter", speculation), ("prompt_lookup_num_tokens", copied)):
         if beams and asked:
             raise UsageError(f"num_beams={settings['num_beams']} and {name} do not go together; allowed: one of them")
     if speculation is not None and copied:
         raise UsageError("a drafter and prompt_lookup_num_tokens do not go together; allowed: one of them")
     if beams:
-        return Beam()  # with the settings' own parameters
+        return Beam(sampling=Sampling(seed=seed) if drawn else None)  # with the settings' own parameters
     if drawn:
         return Sample(seed=seed, drafter=None if speculation is None else speculation.drafter)
     if copied:
@@ -41,8 +42,7 @@ def check_agrees(method: Method, asked: Mapping[str, Any]) -> None:
     own = getattr(method, "num_beams", None) if isinstance(method, Beam) else 1
     if beams > 1 and own not in (None, beams):
         raise UsageError(f"num_beams is {beams}, but the method given is {_name(method)}; leave one of them out")
-    draws = isinstance(method, Speculative) and method.acceptance.sampling is not None
-    if asked.get("do_sample") and not draws:
+    if asked.get("do_sample") and getattr(getattr(method, "acceptance", method), "sampling", None) is None:
         raise UsageError(f"do_sample is True, but the method given is {_name(method)}; leave one of them out")
 
 

@@ -11,7 +11,17 @@ typedef struct {
     const float *mask;     /* [visible], added to the scores, or null */
     const float *relative; /* bias by query minus key place, [-reach, reach] around it, or null */
     int64_t place, reach;  /* the query's place */
+    const int64_t *rows;   /* in which row, `row_stride` apart, the key of each place lies: rows[place & rows_mask] */
+    int64_t rows_mask, row_stride;
 } Keys;
+
+/* As `rows` with a mask of 0: all keys lie in one. One path for both cases, or compilers round differently in each. */
+static const int64_t FIRST_ROW = 0;
+
+/* Where a place's key or value begins. */
+INLINE const float *of_place(const Keys *k, const float *first, int64_t stride, int64_t place) {
+    return first + place * stride + k->rows[place & k->rows_mask] * k->row_stride;
+}
 
 #ifdef __AVX512F__
 static const int8_t TURNED[16] = {0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15};
@@ -33,7 +43,7 @@ INLINE void scores_of_parts(const Keys *k, const float *query, float *scores, in
         __m512 products[16];
         for (int i = 0; i < 16; i++) {
             int64_t place = first + i < k->visible ? first + i : k->visible - 1;
-            const float *key = k->keys + place * k->key_stride;
+            const float *key = of_place(k, k->keys, k->key_stride, place);
             __m512 total = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
             for (int part = 1; part < parts; part++)
                 total = _mm512_fmadd_ps(_mm512_loadu_ps(query + 16 * part), _mm512_loadu_ps(key + 16 * part), total);
@@ -53,7 +63,8 @@ INLINE void dots_of(const Keys *k, const float *query, float *scores) {
     case 128: scores_of_parts(k, query, scores, 8); return;
     }
 #endif
-    for (int64_t j = 0; j < k->visible; j++) scores[j] = dot(query, k->keys + j * k->key_stride, k->width) * k->scale;
+    for (int64_t j = 0; j < k->visible; j++)
+        scores[j] = dot(query, of_place(k, k->keys, k->key_stride, j), k->width) * k->scale;
 }
 
 INLINE void scores_of(const Keys *k, const float *query, float *scores) {
@@ -85,12 +96,13 @@ INLINE void mix(const Keys *k, const float *weights, float scale, float *out) {
     for (; d + 4 * LANES <= k->width; d += 4 * LANES) {
         vec total[4] = {{0}};
         for (int64_t j = 0; j < k->visible; j++)
-            for (int v = 0; v < 4; v++) total[v] += load(k->values + j * k->value_stride + d + v * LANES) * weights[j];
+            for (int v = 0; v < 4; v++)
+                total[v] += load(of_place(k, k->values, k->value_stride, j) + d + v * LANES) * weights[j];
         for (int v = 0; v < 4; v++) store(out + d + v * LANES, total[v] * scale);
     }
     for (; d < k->width; d++) {
         float total = 0;
-        for (int64_t j = 0; j < k->visible; j++) total += k->values[j * k->value_stride + d] * weights[j];
+        for (int64_t j = 0; j < k->visible; j++) total += of_place(k, k->values, k->value_stride, j)[d] * weights[j];
         out[d] = total * scale;
     }
 }

@@ -37,13 +37,16 @@ static const float *position_of(const Embedding *e, int64_t width, int64_t token
     return e->positions + (place < e->places ? place : e->places - 1) * width;
 }
 
-/* The probability of the largest of n logits. */
-static float top_probability(const float *x, int64_t n, float largest) {
+/* The sum of e to the power of n logits less the largest. */
+static float exp_sum(const float *x, int64_t n, float largest) {
     float total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < n; i++) total += exp_of(x[i] - largest);
-    return 1.0f / total;
+    return total;
 }
+
+/* The probability of the largest of n logits. */
+static float top_probability(const float *x, int64_t n, float largest) { return 1.0f / exp_sum(x, n, largest); }
 
 /* The embedding of a token at a place, see Stack.embed. */
 static void embed(const Embedding *e, int64_t width, double eps, int64_t token, int64_t place, float *to) {

@@ -43,6 +43,8 @@ Pass = _structure(
     **_of(c_void_p, "input output hidden"),
     **_of(c_int64, "rows length horizon"),
     own=Places,
+    origins=c_void_p,
+    origin_stride=c_int64,
     **_of(c_void_p, "starts ends"),
     **_of(c_int64, "ends_row ends_query causal"),
     mask=c_void_p,
@@ -88,6 +90,12 @@ LittleDraft = _structure(
     **_of(c_void_p, "drafted counts unsure"),
     **_of(c_int64, "steps width"),
 )
+Continuations = _structure(
+    "Continuations",
+    **_of(c_void_p, "logits scores"),
+    **_of(c_int64, "sentences beams vocabulary wanted"),
+    best=c_void_p,
+)
 Iteration = _structure(
     "Iteration",
     verifier=POINTER(Decoder),
@@ -118,6 +126,7 @@ FUNCTIONS = {
     "spec2seq_decode": (POINTER(Decoder), POINTER(Pass), POINTER(Scored), c_int),
     "spec2seq_draft": (POINTER(LittleDraft), c_int),
     "spec2seq_lookup": (POINTER(Lookup), c_int),
+    "spec2seq_continue": (POINTER(Continuations), c_int),
     "spec2seq_iterate": (POINTER(Iteration), c_int),
     "spec2seq_choose": (POINTER(Chooser), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int),
 }

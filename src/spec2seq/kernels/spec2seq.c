@@ -1,5 +1,6 @@
 /* What Python calls, see models/native.py: each call runs one pass on a team of threads. They return 0, or -1 where
  * memory is short. */
+#include "beams.h"
 #include "iteration.h"
 
 /* Buffers and phases for a run over `tokens`. Returns the phases; null where memory is short. */
@@ -136,6 +137,16 @@ int spec2seq_decode(const Decoder *decoder, Pass *pass, const Scored *scored, in
     return 0;
 }
 
+/* The best continuations of beams. */
+int spec2seq_continue(const Continuations *asked, int threads) {
+    Phase phases[3] = {0};
+    char *memory = buffers((size_t)(asked->sentences * asked->beams * asked->wanted) * sizeof(Candidate));
+    if (!memory) return -1;
+    BeamCall call = {asked, (Candidate *)memory};
+    run_team(threads, phases, beam_job, &call);
+    return 0;
+}
+
 /* Iterations of the decoding loop over the rows in flight. */
 int spec2seq_iterate(Iteration *iteration, int threads) {
     int64_t k = iteration->k, more;
@@ -172,5 +183,5 @@ int spec2seq_draft(LittleDraft *draft, int threads) {
 /* The bytes of the structures, to be compared with Python's. */
 int spec2seq_size(void) {
     return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser) + sizeof(Decoder) + sizeof(Scored) +
-                 sizeof(Drafter) + sizeof(Iteration) + sizeof(LittleDraft) + sizeof(Lookup));
+                 sizeof(Drafter) + sizeof(Iteration) + sizeof(LittleDraft) + sizeof(Lookup) + sizeof(Continuations));
 }

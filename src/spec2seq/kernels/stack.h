@@ -27,6 +27,8 @@ typedef struct {
     float *const *hidden; /* [count + 1] states to write out, null where not asked; or null */
     int64_t rows, length, horizon;
     Places own;                      /* the cache; data null: an encoder, whose keys are the pass itself */
+    const int64_t *origins;          /* [rows][origin_stride], the row in which each place of a row lies; null: its own */
+    int64_t origin_stride;
     const int64_t *starts;           /* [rows], where new places begin; null: all at horizon - length */
     const int64_t *ends;             /* how many places a query sees, steps below; null: see `causal` */
     int64_t ends_row, ends_query;
@@ -176,10 +178,11 @@ static void self_query(const Run *run, int64_t index, int64_t row, int64_t head,
     const float *new = run->work.wide + row * p->length * 3 * inner + head * width;
     Keys keys = {.keys = new + inner, .values = new + 2 * inner, .key_stride = 3 * inner, .value_stride = 3 * inner,
                  .visible = end_of(p, row, step), .width = width, .scale = (float)s->scale,
-                 .place = start_of(p, row) + step, .reach = s->reach};
+                 .place = start_of(p, row) + step, .reach = s->reach, .rows = &FIRST_ROW};
     if (p->own.data) {
-        keys.keys = places_of(&p->own, index, 0, row, head);
-        keys.values = places_of(&p->own, index, 1, row, head);
+        if (p->origins) keys.rows = p->origins + row * p->origin_stride, keys.rows_mask = -1, keys.row_stride = p->own.row;
+        keys.keys = places_of(&p->own, index, 0, p->origins ? 0 : row, head);
+        keys.values = places_of(&p->own, index, 1, p->origins ? 0 : row, head);
         keys.key_stride = keys.value_stride = width;
     }
     if (s->relative) keys.relative = s->relative + index * s->relative_layer + head * (2 * s->reach + 1) + s->reach;
@@ -196,7 +199,7 @@ static void cross_query(const Run *run, int64_t index, int64_t row, int64_t head
     Keys keys = {.keys = places_of(&p->source, index, 0, source, head),
                  .values = places_of(&p->source, index, 1, source, head), .key_stride = width, .value_stride = width,
                  .visible = visible < p->source_horizon ? visible : p->source_horizon, .width = width,
-                 .scale = (float)s->scale};
+                 .scale = (float)s->scale, .rows = &FIRST_ROW};
     attend(&keys, run->work.query + at, own_scores(run), run->work.mixed + at);
 }
 

@@ -22,6 +22,7 @@ class Cache:
         self.own = torch.zeros(layers, 2, slots, heads, 0, width, dtype=dtype, device=device)
         self.source = torch.zeros(layers, 2, slots, heads, 0, width, dtype=dtype, device=device)
         self.source_lengths = torch.zeros(slots, dtype=torch.long, device=device)
+        self.origins: Tensor | None = None  # `[slots, capacity]`, see `reorder`
 
     @property
     def slots(self) -> int:
@@ -36,6 +37,10 @@ class Cache:
         """Make room for `length` target positions in every slot."""
         if length > self.own.shape[4]:
             self.own = _grown(self.own, max(length, min(2 * self.own.shape[4], length + 256)))
+            if self.origins is not None:
+                known = self.origins
+                self.origins = self._own_rows()
+                self.origins[:, : known.shape[1]] = known
 
     def reserve_source(self, length: int) -> None:
         if length > self.source.shape[4]:
@@ -55,13 +60,25 @@ class Cache:
     def move(self, source: int, target: int) -> None:
         """Copy slot `source` over slot `target`: the last row in flight takes the place of a finished one."""
         self.own[:, :, target] = self.own[:, :, source]
+        self.move_source(source, target)
+
+    def move_source(self, source: int, target: int) -> None:
+        """The same for what the slot has of its source alone."""
         self.source[:, :, target] = self.source[:, :, source]
         self.source_lengths[target] = self.source_lengths[source]
 
     def reorder(self, rows: Tensor, horizon: int) -> None:
-        """Row i becomes what row `rows[i]` was, up to position `horizon` (beam search only)."""
-        n = rows.shape[0]
-        self.own[:, :, :n, :, :horizon] = self.own[:, :, :n, :, :horizon].index_select(2, rows)
+        """Row i becomes what row `rows[i]` was, up to position `horizon` (beam search only).
+
+        Keys and values stay where they are; `origins` says in which slot those of each place of a row lie. What comes
+        behind `horizon` is each row's own again, so no row may be rolled back to before it.
+        """
+        if self.origins is None:
+            self.origins = self._own_rows()
+        self.origins[: rows.shape[0], :horizon] = self.origins[rows, :horizon]
+
+    def _own_rows(self) -> Tensor:
+        return torch.arange(self.slots, device=self.own.device)[:, None].repeat(1, self.own.shape[4])
 
     def writer(self, rows: int, lengths: Tensor | None, length: int, horizon: int) -> Callable:
         """The `store` of one pass of `length` new tokens on rows 0…rows-1.
@@ -69,13 +86,13 @@ class Cache:
         `lengths[rows]` says where each row's new positions start; None: all start at `horizon - length`.
         """
         self.reserve(horizon)
-        visible = self.own[:, :, :rows, :, :horizon].unbind(0)
+        seen = self._reader(rows, horizon)
         if lengths is None:
             target = self.own[:, :, :rows, :, horizon - length : horizon].unbind(0)
 
             def store(layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
                 target[layer].copy_(key_value.permute(2, 0, 3, 1, 4))
-                return visible[layer].unbind(0)
+                return seen(layer)
 
         else:
             row = torch.arange(rows, device=self.own.device)[:, None]
@@ -84,9 +101,17 @@ class Cache:
             def store(layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
                 for half in (0, 1):
                     self.own[layer, half][row, :, position] = key_value[:, :, half]
-                return visible[layer].unbind(0)
+                return seen(layer)
 
         return store
+
+    def _reader(self, rows: int, horizon: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """Of a layer all keys and values of the rows, each `[rows, heads, horizon, head_width]`."""
+        if self.origins is None:
+            visible = self.own[:, :, :rows, :, :horizon].unbind(0)
+            return lambda layer: visible[layer].unbind(0)
+        slot, place = self.origins[:rows, :horizon], torch.arange(horizon, device=self.own.device)
+        return lambda layer: tuple(self.own[layer, half][slot, :, place].transpose(1, 2) for half in (0, 1))
 
 
 def _grown(tensor: Tensor, length: int) -> Tensor:

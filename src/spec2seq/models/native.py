@@ -199,6 +199,8 @@ class NativeStack:
         if block.cache is not None:
             block.cache.reserve(block.horizon)
             run.own = places_of(block.cache.own)
+            if block.cache.origins is not None:
+                run.origins, run.origin_stride = block.cache.origins.data_ptr(), block.cache.origins.stride(0)
         if block.ends is not None:
             ends = block.ends.expand(block.rows, block.length)
             run.ends = _integers(ends, kept, contiguous=False)
