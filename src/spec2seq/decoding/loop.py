@@ -14,9 +14,11 @@ from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
-from spec2seq.decoding.rows import Rows, padded
+from spec2seq.decoding.reader import Reader
+from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
+from spec2seq.decoding.static_loop import StaticLoop, borrow
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
@@ -35,20 +37,34 @@ class Engine:
         trace: bool = False,
         profile: bool = False,
     ):
-        a = verifier.architecture
         self.verifier, self.method, self.processors = verifier, method, processors or []
         self.trace, self.profile = trace, profile
-        self.rows = Rows(slots, a.decoder_start_token_id, a.eos_token_id, a.pad_token_id, verifier.device)
-        self.cache = verifier.new_cache(slots)
         self.scheduler = Scheduler(slots)
-        self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
+        self.reader = Reader(verifier, self.scheduler)
         self.sampling: Sampling | None = method.acceptance.sampling
-        self.chooser = None if self.session is None else method.chooser(verifier, slots, self.processors)
-        self.native = None
-        if not self.processors and NativeLoop.can_run(verifier, method, self.session):
-            self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
+        # Before there are caches: it may measure iterations, in engines of its own.
+        self.chooser = method.chooser(verifier, slots, self.processors) if method.drafter else None
+        self.native: NativeLoop | StaticLoop | None = None  # does an iteration in one call
+        if not self.processors and StaticLoop.can_run(verifier, method):
+            self._take(borrow(self, verifier, method, slots))
+        else:
+            self._make(slots)
         self.stats = Stats()
         self.ids = itertools.count()
+
+    def _take(self, loop: StaticLoop) -> None:
+        """Decode over the tensors of a loop that has them."""
+        self.native, self.rows, self.cache, self.session = loop, loop.rows, loop.cache, loop.session
+        loop.meanwhile = self.reader.read_ahead
+
+    def _make(self, slots: int) -> None:
+        """Tensors of this engine alone, which grow as they must."""
+        verifier, method, a = self.verifier, self.method, self.verifier.architecture
+        self.rows = Rows(slots, a.decoder_start_token_id, a.eos_token_id, a.pad_token_id, verifier.device)
+        self.cache = verifier.new_cache(slots)
+        self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
+        if not self.processors and NativeLoop.can_run(verifier, method, self.session):
+            self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
 
     def submit(self, source: list[int], max_new_tokens: int, seed: int | None = None) -> int:
         """Queue one source (ids, end token included); returns the request's id. `seed` draws differently for
@@ -114,7 +130,7 @@ class Engine:
             return self._commit(draft, verdict, decoded, tail)
 
     def _iterate_native(self, k: int) -> list[Completion]:
-        """The same in one call of the compiled executor, or in two where the drafter runs before."""
+        """The same in one call, or in two where the drafter runs before."""
         rows = self.rows
         if self.native.drafts:
             found = self.native.run(k)
@@ -125,7 +141,7 @@ class Engine:
             found = self.native.judge(draft)
         self.stats.verifier_passes += found.passes
         if self.profile:
-            for name, seconds in zip(("draft", "verify", "judge"), self.native.iteration.seconds, strict=True):
+            for name, seconds in self.native.seconds.items():
                 self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
         finished = [
             new[-1] == rows.eos_token_id or length >= limit
@@ -136,21 +152,13 @@ class Engine:
         return self._release(finished)
 
     def _admit(self) -> None:
-        group = self.scheduler.admissible()
-        if not group:
-            return
-        lengths = torch.tensor([len(request.source) for request in group])
-        sources = padded([request.source for request in group], self.rows.pad_token_id)
-        sources, lengths = sources.to(self.verifier.device), lengths.to(self.verifier.device)
-        encoded = self.verifier.encode(sources, lengths)
-        first = self.rows.admit(
-            sources, lengths, [request.max_new_tokens for request in group], [request.seed for request in group]
-        )
-        self.verifier.admit(self.cache, first, encoded)
-        if self.session is not None:
-            self.session.admit(first, encoded)
-        if self.native is not None:
-            self.native.admit(first)
+        for group, encoded in self.reader.read(self.scheduler.admissible()):
+            first = self.rows.admit(encoded.tokens, group)
+            self.verifier.admit(self.cache, first, encoded)
+            if self.session is not None:
+                self.session.admit(first, encoded)
+            if self.native is not None:
+                self.native.admit(first)
 
     def _draft(self, k: int) -> Draft:
         rows = self.rows

@@ -89,6 +89,11 @@ class NativeLoop:
             return plain and session.native is not None
         return session is None or not method.drafter.hidden_layers
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the last iteration took, by phase."""
+        return dict(zip(("draft", "verify", "judge"), self.iteration.seconds, strict=True))
+
     def admit(self, first_slot: int) -> None:
         """Rows that are new in the slots from `first_slot` on."""
         self.fed[first_slot : self.rows.count] = 0

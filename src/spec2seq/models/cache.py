@@ -4,6 +4,7 @@ The rows in flight are the slots 0…n-1, so that a pass works on views and neve
 of lengths: its user does, and rolling a row back is using a smaller length.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -62,6 +63,13 @@ class Cache:
         """Row i becomes what row `rows[i]` was, up to position `horizon` (beam search only)."""
         n = rows.shape[0]
         self.own[:, :, :n, :, :horizon] = self.own[:, :, :n, :, :horizon].index_select(2, rows)
+
+    def window(self, source: int) -> "Cache":
+        """These tensors with `source` places of every source: a pass that is given no source horizon then looks at so
+        many, and hides what lies behind a source's own end."""
+        other = copy.copy(self)
+        other.source = self.source[:, :, :, :, :source]
+        return other
 
     def writer(self, rows: int, lengths: Tensor | None, length: int, horizon: int) -> Callable:
         """The `store` of one pass of `length` new tokens on rows 0…rows-1.
