@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from spec2seq.decoding.beam import beam_search
+from spec2seq.decoding.device_memory import planned_rows
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Speculative
@@ -16,6 +17,8 @@ from spec2seq.pairing import check_pair
 
 if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
+
+LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 
 
 class Runner:
@@ -34,6 +37,9 @@ class Runner:
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
+        if seq2seq.model.device.type == "cuda" and isinstance(method, Speculative):
+            longest = seq2seq.model.architecture.max_positions or LONGEST_SOURCE
+            self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)
         self.processors = seq2seq.processors()
         self.engine = None
         self.streamed: Streamed | None = None
@@ -41,7 +47,7 @@ class Runner:
         if isinstance(getattr(method, "drafter", None), LittleModel):
             check_pair(seq2seq, method.drafter)
         if isinstance(method, Speculative):
-            self.engine = Engine(seq2seq.model, method, batch_size, self.processors, trace=trace, profile=profile)
+            self.engine = Engine(seq2seq.model, method, self.batch_size, self.processors, trace=trace, profile=profile)
             self.stats = self.engine.stats
 
     def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:

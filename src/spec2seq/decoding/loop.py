@@ -127,6 +127,7 @@ class Engine:
                 decoded = self._verify(draft)
         with self._phase("judge"):
             verdict = self._judge(decoded, draft, tail)
+            self.reader.read_ahead()  # the device is still at work
             return self._commit(draft, verdict, decoded, tail)
 
     def _iterate_native(self, k: int) -> list[Completion]:

@@ -1,13 +1,12 @@
 """Iterations over fixed tensors for the rows in flight: on a GPU each is one graph and one read."""
 
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spec2seq.decoding.acceptance import AcceptanceRule, Exact, Rollback, TopBeta
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
@@ -30,6 +29,7 @@ class StaticLoop:
     """
 
     drafts = True
+    seconds: dict[str, float] = {}  # of the phases of an iteration: it has none
 
     def __init__(self, verifier: EncoderDecoder, drafter: CachedBlockDrafter | None, slots: int):
         a, device = verifier.architecture, verifier.device
@@ -48,7 +48,7 @@ class StaticLoop:
         self.rows.lengths.fill_(1)
         for cache in self._caches():
             cache.source_lengths.fill_(1)
-        self.graphs, self.seconds = Graphs(device), {"iterate": 0.0}
+        self.graphs = Graphs(device)
         self.host_fed, self.host_eos = [0] * slots, a.eos_token_id
         self.most, self.reserved = 0, ()  # tokens of a row so far; where the tensors lie that graphs were made of
 
@@ -97,28 +97,32 @@ class StaticLoop:
 
     def run(self, k: int) -> Iterated:
         """Draft k tokens, or as many as the drafter can; 0: none. Commit what stands."""
-        rows, n, asked, started = self.rows, self.rows.count, k, time.perf_counter()
+        rows, n, asked = self.rows, self.rows.count, k
         k = min(k, self.longest)
         fresh = max(length - fed for length, fed in zip(rows.host_lengths[:n], self.host_fed, strict=False))
-        shape = self._shape(k, fresh if k else 1)
-        self._reserve(shape)
-        if rows.eos_token_id != self.host_eos:
-            self.host_eos = rows.eos_token_id
-            self.state.eos.fill_(self.host_eos)
-        captured = all(getattr(shape, name) <= most for name, most in vars(LARGEST).items())
-        report = self.graphs.run(
-            (shape, self.rule) if captured else None, lambda: iterate(self.verifier, self.state, shape, self.rule)
-        )
+        report = self.launch(self.shape(k, fresh))
         found = read(report[:n], self.meanwhile)
         if k:
             self.host_fed[:n] = rows.host_lengths[:n]
-        self.seconds["iterate"] = time.perf_counter() - started
         return self._commit(found, k, asked, fresh)
 
-    def _shape(self, k: int, fresh: int) -> Shape:
+    def launch(self, shape: Shape) -> Tensor:
+        """Begin an iteration; returns its report, which may still be in the making."""
+        self._reserve(shape)
+        if self.rows.eos_token_id != self.host_eos:
+            self.host_eos = self.rows.eos_token_id
+            self.state.eos.fill_(self.host_eos)
+        captured = all(getattr(shape, name) <= most for name, most in vars(LARGEST).items())
+        return self.graphs.run(
+            (shape, self.rule) if captured else None, lambda: iterate(self.verifier, self.state, shape, self.rule)
+        )
+
+    def shape(self, k: int, fresh: int) -> Shape:
+        """Of an iteration over the rows in flight with so many drafted tokens, and committed ones that the drafter has
+        not read."""
         rows = self.rows
-        if k:  # what came since the last draft of this length; more where drafts were shorter or none
-            fresh = k + 1 if fresh <= k + 1 else up(fresh)
+        # What came since a draft of this length; more where the last was longer, or long ago.
+        fresh = 1 if not k else k + 1 if fresh <= k + 1 else up(fresh)
         return Shape(
             min(up(rows.count), rows.slots), up(rows.source_horizon, LEAST, 4),
             up(rows.horizon + k + max(0, fresh - 2), LEAST), k, fresh,
@@ -181,6 +185,11 @@ def borrow(engine: Any, verifier: EncoderDecoder, method: Speculative, slots: in
     loop.start(verifier, method.acceptance)
     weakref.finalize(engine, _give_back, weakref.ref(verifier), loop).atexit = False
     return loop
+
+
+def idle_bytes(verifier: EncoderDecoder) -> int:
+    """What idle loops of a verifier hold of its device."""
+    return sum(loop.nbytes for loop in _idle.get(verifier, ()))
 
 
 def drop_idle(verifier: EncoderDecoder) -> None:
