@@ -177,7 +177,7 @@ class Seq2Seq:
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, len(ids))
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids)
         if streamer is not None:
             check_streamable(run.method, len(ids))
             run.streamed = Streamed(streamer)

@@ -1,6 +1,7 @@
 """Runs sources through a model by one method, of whichever kind."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spec2seq.decoding.beam import beam_search
@@ -22,23 +23,25 @@ LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attentio
 
 
 class Runner:
-    """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`."""
+    """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`. `sources` are all that
+    there will be, where that is known."""
 
     def __init__(
         self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
-        profile: bool, count: int | None = None,
+        profile: bool, sources: Sequence[Sequence[int]] | None = None,
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
         if profile and not isinstance(method, Speculative):
             raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
-        if count:
-            batch_size = min(batch_size, count)  # costs are measured at the rows there are
+        if sources:
+            batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
         if seq2seq.model.device.type == "cuda" and isinstance(method, Speculative):
             longest = seq2seq.model.architecture.max_positions or LONGEST_SOURCE
+            longest = max(map(len, sources)) if sources else longest
             self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)
         self.processors = seq2seq.processors()
         self.engine = None

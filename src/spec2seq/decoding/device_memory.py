@@ -7,9 +7,10 @@ import torch
 
 from spec2seq.config import check_range
 from spec2seq.decoding.methods import Speculative
-from spec2seq.decoding.static_loop import drop_idle, idle_bytes
+from spec2seq.decoding.static_loop import LEAST, drop_idle, idle_bytes, up
 from spec2seq.errors import UsageError
 from spec2seq.models.architecture import Architecture, StackShape
+from spec2seq.models.cache import AHEAD
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
@@ -36,7 +37,9 @@ def planned_rows(verifier: EncoderDecoder, method: Speculative, rows: int, sourc
         stacks.append(_decoder(drafter))
         features = len(method.drafter.hidden_layers)
     k = method.length.cap if method.drafter is not None else 0
-    row = row_bytes(verifier.architecture, stacks, features, verifier.dtype.itemsize, source, output, k)
+    places = up(output + 2 * k + 2, LEAST) + AHEAD  # of a cache that grew as it may
+    size = verifier.dtype.itemsize
+    row = row_bytes(verifier.architecture, stacks, features, size, up(source, LEAST, 4), places, k)
     free, idle = _left(verifier.device), idle_bytes(verifier)
     planned = rows_within(rows, row, free + idle)
     if planned * row > KEPT * free:
@@ -54,13 +57,15 @@ def row_bytes(
         stacks: what has caches for the row.
         features: states of the verifier that a drafter keeps for each output token.
         size: bytes of a number.
-        source, output: tokens.
+        source, output: places in the caches.
         k: the longest draft.
     """
     places = 2 * sum(stack.layers * stack.heads * stack.head_width for stack in stacks)
     kept = (places * (source + output) + features * a.width * output) * size
     logits = (k + 1) * a.vocabulary * (size + 4)  # some rules compare them in float32
     encoding = source * (6 * a.width + 2 * a.encoder.ffn_width) * size
+    if a.position_rows is None:  # the biases of all pairs, with and without a mask, and the distances they come from
+        encoding += source * source * (2 * a.encoder.heads * size + 5 * 8)
     return math.ceil(GROWTH * kept) + logits + encoding
 
 

@@ -19,8 +19,9 @@ class Graphs:
         self.device = device
         self.made: dict[Hashable, Any] = {}  # None: met once
         self.captures = device.type == "cuda"
+        self.pool: Any = None
         if self.captures:
-            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+            self.stream = torch.cuda.Stream(device)
 
     def run(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
         """What the function returns. With the key None it is never captured."""
@@ -38,6 +39,7 @@ class Graphs:
     def forget(self) -> None:
         """Drop all graphs: a tensor that they read or write has moved."""
         self.made.clear()
+        self.pool = None  # one whose graphs are gone cannot be used again
 
     def _aside(self, function: Callable[[], Tensor]) -> Tensor:
         """On the stream of the captures, where libraries then have what they set up on first use."""
@@ -50,6 +52,8 @@ class Graphs:
         return result
 
     def _capture(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = function()

@@ -124,8 +124,7 @@ class StaticLoop:
         # What came since a draft of this length; more where the last was longer, or long ago.
         fresh = 1 if not k else k + 1 if fresh <= k + 1 else up(fresh)
         return Shape(
-            min(up(rows.count), rows.slots), up(rows.source_horizon, LEAST, 4),
-            up(rows.horizon + k + max(0, fresh - 2), LEAST), k, fresh,
+            up(rows.count), up(rows.source_horizon, LEAST, 4), up(rows.horizon + k + max(0, fresh - 2), LEAST), k, fresh
         )  # fmt: skip
 
     def _reserve(self, shape: Shape) -> None:

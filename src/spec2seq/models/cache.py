@@ -13,6 +13,7 @@ from torch import Tensor
 from spec2seq.models.architecture import StackShape
 
 GRAIN = 32  # capacities are multiples of this, so that growing is rare and shapes are few
+AHEAD = 256  # so much more than is asked for at the most
 
 
 class Cache:
@@ -36,7 +37,7 @@ class Cache:
     def reserve(self, length: int) -> None:
         """Make room for `length` target positions in every slot."""
         if length > self.own.shape[4]:
-            self.own = _grown(self.own, max(length, min(2 * self.own.shape[4], length + 256)))
+            self.own = _grown(self.own, max(length, min(2 * self.own.shape[4], length + AHEAD)))
 
     def reserve_source(self, length: int) -> None:
         if length > self.source.shape[4]:
