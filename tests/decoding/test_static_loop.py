@@ -70,6 +70,20 @@ def test_in_float32_too(family, name):
     assert fixed(model, torch.float32).generate(sources, method, max_new_tokens=CAP, batch_size=4).sequences == wanted
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_half_precision(dtype):
+    """What is kept has the model's dtype; rounding makes other tokens than float64's, so they are not compared."""
+    model = tiny.seq2seq("bart")
+    block = type(tiny.cached_drafter(model))(copy.deepcopy(tiny.cached_drafter(model).model).to(dtype))
+    mine = fixed(model, dtype)
+    for method in (Greedy(), SpecDec(block, 3), SpecDec(block, 3, beta=5, tau=3.0)):
+        found = mine.generate(tiny.sources(model, 5, 4), method, max_new_tokens=CAP, batch_size=2)
+        assert all(0 < len(row) <= CAP for row in found.sequences)
+        loop = Engine(mine.model, method, 2).native
+        assert {loop.cache.own.dtype, loop.cache.source.dtype, loop.state.features.dtype} == {dtype}
+    assert found.stats.drafted > 0
+
+
 class Switching:
     """Drafts that come and go, as those of the adaptive rule do."""
 

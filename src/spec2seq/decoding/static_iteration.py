@@ -34,8 +34,8 @@ class State:
     `features[slots, places, width]` are the verifier's states that chose the token at each place. `eos[]` is a tensor,
     so that one graph serves whatever ends a row.
 
-    A slot may hold no row, or one that has ended or left. Such a row goes through every pass all the same, and
-    `limits` keeps it within its places.
+    A slot may hold no row, or one that has ended or left. Such a row goes through every pass all the same; whatever its
+    length is, it is taken for one that the shape has room for.
     """
 
     rows: Rows
@@ -53,7 +53,7 @@ def iterate(verifier: EncoderDecoder, state: State, shape: Shape, rule: Acceptan
     tokens and the draft, of which so many count.
     """
     n, rows = shape.rows, state.rows
-    lengths = rows.lengths[:n].clone()
+    lengths = rows.lengths[:n].clamp(max=shape.horizon - shape.k)
     last = rows.tokens[:n].gather(1, lengths[:, None] - 1)
     draft = _draft(verifier, state, shape, lengths, last)
     decoded = verifier.decode_block(
@@ -69,9 +69,8 @@ def _draft(verifier: EncoderDecoder, state: State, shape: Shape, lengths: Tensor
     n, rows, session = shape.rows, state.rows, state.session
     if session is None or not shape.k:
         return Draft(rows.tokens.new_zeros(n, 0), torch.zeros_like(lengths))
-    fed, model = state.fed[:n], session.model
+    model, fed = session.model, state.fed[:n].clamp(max=shape.horizon - shape.fresh - shape.k + 1)
     places = fed[:, None] + torch.arange(shape.fresh, device=fed.device)
-    places = places.clamp(max=rows.tokens.shape[1] - 1)  # behind a row's tokens: nothing sees it
     features = state.features[:n].gather(1, places[:, :, None].expand(-1, -1, state.features.shape[2]))
     states = model.guess(
         verifier, session.cache.window(shape.source), rows.tokens[:n].gather(1, places), features, fed,

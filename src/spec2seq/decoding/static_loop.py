@@ -17,7 +17,7 @@ from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.static_iteration import HEAD, Shape, State, iterate
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
-LEAST = 64  # places; fewer cost as much
+LEAST, FRESH = 64, 16  # places and tokens; fewer cost as much
 LARGEST = Shape(rows=128, source=1024, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
 
 
@@ -50,7 +50,7 @@ class StaticLoop:
             cache.source_lengths.fill_(1)
         self.graphs = Graphs(device)
         self.host_fed, self.host_eos = [0] * slots, a.eos_token_id
-        self.most, self.reserved = 0, ()  # tokens of a row so far; where the tensors lie that graphs were made of
+        self.reserved: tuple[int, ...] = ()  # where the tensors lie that the graphs are of
 
     @staticmethod
     def can_run(verifier: EncoderDecoder, method: Speculative) -> bool:
@@ -97,10 +97,9 @@ class StaticLoop:
 
     def run(self, k: int) -> Iterated:
         """Draft k tokens, or as many as the drafter can; 0: none. Commit what stands."""
-        rows, n, asked = self.rows, self.rows.count, k
+        rows, n, asked, fresh = self.rows, self.rows.count, k, self.fresh
         k = min(k, self.longest)
-        fresh = max(length - fed for length, fed in zip(rows.host_lengths[:n], self.host_fed, strict=False))
-        report = self.launch(self.shape(k, fresh))
+        report = self.launch(self.shape(k))
         found = read(report[:n], self.meanwhile)
         if k:
             self.host_fed[:n] = rows.host_lengths[:n]
@@ -117,23 +116,26 @@ class StaticLoop:
             (shape, self.rule) if captured else None, lambda: iterate(self.verifier, self.state, shape, self.rule)
         )
 
-    def shape(self, k: int, fresh: int) -> Shape:
-        """Of an iteration over the rows in flight with so many drafted tokens, and committed ones that the drafter has
-        not read."""
-        rows = self.rows
-        # What came since a draft of this length; more where the last was longer, or long ago.
-        fresh = 1 if not k else k + 1 if fresh <= k + 1 else up(fresh)
-        return Shape(
-            up(rows.count), up(rows.source_horizon, LEAST, 4), up(rows.horizon + k + max(0, fresh - 2), LEAST), k, fresh
-        )  # fmt: skip
+    @property
+    def fresh(self) -> int:
+        """The most committed tokens of any row in flight that the drafter has not read."""
+        n = self.rows.count
+        return max(length - fed for length, fed in zip(self.rows.host_lengths[:n], self.host_fed, strict=False))
+
+    def shape(self, k: int) -> Shape:
+        """Of an iteration over the rows in flight with so many drafted tokens."""
+        rows, fresh, places = self.rows, 1, self.rows.horizon + k
+        if k:  # the drafter reads what came since a draft of this length; more where the last was longer, or long ago
+            fresh = k + 1 if self.fresh <= k + 1 else up(self.fresh, FRESH, 4)
+            places = max(places, max(self.host_fed[: rows.count]) + fresh + k - 1)
+        return Shape(up(rows.count), up(rows.source_horizon, LEAST, 4), up(places, LEAST), k, fresh)
 
     def _reserve(self, shape: Shape) -> None:
-        """Make room for all that an iteration may write, in rows that have left, too; graphs of tensors that had to
-        grow are forgotten."""
+        """Make room for an iteration, and at once for all that the rows in flight will need; graphs of tensors that had
+        to grow are forgotten."""
         rows, state = self.rows, self.state
-        self.most = max(self.most, *rows.host_limits[: rows.count])
-        places = max(shape.horizon, self.most + self.longest + shape.fresh)
-        rows.reserve(places)
+        places = max(shape.horizon, up(max(rows.host_limits[: rows.count]) + 2 * self.longest, LEAST))
+        rows.reserve(places + 1)
         for cache in self._caches():
             cache.reserve(places)
             cache.reserve_source(shape.source)

@@ -77,7 +77,7 @@ def large_pass(model: Seq2Seq, drafter: Any, rate: float) -> list[dict[str, Any]
     made = []
     for k in DRAFTS:
         loop = _running(model, Greedy() if k == 0 else SpecDec(drafter, k), 1).native
-        shape = loop.shape(k, 1)
+        shape = loop.shape(k)
         seconds = _replayed(model, loop, shape)
         size = pass_bytes(model.model) - _admission_bytes(model.model.decoder.layers) + _cache_bytes(loop.cache, shape)
         if k:  # the slots' tokens are chosen one after the other
