@@ -69,13 +69,11 @@ def test_idle_loops_count_as_room_and_go_where_it_is_short(monkeypatch):
     model.generate([[5, 6, 2]], max_new_tokens=4)
     held = device_memory.idle_bytes(verifier)
     assert held > 0
-    a = verifier.architecture
-    row = row_bytes(a, [a.decoder], 0, 8, 20, 20, 0)
-    monkeypatch.setattr(device_memory, "_left", lambda device: 100 * row)
+    monkeypatch.setattr(device_memory, "row_bytes", lambda *given: held)
+    monkeypatch.setattr(device_memory, "_left", lambda device: 100 * held)
     assert planned_rows(verifier, Greedy(), 4, 20, 20) == 4 and device_memory.idle_bytes(verifier) == held
-    monkeypatch.setattr(device_memory, "_left", lambda device: max(0, 2 * row - held))
-    assert planned_rows(verifier, Greedy(), 4, 20, 20) >= 1
-    assert device_memory.idle_bytes(verifier) == 0
+    monkeypatch.setattr(device_memory, "_left", lambda device: 3 * held // 2)
+    assert planned_rows(verifier, Greedy(), 4, 20, 20) == 2 and device_memory.idle_bytes(verifier) == 0
 
 
 def test_a_limit_is_of_gpus():

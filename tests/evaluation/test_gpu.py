@@ -7,7 +7,7 @@ import shutil
 import pytest
 import tiny
 import torch
-from evaluation.tiny_folder import models
+from evaluation.tiny_folder import models, pairs
 from transformers import BartConfig
 
 from spec2seq import Greedy, Seq2Seq, SpecDec
@@ -38,6 +38,7 @@ def small(monkeypatch):
     for name, value in {"SHORTLIST": 40, "BATCH": 4, "INPUT": 9, "OUTPUT": 6, "SENTENCE": 5, "REPLAYS": 2,
                         "ITERATIONS": 2, "LINES": 4, "BATCH_SIZES": (1, 2)}.items():  # fmt: skip
         monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "committed_sample", lambda: pairs(8))
     monkeypatch.setattr(costs, "ARRAY", 1 << 20)
     monkeypatch.setattr(memory, "fresh_peaks", lambda engine, work, job, sizes: {
         size: 100.0 + size + 10 * (job.method == "specdec") for size in sizes})  # fmt: skip

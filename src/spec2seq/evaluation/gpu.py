@@ -76,8 +76,8 @@ def large_pass(model: Seq2Seq, drafter: Any, rate: float) -> list[dict[str, Any]
     cache take at least at the rate at which the device reads."""
     made = []
     for k in DRAFTS:
-        loop = _running(model, Greedy() if k == 0 else SpecDec(drafter, k), 1).native
-        shape = loop.shape(k)
+        engine = _running(model, Greedy() if k == 0 else SpecDec(drafter, k), 1)
+        loop, shape = engine.native, engine.native.shape(k)
         seconds = _replayed(model, loop, shape)
         size = pass_bytes(model.model) - _admission_bytes(model.model.decoder.layers) + _cache_bytes(loop.cache, shape)
         if k:  # the slots' tokens are chosen one after the other
