@@ -85,5 +85,6 @@ def test_a_model_is_saved_from_the_device(tmp_path):
     Seq2Seq(model.model, model.config, tiny.tokenizer(model), None).save_pretrained(tmp_path / "model")
     back = Seq2Seq.from_pretrained(tmp_path / "model", device="cuda")
     sources = tiny.sources(model, 3)
-    assert {parameter.device.type for parameter in back.model.parameters()} == {"cuda"}
+    assert {parameter.device.type for parameter in back.model.parameters()} == {"cuda"} and back.model.graphs
+    assert not Seq2Seq.from_pretrained(tmp_path / "model", device="cuda", executor="torch").model.graphs
     assert back.generate(sources, max_new_tokens=8).sequences == model.generate(sources, max_new_tokens=8).sequences

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import time
 import weakref
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spec2seq import AdaptiveLength, Assisted, FixedLength, Greedy, Rollback, Sample, Seq2Seq, SpecDec, Speculative
-from spec2seq.decoding import acceptance, static_loop
+from spec2seq.decoding import acceptance, costs, static_loop
 from spec2seq.decoding.graphs import Graphs
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.static_iteration import Shape, iterate
@@ -268,6 +269,23 @@ def test_a_shape_is_captured_when_it_comes_again_and_the_largest_never(monkeypat
     graphs.forget()
     assert mine.generate(sources[:4], method, max_new_tokens=4, batch_size=4).sequences
     assert all(shape.rows <= 2 for shape, _ in graphs.made)
+
+
+def test_what_graphs_cost_is_no_part_of_an_iteration(monkeypatch):
+    """The first two calls of a size are slow; an adaptive length reckons with the others."""
+
+    class Slow(Recorded):
+        def run(self, key, function):
+            result = super().run(key, function)
+            if not self.settled:
+                time.sleep(0.1)
+            return result
+
+    model = tiny.seq2seq("marian")
+    monkeypatch.setattr(static_loop, "Graphs", Slow)
+    found = costs.measure(fixed(model).model, SpecDec(tiny.cached_drafter(model)), [], 2)
+    assert found.rest.keys() == {0, 1, 2, 4, 5} and max(found.rest.values()) < 0.1
+    assert not any(found.drafting.values())
 
 
 def test_a_tensor_that_grows_drops_the_graphs(monkeypatch):

@@ -20,11 +20,14 @@ class Graphs:
         self.made: dict[Hashable, Any] = {}  # None: met once
         self.captures = device.type == "cuda"
         self.pool: Any = None
+        self.settled = True
         if self.captures:
             self.stream = torch.cuda.Stream(device)
 
     def run(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
-        """What the function returns. With the key None it is never captured."""
+        """What the function returns. With the key None it is never captured. `settled` says afterwards whether it will
+        take as long the next time."""
+        self.settled = key is None or not self.captures or self.made.get(key) is not None
         if key is None or not self.captures:
             return function()
         if key not in self.made:

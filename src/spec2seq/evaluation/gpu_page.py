@@ -37,7 +37,7 @@ def _passes(results: dict[str, Any]) -> list[Any]:
         "BART-large shape, random weights, one row, replayed without being read. The least is what weights and caches "
         "of an iteration take at the device's rate.",
         Table(["iteration", "ms", "MB", "least ms", "times the least"], rows),
-        "Calls of the host in an iteration, Transformer-base shape, and PyTorch's operators among what makes them:",
+        "Transformer-base shape, one row: the host's calls of CUDA in an iteration, and PyTorch's operators.",
         Table(["loop", "iteration", *asked, "operators"], calls, left=2),
     ]
 
