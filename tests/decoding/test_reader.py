@@ -1,5 +1,7 @@
 """Sources that are encoded ahead give the same rows, whatever happens before their turn comes."""
 
+import copy
+
 import pytest
 import tiny
 
@@ -11,9 +13,11 @@ MODEL = tiny.seq2seq("marian")
 SOURCES = tiny.sources(MODEL, 12, 6)
 
 
-def engine_that_reads_ahead(slots: int) -> Engine:
+def engine_that_reads_ahead(slots: int, graphs: bool = False) -> Engine:
     """As on a GPU, but for the stream; `used` has the groups that were read ahead and then entered."""
-    engine = Engine(MODEL.model, Greedy(), slots)
+    verifier = copy.copy(MODEL.model)
+    verifier.graphs = graphs
+    engine = Engine(verifier, Greedy(), slots)
     engine.reader.overlaps, engine.used = True, []
     engine.reader._join = engine.used.append
     return engine
@@ -31,8 +35,9 @@ def decode(engine: Engine, cancel: dict[int, int] | None = None) -> dict[int, li
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_the_same_rows(slots):
-    engine = engine_that_reads_ahead(slots)
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_same_rows(slots, graphs):
+    engine = engine_that_reads_ahead(slots, graphs)
     for source in SOURCES:
         engine.submit(source, CAP)
     done = decode(engine)
