@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint verify bench train-queue clean
+.PHONY: demo test lint verify bench gpu-bench train-queue clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ bench: $(INSTALLED)
 	$(BIN)/spec2seq report docs/results/bench --readme README.md
 
 # For a machine with a GPU and without a package index: nothing is installed, its own Python runs.
+gpu-bench:
+	PYTHONPATH=src $(PYTHON) -m spec2seq.evaluation.gpu --out docs/results/gpu
+	PYTHONPATH=src $(PYTHON) -m spec2seq.cli bench --config recipes/bench/gpu.yaml --out docs/results/gpu-bench
+
 train-queue:
 	PYTHONPATH=src $(PYTHON) -m spec2seq.training.queue
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from spec2seq.config import check_choice
+from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.logits import Processor, processors_from
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
@@ -26,10 +27,9 @@ from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES
-from spec2seq.runner import Runner
+from spec2seq.runner import LONGEST_SOURCE, Runner
 
 DEFAULT_MAX_NEW_TOKENS = 256
-LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 WINDOW = 16  # batches that are sorted by length together
 
 Method = Speculative | Beam | OfficialBiLD
@@ -54,7 +54,7 @@ class Seq2Seq:
     def from_pretrained(
         cls, name: str | Path, dtype: str = "float32", device: str = "cpu", executor: str = "auto", *,
         tokenizer: str | Path | None = None, src_lang: str | None = None, tgt_lang: str | None = None,
-        prefix: str | None = None,
+        prefix: str | None = None, device_memory: float | None = None,
     ) -> "Seq2Seq":  # fmt: skip
         """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
 
@@ -63,16 +63,21 @@ class Seq2Seq:
             dtype: one of float32, int8 (weights; activations by token), bfloat16, float16, float64.
             device: a PyTorch device, such as "cpu" or "cuda".
             executor: what runs the layers: "torch"; "native", compiled on this machine, for float32 and int8 on a CPU;
-                "auto", native where that is possible.
+                "auto", native where that is possible, and on a GPU a graph for each iteration.
             tokenizer: folder or id of the tokenizer where the model's has none.
             src_lang, tgt_lang, prefix: see `for_task`.
+            device_memory: GiB of a GPU that this process may take; None: what is free. Rows in flight are as many as
+                have room in it.
         """
         check_choice("dtype", dtype, DTYPES)
         where = loading.torch_device(device)
         executors.check(dtype, executor)
+        if device_memory is not None:
+            limit(where, device_memory)
         model, config, generation_config = loading.load_model(str(name), dtype)
         words = loading.load_tokenizer(str(tokenizer or name))
         executors.prepare(model.to(where), dtype, executor)
+        model.graphs = executor == "auto" and where.type == "cuda"
         return cls(model, config, words, generation_config).for_task(src_lang, tgt_lang, prefix)
 
     @classmethod
@@ -178,7 +183,7 @@ class Seq2Seq:
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, len(ids))
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids)
         if streamer is not None:
             check_streamable(run.method, len(ids))
             run.streamed = Streamed(streamer)

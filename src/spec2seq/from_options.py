@@ -22,7 +22,9 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
 
         torch.set_num_threads(run.threads)
     place = run.given("dtype", "device", "executor")
-    model = Seq2Seq.from_pretrained(run.model, **place, **run.given("src_lang", "tgt_lang", "prefix"))
+    model = Seq2Seq.from_pretrained(
+        run.model, **place, **run.given("src_lang", "tgt_lang", "prefix", "device_memory")
+    )  # fmt: skip
     drafter = None
     if options.drafter is not UNSET:
         drafter = load_drafter(options.drafter, model, languages=run.given("src_lang", "tgt_lang"), **place)

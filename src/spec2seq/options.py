@@ -47,7 +47,9 @@ class RunOptions(_Given):
     dtype: str = _option(str, "type of weights and arithmetic", "float32", choices=DTYPES)
     device: str = _option(str, "cpu, cuda or cuda:N", "cpu")
     executor: str = _option(str, "what runs the layers: native is compiled on this machine, for float32 and int8 on a "
-                            "CPU; auto takes it where it can", "auto", choices=EXECUTORS)  # fmt: skip
+                            "CPU; auto takes it where it can, and graphs on a GPU", "auto",
+                            choices=EXECUTORS)  # fmt: skip
+    device_memory: float = _option(float, "GiB of a GPU's memory that may be taken", "what is free", low=0.1)
     threads: int = _option(int, "CPU threads", "what PyTorch takes", low=1)
     batch_size: int = _option(int, "rows in flight; lines come out in groups of 16 times as many, or one by one at 1",
                               8, low=1)  # fmt: skip

@@ -1,9 +1,11 @@
 """Runs sources through a model by one method, of whichever kind."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spec2seq.decoding.beam import beam_search
+from spec2seq.decoding.device_memory import planned_rows
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Speculative
@@ -19,24 +21,30 @@ if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
 
 AT_ONCE = 16  # iterations in one call: a keyboard interrupt waits for them
+LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 
 
 class Runner:
-    """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`."""
+    """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`. `sources` are all that
+    there will be, where that is known."""
 
     def __init__(
         self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
-        profile: bool, count: int | None = None,
+        profile: bool, sources: Sequence[Sequence[int]] | None = None,
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
         if profile and not isinstance(method, Speculative):
             raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
-        if count:
-            batch_size = min(batch_size, count)  # costs are measured at the rows there are
+        if sources:
+            batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
+        if seq2seq.model.device.type == "cuda" and isinstance(method, Speculative):
+            longest = seq2seq.model.architecture.max_positions or LONGEST_SOURCE
+            longest = max(map(len, sources)) if sources else longest
+            self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)
         self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
         self.engine = None
         self.streamed: Streamed | None = None
@@ -45,7 +53,7 @@ class Runner:
             check_pair(seq2seq, method.drafter)
         if isinstance(method, Speculative):
             self.engine = Engine(
-                seq2seq.model, method, batch_size, self.processors,
+                seq2seq.model, method, self.batch_size, self.processors,
                 eos_token_ids=self.ends, trace=trace, profile=profile,
             )  # fmt: skip
             self.stats = self.engine.stats

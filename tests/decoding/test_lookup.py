@@ -7,6 +7,7 @@ import torch
 from spec2seq import Lookup, NgramLookup, UsageError
 from spec2seq.decoding.lookup import LookupSession
 from spec2seq.decoding.rows import Rows
+from spec2seq.decoding.scheduler import Request
 from spec2seq.models import native
 
 START, EOS, PAD = 0, 1, 2
@@ -17,8 +18,8 @@ def draft(
 ):
     """What is proposed for each (source, output so far)."""
     state = Rows(len(rows), START, (EOS,), PAD, torch.device("cpu"))
-    sources, lengths = tiny.padded([source for source, _ in rows], PAD)
-    state.admit(sources, lengths, [99] * len(rows), [0] * len(rows))
+    sources, _ = tiny.padded([source for source, _ in rows], PAD)
+    state.admit(sources, [Request(number, source, 99, 0) for number, (source, _) in enumerate(rows)])
     state.reserve(30)
     state.tokens[:, 1:] = 77  # what an earlier row left behind must never be copied
     for slot, (_, output) in enumerate(rows):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from spec2seq import documents, io
 from spec2seq.cli.flags import load_all, quiet, with_options
+from spec2seq.cli.shares import own_share
 from spec2seq.config import check_choice
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.progress import progress
@@ -81,10 +83,11 @@ def _generate(run, method, file, output, read, shape, trace: bool, show_stats: b
     _check_document(document, window, method)
     path = None if file is None or str(file) == "-" else file
     counts, where = Stats(), io.name_of(path)
-    with io.writer(output) as write:
+    share = own_share(path, output, show_stats)
+    with io.writer(output if share is None else share.part(share.index)) as write:
         if path is not None:
             io.check_readable(path)  # before the seconds that loading takes
-        model, decoding = load_all(run, method)
+        model, decoding = load_all(run if share is None else share.place(run), method)
         keep: dict[str, Any] = {"truncate": run.given("truncate").get("truncate", False)}
         if document is not None:
             keep["cut"] = functools.partial(documents.pieces, model=model, unit=document, window=window)
@@ -92,12 +95,18 @@ def _generate(run, method, file, output, read, shape, trace: bool, show_stats: b
         settings = run.given("batch_size", "max_new_tokens")
         if path is None and sys.stdin.isatty():
             settings.setdefault("batch_size", 1)  # somebody types and waits for each line
-        rows = Rows(model, decoding, read(path), where, stats=counts, trace=trace, **keep, **settings)
+        lines = read(path)
+        if share is not None:
+            first, end = share.stretch(total)
+            lines, total = itertools.islice(lines, first, end), end - first
+        rows = Rows(model, decoding, lines, where, stats=counts, trace=trace, **keep, **settings)
         hidden = output is None and sys.stdout.isatty()  # a bar would run through the lines
         with contextlib.nullcontext(lambda: None) if hidden else progress("lines", total) as advance:
             for line, row in rows:
                 write(shape(line, row))
                 advance()
+    if share is not None:
+        share.join()
     if show_stats:
         _print_stats(counts)
 

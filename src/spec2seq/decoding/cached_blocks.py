@@ -131,7 +131,7 @@ class CachedSession:
             drafted, logits = self.native.chooser(states, last)
         else:
             drafted, logits = self.model.choose(self.verifier, self.head, states, last, pick)
-        length = torch.minimum(room, _through(rows.ends(drafted)))
+        length = torch.minimum(room, through(rows.ends(drafted)))
         unsure = None
         if confidence is not None:
             sure = (logits.float().softmax(-1).amax(-1) >= confidence).long().cumprod(1).sum(1)
@@ -154,7 +154,8 @@ class CachedSession:
         states = torch.cat([decoded.hidden[layer] for layer in layers], 2) if layers else decoded.states[:, :, :0]
         waiting = [self.rows.host_lengths[slot] - counts[slot] - self.fed[slot] for slot in range(n)]
         if any(waiting):  # tokens came without a draft
-            places = torch.tensor(waiting, device=states.device)[:, None] + torch.arange(states.shape[1])
+            places = torch.tensor(waiting, device=states.device)[:, None]
+            places = places + torch.arange(states.shape[1], device=states.device)
             grown = states.new_zeros(n, max(waiting) + states.shape[1], states.shape[2])
             grown[:, : max(waiting)] = self.pending[:n, : max(waiting)]
             states = grown.scatter_(1, places[:, :, None].expand(-1, -1, states.shape[2]), states)
@@ -166,7 +167,7 @@ class CachedSession:
         self.fed[target] = self.fed[source]
 
 
-def _through(ends: Tensor) -> Tensor:
+def through(ends: Tensor) -> Tensor:
     """How many places up to and with the first of `ends[rows, width]`: `[rows]`."""
     before = ends.long().cumsum(1) - ends.long()
     return (before == 0).sum(1)

@@ -14,9 +14,11 @@ from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
-from spec2seq.decoding.rows import Rows, padded
+from spec2seq.decoding.reader import Reader
+from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
+from spec2seq.decoding.static_loop import StaticLoop, borrow
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
@@ -37,21 +39,36 @@ class Engine:
         profile: bool = False,
     ):
         """`eos_token_ids`: what ends a row; none: the model's own end token."""
-        a = verifier.architecture
         self.verifier, self.method, self.processors = verifier, method, processors or []
         self.trace, self.profile = trace, profile
-        ends = eos_token_ids or (a.eos_token_id,)
-        self.rows = Rows(slots, a.decoder_start_token_id, ends, a.pad_token_id, verifier.device)
-        self.cache = verifier.new_cache(slots)
         self.scheduler = Scheduler(slots)
-        self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
+        self.reader = Reader(verifier, self.scheduler)
         self.sampling: Sampling | None = method.acceptance.sampling
-        self.chooser = None if self.session is None else method.chooser(verifier, slots, self.processors)
-        self.native = None
-        if len(ends) == 1 and not self.processors and NativeLoop.can_run(verifier, method, self.session):
-            self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
+        # Before there are caches: it may measure iterations, in engines of its own.
+        self.chooser = method.chooser(verifier, slots, self.processors) if method.drafter else None
+        self.native: NativeLoop | StaticLoop | None = None  # does an iteration in one call
+        ends = eos_token_ids or (verifier.architecture.eos_token_id,)
+        in_one_call = len(ends) == 1 and not self.processors
+        if in_one_call and StaticLoop.can_run(verifier, method):
+            self._take(borrow(self, verifier, method, slots))
+        else:
+            self._make(slots, ends, in_one_call)
         self.stats = Stats()
         self.ids = itertools.count()
+
+    def _take(self, loop: StaticLoop) -> None:
+        """Decode over the tensors of a loop that has them."""
+        self.native, self.rows, self.cache, self.session = loop, loop.rows, loop.cache, loop.session
+        loop.meanwhile = self.reader.read_ahead
+
+    def _make(self, slots: int, ends: tuple[int, ...], in_one_call: bool) -> None:
+        """Tensors of this engine alone, which grow as they must."""
+        verifier, method, a = self.verifier, self.method, self.verifier.architecture
+        self.rows = Rows(slots, a.decoder_start_token_id, ends, a.pad_token_id, verifier.device)
+        self.cache = verifier.new_cache(slots)
+        self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
+        if in_one_call and NativeLoop.can_run(verifier, method, self.session):
+            self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
 
     def submit(self, source: list[int], max_new_tokens: int, seed: int | None = None) -> int:
         """Queue one source (ids, end token included); returns the request's id. `seed` draws differently for
@@ -119,15 +136,17 @@ class Engine:
                 decoded = self._verify(draft)
         with self._phase("judge"):
             verdict = self._judge(decoded, draft, tail)
+            self.reader.read_ahead()  # the device is still at work
             return self._commit(draft, verdict, decoded, tail)
 
     def _iterate_native(self, k: int, most: int) -> list[Completion]:
-        """The same in one call of the compiled executor, or in two where the drafter runs before; up to `most` times in
-        one call where it needs nothing from outside."""
+        """The same in one call, or in two where the drafter runs before; up to `most` times in one call where it needs
+        nothing from outside."""
         done: list[Completion] = []
         if self.native.drafts:
             if self.chooser is not None:
-                most = 1 if self._opening else 1 + self.chooser.more(most - 1)
+                several = self.native.several and not self._opening
+                most = 1 + self.chooser.more(most - 1) if several else 1
             for found in self.native.run(k, most):
                 self.stats.drafter_passes += found.calls
                 done = self._book_native(found)
@@ -136,7 +155,7 @@ class Engine:
                 draft = self._draft(k)
             done = self._book_native(self.native.judge(draft))
         if self.profile:
-            for name, seconds in zip(("draft", "verify", "judge"), self.native.iteration.seconds, strict=True):
+            for name, seconds in self.native.seconds.items():
                 self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
         return done
 
@@ -152,21 +171,13 @@ class Engine:
         return self._release(finished)
 
     def _admit(self) -> None:
-        group = self.scheduler.admissible()
-        if not group:
-            return
-        lengths = torch.tensor([len(request.source) for request in group])
-        sources = padded([request.source for request in group], self.rows.pad_token_id)
-        sources, lengths = sources.to(self.verifier.device), lengths.to(self.verifier.device)
-        encoded = self.verifier.encode(sources, lengths)
-        first = self.rows.admit(
-            sources, lengths, [request.max_new_tokens for request in group], [request.seed for request in group]
-        )
-        self.verifier.admit(self.cache, first, encoded)
-        if self.session is not None:
-            self.session.admit(first, encoded)
-        if self.native is not None:
-            self.native.admit(first)
+        for group, encoded in self.reader.read(self.scheduler.admissible()):
+            first = self.rows.admit(encoded.tokens, group)
+            self.verifier.admit(self.cache, first, encoded)
+            if self.session is not None:
+                self.session.admit(first, encoded)
+            if self.native is not None:
+                self.native.admit(first)
 
     def _draft(self, k: int) -> Draft:
         rows = self.rows

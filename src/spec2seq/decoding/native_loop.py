@@ -50,6 +50,8 @@ class NativeLoop:
     verifier. `fed` and `pending` are what `CachedSession` has by these names.
     """
 
+    several = True  # iterations in one call
+
     def __init__(
         self, verifier: EncoderDecoder, method: Speculative, rows: Rows, cache: Cache, session: Session | None
     ):
@@ -89,6 +91,11 @@ class NativeLoop:
             plain = method.verify_tail and method.starts == "drafter" and method.length.confidence is None
             return plain and session.native is not None
         return session is None or not method.drafter.hidden_layers
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the last iteration took, by phase."""
+        return dict(zip(("draft", "verify", "judge"), self.iteration.seconds, strict=True))
 
     def admit(self, first_slot: int) -> None:
         """Rows that are new in the slots from `first_slot` on."""

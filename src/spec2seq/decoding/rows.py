@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spec2seq.decoding.scheduler import Request
+
 GRAIN = 64
 
 
@@ -59,24 +61,27 @@ class Rows:
         end = next((place for place, token in enumerate(tokens, 1) if token in self.eos_token_ids), None)
         return tokens[:end]
 
-    def admit(self, sources: Tensor, source_lengths: Tensor, limits: list[int], seeds: list[int]) -> int:
-        """Add rows with sources `[rows, length]`; returns their first slot."""
-        first, rows = self.count, len(limits)
+    def admit(self, sources: Tensor, requests: Sequence[Request]) -> int:
+        """Add a row for each request, with its source in `[rows, length]`; returns their first slot."""
+        first, rows = self.count, len(requests)
+        lengths, limits = [len(request.source) for request in requests], [r.max_new_tokens + 1 for r in requests]
         new = slice(first, first + rows)
         self.source_tokens = _at_least(self.source_tokens, sources.shape[1], self.pad_token_id)
         self.reserve(1)
         self.source_tokens[new] = self.pad_token_id
         self.source_tokens[new, : sources.shape[1]] = sources
-        self.source_lengths[new] = source_lengths
+        self.source_lengths[new] = self._column(lengths)
         self.tokens[new, 0] = self.start_token_id
         self.lengths[new] = 1
-        self.limits[new] = torch.tensor(limits, device=self.limits.device) + 1
-        self.seeds[new] = torch.tensor(seeds, device=self.seeds.device)
+        self.limits[new] = self._column(limits)
+        self.seeds[new] = self._column([request.seed for request in requests])
         self.host_lengths[new] = [1] * rows
-        self.host_limits[new] = [limit + 1 for limit in limits]
-        self.host_sources[new] = source_lengths.tolist()
+        self.host_limits[new], self.host_sources[new] = limits, lengths
         self.count += rows
         return first
+
+    def _column(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.tokens.device)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in every row."""

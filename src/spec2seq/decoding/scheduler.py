@@ -1,5 +1,6 @@
 """Requests wait here until a slot is free."""
 
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -47,11 +48,19 @@ class Scheduler:
         passes, so freed slots are filled a quarter of the batch at a time, or when nothing else waits."""
         free = self.slots - len(self.running)
         wanted = min(free, len(self.waiting))
-        if not wanted or (self.running and free < max(1, self.slots // 4) and len(self.waiting) > free):
+        if not wanted or (self.running and free < self._group and len(self.waiting) > free):
             return []
         group = [self.waiting.popleft() for _ in range(wanted)]
         self.running.extend(group)
         return group
+
+    def upcoming(self) -> list[Request]:
+        """Those who will be among the next group, as far as one can say."""
+        return list(itertools.islice(self.waiting, self._group))
+
+    @property
+    def _group(self) -> int:
+        return max(1, self.slots // 4)
 
     def leave(self, slot: int) -> Request:
         """The request at `slot` is done; the last one takes its place."""

@@ -4,6 +4,7 @@ The rows in flight are the slots 0…n-1, so that a pass works on views and neve
 of lengths: its user does, and rolling a row back is using a smaller length.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from spec2seq.models.architecture import StackShape
 
 GRAIN = 32  # capacities are multiples of this, so that growing is rare and shapes are few
+AHEAD = 256  # so much more than is asked for at the most
 
 
 class Cache:
@@ -36,7 +38,7 @@ class Cache:
     def reserve(self, length: int) -> None:
         """Make room for `length` target positions in every slot."""
         if length > self.own.shape[4]:
-            self.own = _grown(self.own, max(length, min(2 * self.own.shape[4], length + 256)))
+            self.own = _grown(self.own, max(length, min(2 * self.own.shape[4], length + AHEAD)))
             if self.origins is not None:
                 known = self.origins
                 self.origins = self._own_rows()
@@ -79,6 +81,13 @@ class Cache:
 
     def _own_rows(self) -> Tensor:
         return torch.arange(self.slots, device=self.own.device)[:, None].repeat(1, self.own.shape[4])
+
+    def window(self, source: int) -> "Cache":
+        """These tensors with `source` places of every source: a pass that is given no source horizon then looks at so
+        many, and hides what lies behind a source's own end."""
+        other = copy.copy(self)
+        other.source = self.source[:, :, :, :, :source]
+        return other
 
     def writer(self, rows: int, lengths: Tensor | None, length: int, horizon: int) -> Callable:
         """The `store` of one pass of `length` new tokens on rows 0…rows-1.

@@ -156,7 +156,7 @@ class CachedDrafter(nn.Module):
         fresh: Tensor,
         k: int,
         horizon: int,
-        source_horizon: int,
+        source_horizon: int | None,
         uniform: bool = False,
     ) -> Tensor:
         """States `[rows, k, width]` that guess the next k tokens of every row.

@@ -51,6 +51,7 @@ class EncoderDecoder(nn.Module):
             self.head.weight = self.target_embedding
         self.native_head: Any = None  # as Stack.native
         self.native: Any = None
+        self.graphs = False  # whether the engine may run iterations over fixed tensors, each a graph on a GPU
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,0 +1,77 @@
+"""CUDA graphs of functions over fixed tensors, and the one read of what such a function returns."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Graphs:
+    """Runs functions over fixed tensors. On a GPU a function is captured when it comes for the second time, and
+    replayed from then on; the first time it runs as it is, which does the work and warms up. Elsewhere it always does.
+
+    A function's key must name all that is fixed in it. All graphs share one memory pool, so that only one may run at a
+    time, and what one returned lasts until the next runs.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.made: dict[Hashable, Any] = {}  # None: met once
+        self.captures = device.type == "cuda"
+        self.pool: Any = None
+        self.settled = True
+        if self.captures:
+            self.stream = torch.cuda.Stream(device)
+
+    def run(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
+        """What the function returns. With the key None it is never captured. `settled` says afterwards whether it will
+        take as long the next time."""
+        self.settled = key is None or not self.captures or self.made.get(key) is not None
+        if key is None or not self.captures:
+            return function()
+        if key not in self.made:
+            self.made[key] = None
+            return self._aside(function)
+        if self.made[key] is None:
+            self.made[key] = self._capture(function)
+        replay, result = self.made[key]
+        replay()
+        return result
+
+    def forget(self) -> None:
+        """Drop all graphs: a tensor that they read or write has moved."""
+        self.made.clear()
+        self.pool = None  # one whose graphs are gone cannot be used again
+
+    def _aside(self, function: Callable[[], Tensor]) -> Tensor:
+        """On the stream of the captures, where libraries then have what they set up on first use."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = function()
+        current.wait_stream(self.stream)
+        result.record_stream(current)
+        return result
+
+    def _capture(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            result = function()
+        return graph.replay, result
+
+
+def read(tensor: Tensor, meanwhile: Callable[[], None]) -> list[list[int]]:
+    """The numbers of a tensor `[rows, columns]`, copied without waiting; `meanwhile` runs while the device works."""
+    if tensor.device.type != "cuda":
+        meanwhile()
+        return tensor.tolist()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(tensor.device))
+    meanwhile()
+    done.synchronize()
+    return host.tolist()
