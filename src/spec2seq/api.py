@@ -269,7 +269,9 @@ class Seq2Seq:
         """What ends an output: one token or several, as the generation config says, else the model's own. Raises
         Spec2SeqError for an id that the vocabulary does not have."""
         found, a = self.settings.get("eos_token_id"), self.model.architecture
-        ends = (a.eos_token_id,) if found is None else tuple(found) if isinstance(found, list | tuple) else (found,)
+        if found is None:
+            return (a.eos_token_id,)
+        ends = tuple(found) if isinstance(found, list | tuple) else (found,)
         if not ends or any(not isinstance(end, int) or not 0 <= end < a.vocabulary for end in ends):
             raise Spec2SeqError(f"generation setting eos_token_id={found!r}; allowed: ids of 0 to {a.vocabulary - 1}")
         return tuple(dict.fromkeys(ends))

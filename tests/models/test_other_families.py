@@ -6,9 +6,11 @@ import foreign
 import pytest
 import tiny
 import transformers
+from typer.testing import CliRunner
 
 import spec2seq
 from spec2seq import Assisted, Beam, Greedy, Lookup, Sample, Seq2Seq, Spec2SeqError, UsageError
+from spec2seq.cli import app
 from spec2seq.models import transformers_model
 from spec2seq.models.loading import load_config
 
@@ -109,6 +111,16 @@ def test_a_folder_is_loaded_and_saved_and_it_is_said_once(tmp_path):
             Seq2Seq.from_pretrained(tmp_path / "first", **asked)
 
 
+def test_the_command_says_it_on_stderr(tmp_path):
+    theirs = foreign.case("pegasus_x").module
+    theirs.save_pretrained(tmp_path / "model")
+    tiny.tokenizer(theirs).save_pretrained(tmp_path / "model")
+    command = ["translate", "--model", str(tmp_path / "model"), "--max-new-tokens", "4"]
+    result = CliRunner().invoke(app, command, input="w5 w6\n")
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1
+    assert result.stderr == transformers_model.notice("pegasus_x") + "\n"
+
+
 def test_what_cannot_work_is_refused_by_name(monkeypatch):
     with pytest.raises(Spec2SeqError, match="model type 'prophetnet' is not supported: its decoder takes one token at"):
         Seq2Seq.from_transformers(foreign.bare("prophetnet"))
@@ -130,5 +142,5 @@ def test_what_cannot_work_is_refused_by_name(monkeypatch):
 def test_a_configuration_of_something_else_is_refused(tmp_path):
     for config in (transformers.GPT2Config(), transformers.WhisperConfig()):
         config.save_pretrained(tmp_path / config.model_type)
-        with pytest.raises(Spec2SeqError, match=f"{config.model_type}' is not supported: it is no encoder–decoder"):
+        with pytest.raises(Spec2SeqError, match=f"{config.model_type}' is not supported; supported: bart"):
             load_config(str(tmp_path / config.model_type))

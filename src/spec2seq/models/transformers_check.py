@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from spec2seq.errors import Spec2SeqError
+from spec2seq.models import families
 
 REFUSED = {
     "prophetnet": "its decoder takes one token at a time over a cache",
@@ -24,7 +25,7 @@ def check_kind(config: Any, where: str) -> None:
     if kind in REFUSED:
         raise Spec2SeqError(f"{where}: model type {kind!r} is not supported: {REFUSED[kind]}")
     if kind not in KINDS or not getattr(config, "is_encoder_decoder", False):
-        raise Spec2SeqError(f"{where}: model type {kind!r} is not supported: it is no encoder–decoder of Transformers")
+        families.family_of(config, where)  # which says so
     fraction = getattr(config, "moe_eval_capacity_token_fraction", 1.0)  # NLLB-MoE: tokens of a pass crowd others out
     if fraction < 1.0:
         raise Spec2SeqError(f"{where}: moe_eval_capacity_token_fraction is {fraction}; allowed: at least 1.0")
