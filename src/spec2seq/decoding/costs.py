@@ -26,6 +26,7 @@ from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.version import __version__
 
 if TYPE_CHECKING:
+    from spec2seq.decoding.loop import Engine
     from spec2seq.decoding.methods import Speculative
 
 LENGTHS = (0, 1, 2, 4, 8, 16)
@@ -84,7 +85,6 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     take no longer. Sources and outputs are taken to be of about one length."""
     from spec2seq.decoding.lengths import FixedLength  # which want to know costs themselves
     from spec2seq.decoding.loop import Engine
-    from spec2seq.decoding.static_loop import StaticLoop
 
     a, drafter, cap = verifier.architecture, method.drafter, method.length.cap
     words = torch.Generator().manual_seed(0)
@@ -114,16 +114,18 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         if number >= len(first) and time.perf_counter() - began > BUDGET:
             break
         engine.chooser.k = k
+        turn = time.perf_counter()
         engine.step()  # which finds the caches as another length left them
+        new = _makes_graphs(engine)
         if not engine.rows.count or engine.rows.room < k:
             continue
         stats, started = engine.stats, time.perf_counter()
         drafted, passes = stats.phases.get("draft", 0.0), stats.verifier_passes
         engine.step(ON_END)
-        if isinstance(engine.native, StaticLoop) and not engine.native.graphs.settled:
-            began += time.perf_counter() - started  # a graph in the making, which is no part of what follows
-            continue
         seconds, passes = time.perf_counter() - started, stats.verifier_passes - passes
+        if new or _makes_graphs(engine):
+            began += time.perf_counter() - turn
+            continue
         drafted = stats.phases.get("draft", 0.0) - drafted
         drafting[k].append(drafted / passes)
         rest[k].append((seconds - drafted) / passes)
@@ -133,6 +135,12 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     drafting = {} if copies else {k: drafting[k] for k in lengths[1:]}  # to look up takes next to nothing
     middle = ({k: statistics.median(seconds) for k, seconds in part.items() if seconds} for part in (drafting, rest))
     return Costs(*middle, reading)
+
+
+def _makes_graphs(engine: "Engine") -> bool:
+    """Whether its last iteration made a graph, which takes long and happens once."""
+    graphs = getattr(engine.native, "graphs", None)
+    return graphs is not None and not graphs.settled
 
 
 def _between(seconds: dict[int, float], k: float) -> float:
