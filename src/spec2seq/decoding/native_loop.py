@@ -20,7 +20,7 @@ from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.native import call, point_to
 
-HEAD = 8  # numbers of a row's report before its tokens: REPORT_HEAD in kernels/iteration.h
+HEAD = 8  # numbers of a row's report before its tokens: REPORT_HEAD in kernels/state.h
 FIELDS = {LittleSession: "little", LookupSession: "lookup"}  # of an iteration, for what drafts in it
 
 
