@@ -62,7 +62,9 @@ class Search:
     """Beam search of a batch, step by step. `running[i]` has the rows from i * beams on. `history` is, for each step,
     what every row continued (a row of the step before) and with which token."""
 
-    def __init__(self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: int, processors, seeds, ends):
+    def __init__(
+        self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: int, processors, seeds, ends=()
+    ):  # fmt: skip
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
         self.ends, self.limit, self.length = ends or (a.eos_token_id,), max_new_tokens + 1, 1
