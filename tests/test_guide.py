@@ -23,8 +23,8 @@ from spec2seq.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-# test_guide_of_the_dropin.py runs these, and the examples of the section on Transformers
-ELSEWHERE = ("--document", "book.txt")
+# test_guide_of_the_dropin.py runs these, and the examples of the section on Transformers; a GPU is seldom there
+ELSEWHERE = ("--document", "book.txt", "--device cuda")
 # What keeps a command short. It stands behind what the guide says.
 SHORT = {
     "make-drafter": ["--minutes", "0.02", "--dev-lines", "6", "--block-size", "3"],

@@ -13,12 +13,16 @@ class SlotLayer(CacheLayerMixin):
     """One layer for one pass. Rows that are shorter than `past` are pushed to the right: what stands before them is
     another place of theirs, which the mask hides."""
 
-    def __init__(self, own: Tensor, rows: Tensor, starts: Tensor, past: int, length: int):
-        """`own` `[2, slots, heads, capacity, head_width]`; the row i is slot `rows[i]` and has `starts[i]` places."""
+    def __init__(
+        self, own: Tensor, origins: Tensor | None, rows: Tensor, starts: Tensor, past: int, length: int
+    ):  # fmt: skip
+        """`own` `[2, slots, heads, capacity, head_width]`; the row i is slot `rows[i]` and has `starts[i]` places.
+        `origins`: see `Cache.reorder`."""
         super().__init__()
         self.own, self.rows, self.past, self.is_initialized = own, rows[:, None], past, True
         self.new = starts[:, None] + torch.arange(length, device=rows.device)
         self.seen = (torch.arange(past + length, device=rows.device) - (past - starts[:, None])).clamp(min=0)
+        self.lie = self.rows if origins is None else origins[self.rows, self.seen]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the slots are there."""
@@ -27,7 +31,7 @@ class SlotLayer(CacheLayerMixin):
         """Keep what is new, `[rows, heads, length, head_width]`; returns what each row sees, the new behind it."""
         for half, states in enumerate((key_states, value_states)):
             self.own[half][self.rows, :, self.new] = states.transpose(1, 2)
-        seen = [half[self.rows, :, self.seen].transpose(1, 2) for half in self.own]
+        seen = [half[self.lie, :, self.seen].transpose(1, 2) for half in self.own]
         return seen[0], seen[1]
 
     def get_seq_length(self) -> int:
@@ -50,7 +54,7 @@ def over_slots(
 ) -> EncoderDecoderCache:
     """A cache of Transformers for a pass of `length` new tokens on slots `rows[n]`, whose sources are in the slots
     `sources[n]`; the longest row has `past` places."""
-    own = [SlotLayer(layer, rows, starts, past, length) for layer in cache.own.unbind(0)]
+    own = [SlotLayer(layer, cache.origins, rows, starts, past, length) for layer in cache.own.unbind(0)]
     crossed = DynamicCache()
     for index, layer in enumerate(cache.source.unbind(0)):
         crossed.update(*layer[:, sources, :, :source_length].unbind(0), index)

@@ -26,7 +26,7 @@ RELATIVE = {"longt5": 16384, "switch_transformers": None}  # attention knows dis
 class TransformersModel(nn.Module):
     """A Transformers module with the contract of `EncoderDecoder`; no compiled executor and no hidden states."""
 
-    native = None
+    native, graphs = None, False
 
     def __init__(self, module: Any, where: str):
         """Raises Spec2SeqError, naming `where` and why, for a module that cannot be decoded in drafts; UsageError for
