@@ -146,9 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for part, count in (("dev", asked.dev_lines), ("test", asked.test_lines))
     )
     model = Seq2Seq.from_pretrained(asked.models, dtype=asked.dtype)
-    command = "python -m spec2seq.evaluation.bild" + " --unaligned FOLDER" * (asked.unaligned is not None) + "".join(
-        f" --{name.replace('_', '-')} {getattr(asked, name)}"
-        for name in ("dev_lines", "test_lines", "dtype", "threads")
+    command = (
+        "python -m spec2seq.evaluation.bild"
+        + " --unaligned FOLDER" * (asked.unaligned is not None)
+        + "".join(
+            f" --{name.replace('_', '-')} {getattr(asked, name)}"
+            for name in ("dev_lines", "test_lines", "dtype", "threads")
+        )
     )
     found = study(Study(model, little, dev, test, asked.work))
     weights = {"large": asked.models} | {mode: folders[mode] for mode in little}
