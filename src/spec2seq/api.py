@@ -77,7 +77,6 @@ class Seq2Seq:
         model, config, generation_config = loading.load_model(str(name), dtype)
         words = loading.load_tokenizer(str(tokenizer or name))
         executors.prepare(model.to(where), dtype, executor)
-        model.graphs = executor == "auto" and where.type == "cuda"
         return cls(model, config, words, generation_config).for_task(src_lang, tgt_lang, prefix)
 
     @classmethod

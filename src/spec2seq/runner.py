@@ -42,8 +42,8 @@ class Runner:
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
         if seq2seq.model.device.type == "cuda" and isinstance(method, Speculative):
-            longest = seq2seq.model.architecture.max_positions or LONGEST_SOURCE
-            longest = max(map(len, sources)) if sources else longest
+            most = seq2seq.model.architecture.max_source_positions or LONGEST_SOURCE
+            longest = max(map(len, sources)) if sources else most
             self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)
         self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
         self.engine = None

@@ -198,7 +198,7 @@ class LittleSession:
         to.confidence = -1.0 if confidence is None else confidence
         return to
 
-    def drafted_natively(self) -> None:
+    def catch_up(self) -> None:
         """To be called after iterations in the compiled executor, which knows what the cache has."""
         self.fed[: self.rows.count] = self.compiled_fed[: self.rows.count]
 

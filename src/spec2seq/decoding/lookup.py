@@ -75,7 +75,7 @@ class LookupSession:
         to.drafted, to.counts = addressof(self.drafted), addressof(self.counts)
         return to
 
-    def drafted_natively(self) -> None:
+    def catch_up(self) -> None:
         """To be called after iterations in the compiled executor."""
 
     def _draft_native(self, k: int, room: Tensor) -> Draft:

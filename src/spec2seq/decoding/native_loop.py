@@ -131,7 +131,7 @@ class NativeLoop:
         reports = self._call(k, most)
         it.seconds[0] += reading
         if self.giver is not None and k:
-            self.giver.drafted_natively()
+            self.giver.catch_up()
         for report in reports:
             yield self._commit(report, asked)
 

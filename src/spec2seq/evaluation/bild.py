@@ -27,6 +27,8 @@ from spec2seq.evaluation.timing import set_threads
 from spec2seq.files import write_json, write_text
 from spec2seq.options import DTYPES
 
+Thresholds = tuple[float, float]  # fallback, rollback
+
 FALLBACKS, ROLLBACKS, CAPS = (0.2, 0.3, 0.4, 0.5, 0.6), (1.0, 2.0, 3.0, 5.0), (1, 2, 3, 5, 8, 10, 15, 20)
 GOALS = {"no drop": 0.1, "one point": 1.0}  # how far below vanilla the score may be on dev, as the paper reports
 BATCH_SIZES = (1, 8, 32)
@@ -59,7 +61,7 @@ class Study:
         found = measure(self.model, plan, methods, self.work / name, about, lambda _: advance())
         return [
             {key: row[key] for key in ("method", "score", "signature", "speedup", "speedup_of_chunks")}
-            | {key: row["stats"][key] for key in STATS}
+            | {"stats": {key: row["stats"][key] for key in STATS}}
             for row in results(plan, found)
         ]  # fmt: skip
 
@@ -74,14 +76,12 @@ class Study:
 def study(asked: Study) -> dict[str, Any]:
     """Measure; the figures of bild.json."""
     dev, chosen = {}, {}
+    pairs = {f"fallback={one:g} rollback={two:g}": (one, two) for one, two in itertools.product(FALLBACKS, ROLLBACKS)}
     with progress("measuring", asked.steps()) as advance:
         for mode, drafter in asked.little.items():
-            grid = {
-                f"fallback={fallback:g} rollback={rollback:g}": BiLD(drafter, fallback, rollback)
-                for fallback, rollback in itertools.product(FALLBACKS, ROLLBACKS)
-            }
+            grid = {name: BiLD(drafter, *pair) for name, pair in pairs.items()}
             dev[mode] = asked.run(f"dev-{mode}", asked.dev, grid, 1, advance)
-            chosen[mode] = {goal: choose(dev[mode], drop) for goal, drop in GOALS.items()}
+            chosen[mode] = {goal: choose(dev[mode], pairs, drop) for goal, drop in GOALS.items()}
         methods = {
             f"{mode}, {goal}": BiLD(asked.little[mode], *thresholds)
             for mode, goals in chosen.items() for goal, thresholds in goals.items() if thresholds
@@ -98,15 +98,14 @@ def study(asked: Study) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def choose(rows: Sequence[Mapping[str, Any]], drop: float) -> tuple[float, float] | None:
-    """Fallback and rollback threshold of the fastest row whose score is at most `drop` below vanilla's, which is the
-    first; None if no row is faster than vanilla and near it."""
+def choose(
+    rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[float, float]], drop: float
+) -> tuple[float, float] | None:
+    """The thresholds, of those in `pairs` by name, of the fastest row whose score is at most `drop` below vanilla's,
+    which is the first; None if no row is faster than vanilla and near it."""
     near = [row for row in rows[1:] if row["score"] >= rows[0]["score"] - drop and row["speedup"] > 1]
     best = max(near, key=lambda row: row["speedup"], default=None)
-    if best is None:
-        return None
-    fallback, rollback = (float(part.split("=")[1]) for part in best["method"].split())
-    return fallback, rollback
+    return best and pairs[best["method"]]
 
 
 def ablated(drafter: Drafter, fallback: float, rollback: float) -> dict[str, Method]:
@@ -159,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = {"manifest": manifest(command, weights, asked.dtype, asked.threads), **found}
     write_json(asked.out / "bild.json", made)
     write_text(asked.out / "bild.md", as_markdown(blocks(made)))
-    write_text(asked.out / "bild.html", as_html("BiLD on the bundled model", blocks(made)))
+    write_text(asked.out / "bild.html", as_html("BiLD on the bundled model", blocks(made)))  # which has the plot
     print(*(asked.out / f"bild.{end}" for end in ("json", "md", "html")), sep="\n")
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from spec2seq.evaluation.document import Block, Figure, Heading, Table, Text
 from spec2seq.evaluation.plots import Axes, Line, line_plot
+from spec2seq.evaluation.sweeps import HEAD, cells, places
 from spec2seq.evaluation.tables import manifest_rows, number
 
-HEAD = ("", "BLEU", "against vanilla", "speed-up", "quartiles", "fallback %", "rollback %", "tokens per verifier call",
-        "discarded %", "unverified %")  # fmt: skip
+COLUMNS = ("", "BLEU", "against vanilla", *HEAD, "discarded %", "unverified %")
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -27,15 +27,15 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
              + _chosen(results["chosen"])),
     ]  # fmt: skip
     for size, rows in results["test"].items():
-        made += [Heading(f"Batch size {size}", 3), Table(HEAD, _rows(rows))]
+        made += [Heading(f"Batch size {size}", 3), Table(COLUMNS, _rows(rows))]
     made += [Heading("Dev: every pair of thresholds"), _frontier(results["dev"])]
     for mode, found in results["dev"].items():
-        made += [Heading(f"{mode.capitalize()} little model", 3), Table(HEAD, _rows(found["rows"]))]
+        made += [Heading(f"{mode.capitalize()} little model", 3), Table(COLUMNS, _rows(found["rows"]))]
     made += [
         Heading("Ablations"),
         Text(f"{ablations['mode'].capitalize()} little model, dev, fallback {fallback:g} and rollback {rollback:g}, at "
              "most 10 tokens of the little model in a row unless a cap is named."),
-        Table(HEAD, _rows(ablations["rows"])),
+        Table(COLUMNS, _rows(ablations["rows"])),
         Heading("Machine and versions"), manifest_rows(manifest),
     ]  # fmt: skip
     return made
@@ -53,13 +53,9 @@ def _chosen(chosen: Mapping[str, Mapping[str, Sequence[float] | None]]) -> str:
 def _rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     made = []
     for row in rows:
-        spread, tokens = row["speedup_of_chunks"], row["new_tokens"]
-        made.append([
-            row["method"], number(row["score"]), f"{row['score'] - rows[0]['score']:+.2f}", f"{row['speedup']:.2f}×",
-            f"{spread['low']:.2f}–{spread['high']:.2f}", number(row["fallback_percentage"]),
-            number(row["rollback_percentage"]), number(row["tokens_per_verifier_call"]),
-            number(100 * row["discarded"] / tokens, 1), number(100 * row["unverified"] / tokens, 1),
-        ])  # fmt: skip
+        shares = (100 * row["stats"][name] / row["stats"]["new_tokens"] for name in ("discarded", "unverified"))
+        against = f"{row['score'] - rows[0]['score']:+.2f}"
+        made.append([row["method"], number(row["score"]), against, *cells(row), *(number(one, 1) for one in shares)])
     return made
 
 
@@ -68,13 +64,9 @@ def _frontier(dev: Mapping[str, Mapping[str, Any]]) -> Figure:
     for style, (mode, found) in enumerate(dev.items()):
         by_name = {row["method"]: row for row in found["rows"]}
         ends = [by_name[name] for name in found["frontier"]]
-        lines += [Line(f"{mode}, all", *_places(found["rows"]), 2 * style, joined=False),
-                  Line(f"{mode}, frontier", *_places(ends), 2 * style + 1)]  # fmt: skip
+        lines += [Line(f"{mode}, all", *places(found["rows"]), 2 * style, joined=False),
+                  Line(f"{mode}, frontier", *places(ends), 2 * style + 1)]  # fmt: skip
         best += [[mode, row["method"], number(row["score"]), f"{row['speedup']:.2f}×"] for row in ends]
     axes = Axes("speed-up over vanilla", "BLEU", from_zero=False)
     plot = line_plot(lines, axes, "BLEU on dev against the speed-up over vanilla, by little model", "frontier")
     return Figure("What no other pair beats in both", plot, Table(["little model", "", "BLEU", "speed-up"], best, 2))
-
-
-def _places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    return [row["speedup"] for row in rows], [row["score"] for row in rows]

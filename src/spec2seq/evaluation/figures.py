@@ -176,7 +176,7 @@ def study(found: dict[str, Any]) -> list[Block]:
         f"{data['rounds']} interleaved rounds. "
         f"At most {data['max_new_tokens']} new tokens: long sources end there. A draft of fixed length shows where "
         "drafting pays; beside it stands how many tokens a pass the adaptive rule of the same method drafts there. "
-        "Where it stays near 0, it has switched itself off."
+        "Where it stays near 0, it has switched itself off. A length without sources in the file is left out."
     )
     base, sweeps = found["manifest"]["dtype"], []
     for dtype in dict.fromkeys(row["dtype"] for cell in found["batches"] for row in cell["rows"]):

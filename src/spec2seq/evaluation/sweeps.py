@@ -17,6 +17,8 @@ from spec2seq.options import OPTIONS, MethodOptions
 SHORT = {"fallback_threshold": "fallback", "rollback_threshold": "rollback", "max_draft_tokens": "cap",
          "block_size": "block"}  # fmt: skip
 
+HEAD = ("speed-up", "chunks' quartiles", "fallback %", "rollback %", "tokens per verifier call")
+
 
 def grid(method: str, drafter: str, values: Mapping[str, str | None]) -> dict[str, MethodOptions]:
     """Every combination of `values` (an option's values with commas between; none is a value) as MethodOptions, by
@@ -61,7 +63,7 @@ def frontier_plot(task: str, metric: str, rows: Sequence[Mapping[str, Any]], bes
     """An `<svg>`: all points, the frontier as a line, and what is published for the task behind them."""
     by_name = {row["method"]: row for row in rows}
     ends = [by_name[name] for name in best]
-    lines = [Line("measured", *_places(rows), 0, joined=False), Line("frontier", *_places(ends), 0)]
+    lines = [Line("measured", *places(rows), 0, joined=False), Line("frontier", *places(ends), 0)]
     for style, (source, mode) in enumerate(
         itertools.product(("original", "reproduction"), ("unaligned", "aligned")), 1
     ):
@@ -73,21 +75,22 @@ def frontier_plot(task: str, metric: str, rows: Sequence[Mapping[str, Any]], bes
     return line_plot(lines, Axes("speed-up over vanilla", metric, from_zero=False), words, "frontier")
 
 
-def _places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """What a table says of a row of `runs.results` beside its score, under `HEAD`."""
+    spread, stats = row["speedup_of_chunks"], row["stats"]
+    return [
+        f"{row['speedup']:.2f}×", f"{spread['low']:.2f}–{spread['high']:.2f}", number(stats["fallback_percentage"]),
+        number(stats["rollback_percentage"]), number(stats["tokens_per_verifier_call"]),
+    ]  # fmt: skip
+
+
+def places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
     return [row["speedup"] for row in rows], [row["score"] for row in rows]
 
 
 def _page(about: Mapping[str, Any], rows: Sequence[dict[str, Any]], best: Sequence[str]) -> str:
-    head = ["method", about["metric"], "speed-up", "chunks' quartiles", "fallback %", "rollback %",
-            "tokens per verifier call", "on the frontier"]  # fmt: skip
-    lines = []
-    for row in rows:
-        spread, stats = row["speedup_of_chunks"], row["stats"]
-        lines.append([
-            row["method"], number(row["score"]), f"{row['speedup']:.2f}×", f"{spread['low']:.2f}–{spread['high']:.2f}",
-            number(stats["fallback_percentage"]), number(stats["rollback_percentage"]),
-            number(stats["tokens_per_verifier_call"]), "yes" if row["method"] in best else "",
-        ])  # fmt: skip
+    head = ["method", about["metric"], *HEAD, "on the frontier"]
+    lines = [[row["method"], number(row["score"]), *cells(row), "yes" if row["method"] in best else ""] for row in rows]
     facts = ", ".join(f"{name} {value}" for name, value in about.items())
     return "\n".join([f"# Sweep on {about['task']}", "", f"Made by `spec2seq sweep`; do not edit. {facts}.", "",
                       *table(head, lines)]) + "\n"  # fmt: skip

@@ -55,7 +55,7 @@ static void iteration_job(void *argument, Team *team) {
     if (own_draft(it)) draft(call, team);
     drafted = nanoseconds();
     Run run = {it->verifier->stack, &call->verify, call->verify_work, call->verify_tokens, team};
-    if (it->passes) run_decoder(&run, it->verifier, &call->scored);
+    if (call->verifies) run_decoder(&run, it->verifier, &call->scored);
     verified = nanoseconds();
     while (next_share(team, it->rows, &row, &end))
         for (; row < end; row++) judge_row(call, row);
@@ -166,7 +166,7 @@ static int go_on(const Iterate *call, int64_t k) {
 /* Where rows begin and what queries see. */
 static void fill_iteration(Iterate *call) {
     Iteration *it = call->it;
-    it->passes = 0;
+    call->verifies = 0;
     for (int64_t row = 0; row < it->rows; row++) {
         int64_t *report = it->report + row * it->report_stride, *block = call->block + row * (it->k + 1);
         call->starts[row] = it->lengths[row] - 1;
@@ -181,7 +181,7 @@ static void fill_iteration(Iterate *call) {
             report[0] = it->given_lengths[row];
         }
         for (int64_t i = 1; it->trusts_ends && i <= report[0]; i++) report[3] |= block[i] == it->eos;
-        it->passes |= !report[3];
+        call->verifies |= !report[3];
     }
     call->verify.starts = call->starts;
     call->verify.hidden = call->hidden;

@@ -115,7 +115,7 @@ Iteration = _structure(
     **_of(c_double, "tau rollback"),
     trusts_ends=c_int64,
     report=c_void_p,
-    **_of(c_int64, "report_stride passes most ran"),
+    **_of(c_int64, "report_stride most ran"),
     seconds=c_double * 3,
 )
 

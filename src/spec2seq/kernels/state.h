@@ -36,7 +36,7 @@ typedef struct {
     double tau, rollback; /* not negative: one stands that is no less likely than e^-rollback instead */
     int64_t trusts_ends;  /* a given draft that holds the end token ends its row, unverified */
     int64_t *report; /* [ran][rows][report_stride], see REPORT_HEAD; this is where the next one goes */
-    int64_t report_stride, passes; /* of the verifier in the last one */
+    int64_t report_stride;
     int64_t most, ran; /* iterations to run while no row ends, and how many did */
     double seconds[3]; /* spent drafting, verifying and judging */
 } Iteration;
@@ -48,6 +48,7 @@ typedef struct {
     Scored scored;
     Choice choice;
     int64_t calls, draft_fed; /* passes of the drafter, and tokens that a row was fed in them */
+    int64_t verifies; /* whether any row wants the verifier */
     int64_t fresh, draft_tokens, verify_tokens;
     int64_t *draft_starts, *draft_ends, *block, *starts;
     float *mixed_in, *mixed, *draft_states, *mix_scales;

@@ -27,7 +27,8 @@ def is_int8(model: nn.Module) -> bool:
 
 
 def prepare(model: nn.Module, dtype: str, executor: str) -> None:
-    """Make a loaded model int8 where asked, and attach the compiled executor where asked and possible.
+    """Make a loaded model int8 where asked, and attach the compiled executor where asked and possible, or let the loop
+    run as graphs.
 
     Raises Spec2SeqError where executor "native" is not possible. "auto" warns where int8 has to do without it.
     """
@@ -36,6 +37,7 @@ def prepare(model: nn.Module, dtype: str, executor: str) -> None:
             asked = "dtype int8" if dtype == "int8" else "executor native"
             raise UsageError(f"{asked} is not for models that run in Transformers' own modules")
         return
+    model.graphs = executor == "auto" and model.device.type == "cuda"  # of iterations of the loop
     if dtype == "int8" and not is_int8(model):
         if model.device.type != "cpu":
             raise UsageError(f"dtype int8 is for CPUs; device is {str(model.device)!r}")
