@@ -111,7 +111,8 @@ class MethodOptions(_Given):
     rollback_threshold: float | None = _option(
         float, "take back tokens whose negative log-probability under the verifier is above this", 2.0, "bild",
         low=0.0, word="none")  # fmt: skip
-    max_draft_tokens: int = _option(int, "the longest draft", 10, "bild", low=1)
+    max_draft_tokens: int | None = _option(int, "the longest draft; auto chooses by measurement, up to 10", 10, "bild",
+                                           low=1, word="auto")  # fmt: skip
     policy: str = _option(str, "paper; lossless is greedy's output; sampling draws from both models; compat is the "
                           "authors' program with its defects", "paper", "bild", choices=tuple(POLICIES))  # fmt: skip
     starts: str = _option(str, "who writes the first token", "drafter", "bild", choices=("drafter", "verifier"))

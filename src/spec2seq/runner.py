@@ -10,7 +10,7 @@ from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.official import OfficialBiLD
-from spec2seq.decoding.sampling import Sampling
+from spec2seq.decoding.sampling import seed_of
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Stats
 from spec2seq.decoding.streaming import Streamed
@@ -66,7 +66,7 @@ class Runner:
         self.engine.stats = self.stats
         place = {}
         for source, index in zip(sources, indices, strict=True):
-            place[self.engine.submit(source, self.cap, self._seed(self.engine.sampling, index))] = index
+            place[self.engine.submit(source, self.cap, seed_of(self.engine.sampling, index))] = index
         done = []
         while self.engine.busy:
             ended = self.engine.step(1 if self.streamed is not None else AT_ONCE)
@@ -81,15 +81,10 @@ class Runner:
             places = indices[start : start + self.batch_size]
             found = beam_search(
                 self.seq2seq.model, sources[start : start + self.batch_size], self.method, self.cap, self.processors,
-                self.stats, [self._seed(self.method.sampling, index) for index in places], self.ends,
+                self.stats, [seed_of(self.method.sampling, index) for index in places], self.ends,
             )  # fmt: skip
             done += [(places[completion.id], completion) for completion in found]
         return done
-
-    @staticmethod
-    def _seed(sampling: Sampling | None, index: int) -> int:
-        """Of a source, wherever in a batch it comes."""
-        return (sampling.seed if sampling else 0) * 1_000_003 + index
 
     def _alone(self, source: list[int]) -> Completion:
         """A source in the official BiLD, whatever the batch size."""

@@ -54,7 +54,7 @@ def test_drafts_change_nothing(case):
         assert model.generate(sources, Lookup(5), max_new_tokens=CAP, batch_size=size).sequences == expected
 
 
-@pytest.mark.parametrize("kind", ["led", "longt5-local", "t5gemma"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_beams_equal_those_of_transformers(kind):
     theirs = foreign_module(kind)
     sources = foreign.sources(theirs, 3, 6)
@@ -112,7 +112,7 @@ def test_a_folder_is_loaded_and_saved_and_it_is_said_once(tmp_path):
 
 
 def test_the_command_says_it_on_stderr(tmp_path):
-    theirs = foreign.case("pegasus_x").module
+    theirs = foreign_module("pegasus_x")
     theirs.save_pretrained(tmp_path / "model")
     tiny.tokenizer(theirs).save_pretrained(tmp_path / "model")
     command = ["translate", "--model", str(tmp_path / "model"), "--max-new-tokens", "4"]

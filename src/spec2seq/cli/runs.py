@@ -105,7 +105,7 @@ def evaluate(
     preset: Annotated[str | None, typer.Option(help="published thresholds: no-drop or one-point")] = None,
     fallback: Annotated[str | None, typer.Option(metavar="NUMBER|none", help="(default: 0.6)")] = None,
     rollback: Annotated[str | None, typer.Option(metavar="NUMBER|none", help="in nats (default: 2.0)")] = None,
-    max_draft_tokens: Annotated[str | None, typer.Option(metavar="INTEGER", help="(default: 10)")] = None,
+    max_draft_tokens: Annotated[str | None, typer.Option(metavar="INTEGER|auto", help="(default: 10)")] = None,
     policy: Annotated[str | None, typer.Option(metavar="|".join(POLICIES), help="(default: paper)")] = None,
 ) -> None:  # fmt: skip
     """Score a large and a little model on a task.

@@ -13,6 +13,7 @@ from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.cache import AHEAD
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.paper_drafter import PaperDrafter
 
 GIB = 2**30
 KEPT = 0.9  # of what is left; the rest is for graphs, libraries and what lies between two tensors
@@ -83,7 +84,7 @@ def rows_within(asked: int, row: int, free: int) -> int:
 def _decoder(drafter: Any) -> StackShape:
     if isinstance(drafter, CachedDrafter):
         return drafter.stack
-    return (drafter if isinstance(drafter, EncoderDecoder) else drafter.config).architecture.decoder
+    return (drafter.config if isinstance(drafter, PaperDrafter) else drafter).architecture.decoder
 
 
 def _left(device: torch.device) -> int:

@@ -27,8 +27,9 @@ class Graphs:
     def run(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
         """What the function returns. With the key None it is never captured. `settled` says afterwards whether it will
         take as long the next time."""
-        self.settled = key is None or not self.captures or self.made.get(key) is not None
-        if key is None or not self.captures:
+        captured = self.captures and key is not None
+        self.settled = not captured or self.made.get(key) is not None
+        if not captured:
             return function()
         if key not in self.made:
             self.made[key] = None

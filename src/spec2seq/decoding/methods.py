@@ -61,6 +61,11 @@ class Speculative:
         return known[slots]
 
     @property
+    def sampling(self) -> Sampling | None:
+        """How tokens are drawn; None: they are not."""
+        return self.acceptance.sampling
+
+    @property
     def lossless(self) -> bool:
         """Whether the output is the verifier's greedy output, token for token."""
         return self.acceptance.lossless and (self.verify_tail or self.drafter is None)
@@ -75,10 +80,9 @@ class Speculative:
             raise UsageError(
                 f"generation setting num_return_sequences={several} is not supported by this method; Beam gives several"
             )
-        if self.acceptance.sampling is None:
+        if self.sampling is None:
             return self
-        sampling = self.acceptance.sampling.completed(settings)
-        other = replace(self, acceptance=replace(self.acceptance, sampling=sampling))
+        other = replace(self, acceptance=replace(self.acceptance, sampling=self.sampling.completed(settings)))
         object.__setattr__(other, "_choosers", self._choosers)  # what was learned stays with this object
         return other
 
@@ -188,7 +192,7 @@ def BiLD(
     drafter: Drafter,
     fallback_threshold: float | None = 0.6,
     rollback_threshold: float | None = 2.0,
-    max_draft_tokens: int = 10,
+    max_draft_tokens: int | None = 10,
     *,
     starts: str = "drafter",
     verify_tail: bool = False,
@@ -202,14 +206,20 @@ def BiLD(
     None switches a policy off; 0 is a value: never fall back, keep only the verifier's own tokens. The latter with
     `verify_tail` is the verifier's greedy output. With `sampling` both models draw their tokens (the paper's appendix);
     `Sample(drafter=...)` is the sampling that keeps the verifier's distribution. In a batch every row drafts to its
-    own end before the verifier runs, so that a row is what it is alone (docs/bild.md).
+    own end before the verifier runs, so that a row is what it is alone (docs/bild.md). Not so with max_draft_tokens
+    None, which chooses the cap by measurement, up to 10, and 0, the verifier alone, where drafting does not pay.
     """
     check_range("fallback_threshold", fallback_threshold, low=0.0, high=1.0)
     check_range("max_draft_tokens", max_draft_tokens, low=1)
     rule = Rollback(rollback_threshold, distance, sampling)
     if rule.needs_distributions and isinstance(drafter, LittleModel):
         drafter = replace(drafter, distributions=True)
-    return Speculative(drafter, ConfidenceLength(fallback_threshold, max_draft_tokens), rule, starts, verify_tail)
+    length: LengthRule
+    if max_draft_tokens is None:
+        length = AdaptiveLength(10, fallback_threshold)
+    else:
+        length = ConfidenceLength(fallback_threshold, max_draft_tokens)
+    return Speculative(drafter, length, rule, starts, verify_tail)
 
 
 def Lookup(

@@ -27,13 +27,15 @@ class OfficialBiLD:
     rollback_threshold: float | None = None
     max_draft_tokens: int = 10
 
-    lossless = False
+    lossless, sampling = False, None
 
     def __post_init__(self):
         if not isinstance(self.drafter, LittleModel):
             raise UsageError(f"{type(self.drafter).__name__} is no little model; the original takes nothing else")
         check_range("fallback_threshold", self.fallback_threshold, low=0.0, high=1.0)
         check_range("rollback_threshold", self.rollback_threshold, low=0.0)
+        if self.max_draft_tokens is None:
+            raise UsageError("max_draft_tokens is None; allowed for the original: an integer of at least 1")
         check_range("max_draft_tokens", self.max_draft_tokens, low=1)
 
     def completed(self, settings: Mapping[str, Any]) -> "OfficialBiLD":

@@ -81,6 +81,11 @@ def _typical_mass(logits: Tensor, most: float, fewest: int) -> Tensor:
     return logits.masked_fill((log_p + entropy).abs() > distance.gather(-1, last), -torch.inf)
 
 
+def seed_of(sampling: Sampling | None, number: int) -> int:
+    """The seed of source `number`, wherever in a batch it comes."""
+    return (sampling.seed if sampling else 0) * 1_000_003 + number
+
+
 def uniform(seeds: Tensor, positions: Tensor, stream: int) -> Tensor:
     """Uniform draws in [0, 1), float64, one for each (seed, position), of one stream.
 

@@ -49,7 +49,7 @@ class StaticLoop:
         for cache in self._caches():
             cache.source_lengths.fill_(1)
         self.graphs = Graphs(device)
-        self.host_fed, self.host_eos = [0] * slots, a.eos_token_id
+        self.host_eos = a.eos_token_id
         self.reserved: tuple[int, ...] = ()  # where the tensors lie that the graphs are of
 
     @staticmethod
@@ -87,23 +87,22 @@ class StaticLoop:
         new = slice(first_slot, self.rows.count)
         self.state.fed[new] = 0
         self.state.features[new, :1] = 0
-        self.host_fed[new] = [0] * (self.rows.count - first_slot)
 
     def move(self, source: int, target: int) -> None:
         """As `Session.move`."""
         self.state.fed[target] = self.state.fed[source]
         self.state.features[target] = self.state.features[source]
-        self.host_fed[target] = self.host_fed[source]
 
     def run(self, k: int, most: int = 1) -> Iterator[Iterated]:
         """Draft k tokens, or as many as the drafter can; 0: none. Commit what stands. `most` is 1."""
-        rows, n, asked, fresh = self.rows, self.rows.count, k, self.fresh
-        k = min(k, self.longest)
+        n, asked, k = self.rows.count, k, min(k, self.longest)
         report = self.launch(self.shape(k))
         found = read(report[:n], self.meanwhile)
+        fed = 0
         if k:
-            self.host_fed[:n] = rows.host_lengths[:n]
-        yield self._commit(found, k, asked, fresh)
+            fed = self.fresh + k - 1
+            self.session.fed[:n] = self.rows.host_lengths[:n]
+        yield self._commit(found, k, asked, fed)
 
     def launch(self, shape: Shape) -> Tensor:
         """Begin an iteration; returns its report, which may still be in the making."""
@@ -120,14 +119,14 @@ class StaticLoop:
     def fresh(self) -> int:
         """The most committed tokens of any row in flight that the drafter has not read."""
         n = self.rows.count
-        return max(length - fed for length, fed in zip(self.rows.host_lengths[:n], self.host_fed, strict=False))
+        return max(length - fed for length, fed in zip(self.rows.host_lengths[:n], self.session.fed, strict=False))
 
     def shape(self, k: int) -> Shape:
         """Of an iteration over the rows in flight with so many drafted tokens."""
         rows, fresh, places = self.rows, 1, self.rows.horizon + k
         if k:  # the drafter reads what came since a draft of this length; more where the last was longer, or long ago
             fresh = k + 1 if self.fresh <= k + 1 else up(self.fresh, FRESH, 4)
-            places = max(places, max(self.host_fed[: rows.count]) + fresh + k - 1)
+            places = max(places, max(self.session.fed[: rows.count]) + fresh + k - 1)
         return Shape(up(rows.count), up(rows.source_horizon, LEAST, 4), up(places, LEAST), k, fresh)
 
     def _reserve(self, shape: Shape) -> None:
@@ -151,14 +150,14 @@ class StaticLoop:
     def _caches(self) -> list:
         return [self.cache] if self.session is None else [self.cache, self.session.cache]
 
-    def _commit(self, report: list[list[int]], k: int, asked: int, fresh: int) -> Iterated:
+    def _commit(self, report: list[list[int]], k: int, asked: int, fed: int) -> Iterated:
         for slot, row in enumerate(report):
             self.rows.host_lengths[slot] += row[2]
         none = [0] * len(report)
         return Iterated(
             [row[0] for row in report], [row[1] for row in report], [row[HEAD : HEAD + row[2]] for row in report], none,
             [[row[HEAD + k + 1 + place] for row in report] for place in range(k)],
-            int(k > 0), fresh + k - 1 if k else 0, asked, 1, none,
+            [int(k > 0)] * len(report), [fed] * len(report), asked, 1, none,
         )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ class CustomGenerate:
         method = self._method(shared, model, call)
         reading.refuse_outputs(generation_config, method)
         repeats = 1
-        if isinstance(method, Speculative) and method.acceptance.sampling is not None:
+        if isinstance(method, Speculative) and method.sampling is not None:
             repeats = shared.generation_config.num_return_sequences or 1  # each a draw of its own
             shared.generation_config.num_return_sequences = 1
         if states is not None:

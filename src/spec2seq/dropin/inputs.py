@@ -27,7 +27,7 @@ def refuse_outputs(config: Any, method: Method) -> None:
     refused, where = ["output_attentions", "output_hidden_states"], ""
     if isinstance(method, Beam):
         refused, where = [*refused, "output_logits"], " in beam search"
-    elif method.acceptance.sampling is not None:  # its scores would be those of the filtered distribution
+    elif method.sampling is not None:  # its scores would be those of the filtered distribution
         refused, where = [*refused, "output_scores"], " in sampling"
     for name in refused:
         if getattr(config, name, None):

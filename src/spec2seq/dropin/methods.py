@@ -42,7 +42,7 @@ def check_agrees(method: Method, asked: Mapping[str, Any]) -> None:
     own = getattr(method, "num_beams", None) if isinstance(method, Beam) else 1
     if beams > 1 and own not in (None, beams):
         raise UsageError(f"num_beams is {beams}, but the method given is {_name(method)}; leave one of them out")
-    if asked.get("do_sample") and getattr(getattr(method, "acceptance", method), "sampling", None) is None:
+    if asked.get("do_sample") and method.sampling is None:
         raise UsageError(f"do_sample is True, but the method given is {_name(method)}; leave one of them out")
 
 

@@ -145,7 +145,7 @@ class _Run:
         if self.method is None:
             self.method = asked_for(settings, None, int(torch.randint(2**31, ())) if settings.get("do_sample") else 0)
         check_agrees(self.method, asked)
-        if isinstance(self.method, Speculative) and self.method.acceptance.sampling is not None:
+        if isinstance(self.method, Speculative) and self.method.sampling is not None:
             self.repeats = settings.get("num_return_sequences") or 1
             self.model.generation_config.num_return_sequences = None
 

@@ -79,6 +79,10 @@ class Cache:
             self.origins = self._own_rows()
         self.origins[: rows.shape[0], :horizon] = self.origins[rows, :horizon]
 
+    def slots_of(self, rows: Tensor, places: Tensor) -> Tensor:
+        """In which slots the keys and values of rows at places lie, two tensors that broadcast; so does the result."""
+        return rows if self.origins is None else self.origins[rows, places]
+
     def _own_rows(self) -> Tensor:
         return torch.arange(self.slots, device=self.own.device)[:, None].repeat(1, self.own.shape[4])
 

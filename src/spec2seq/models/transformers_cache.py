@@ -10,28 +10,23 @@ from spec2seq.models.cache import Cache
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer for one pass. Rows that are shorter than `past` are pushed to the right: what stands before them is
-    another place of theirs, which the mask hides."""
+    """One layer for one pass."""
 
-    def __init__(
-        self, own: Tensor, origins: Tensor | None, rows: Tensor, starts: Tensor, past: int, length: int
-    ):  # fmt: skip
-        """`own` `[2, slots, heads, capacity, head_width]`; the row i is slot `rows[i]` and has `starts[i]` places.
-        `origins`: see `Cache.reorder`."""
+    def __init__(self, own: Tensor, new: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor], past: int):
+        """`own` `[2, slots, heads, capacity, head_width]`; slots and places: `new` `[rows, length]` are written, `seen`
+        `[rows, past + length]` read."""
         super().__init__()
-        self.own, self.rows, self.past, self.is_initialized = own, rows[:, None], past, True
-        self.new = starts[:, None] + torch.arange(length, device=rows.device)
-        self.seen = (torch.arange(past + length, device=rows.device) - (past - starts[:, None])).clamp(min=0)
-        self.lie = self.rows if origins is None else origins[self.rows, self.seen]
+        self.own, self.new, self.seen, self.past, self.is_initialized = own, new, seen, past, True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the slots are there."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Keep what is new, `[rows, heads, length, head_width]`; returns what each row sees, the new behind it."""
-        for half, states in enumerate((key_states, value_states)):
-            self.own[half][self.rows, :, self.new] = states.transpose(1, 2)
-        seen = [half[self.lie, :, self.seen].transpose(1, 2) for half in self.own]
+        (new_slots, new), (slots, places) = self.new, self.seen
+        for half, states in zip(self.own, (key_states, value_states), strict=True):
+            half[new_slots, :, new] = states.transpose(1, 2)
+        seen = [half[slots, :, places].transpose(1, 2) for half in self.own]
         return seen[0], seen[1]
 
     def get_seq_length(self) -> int:
@@ -52,9 +47,15 @@ def empty() -> EncoderDecoderCache:
 def over_slots(
     cache: Cache, rows: Tensor, starts: Tensor, past: int, length: int, sources: Tensor, source_length: int
 ) -> EncoderDecoderCache:
-    """A cache of Transformers for a pass of `length` new tokens on slots `rows[n]`, whose sources are in the slots
-    `sources[n]`; the longest row has `past` places."""
-    own = [SlotLayer(layer, cache.origins, rows, starts, past, length) for layer in cache.own.unbind(0)]
+    """A cache of Transformers for a pass of `length` new tokens on slots `rows[n]`, which have `starts[n]` places, the
+    longest `past`; their sources are in the slots `sources[n]`.
+
+    Shorter rows are pushed to the right: what stands before them is another place of theirs, which the mask hides.
+    """
+    rows, starts, place = rows[:, None], starts[:, None], torch.arange(past + length, device=rows.device)
+    new, seen = starts + place[:length], (place - (past - starts)).clamp(min=0)
+    slots = cache.slots_of(rows, seen)
+    own = [SlotLayer(layer, (rows, new), (slots, seen), past) for layer in cache.own.unbind(0)]
     crossed = DynamicCache()
     for index, layer in enumerate(cache.source.unbind(0)):
         crossed.update(*layer[:, sources, :, :source_length].unbind(0), index)

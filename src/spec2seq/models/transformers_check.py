@@ -60,12 +60,9 @@ def difference(model: Any) -> float:
 
 def _one_by_one(model: Any, source: Tensor, tokens: Tensor) -> Tensor:
     """Logits `[length, vocabulary]` of Transformers' own cached steps."""
-    from spec2seq.models.transformers_cache import encoder_output
-
     encoded, past, steps = model.encode(source, source.new_tensor([source.shape[1]])), None, []
-    given = dict(encoder_outputs=encoder_output(encoded.states), attention_mask=torch.ones_like(source), use_cache=True)
     for step in tokens.split(1, 1):
-        found = model.module(**given, decoder_input_ids=step, past_key_values=past)
+        found = model.run(encoded.states, encoded.lengths, decoder_input_ids=step, past_key_values=past)
         past = found.past_key_values
         steps.append(found.logits[0])
     return torch.cat(steps)

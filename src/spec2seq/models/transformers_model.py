@@ -43,7 +43,7 @@ class TransformersModel(nn.Module):
         # An expert of Switch Transformers turns away what is beyond its capacity in a pass.
         self.longest = getattr(config, "expert_capacity", None) if self.together else None
         try:
-            self.architecture = _architecture(module)
+            self.architecture = self._read_architecture()
             difference, allowed = check.difference(self), check.TOLERANCE[self.dtype]
         except Spec2SeqError:
             raise
@@ -87,7 +87,7 @@ class TransformersModel(nn.Module):
 
         filled = theirs.empty()
         start = torch.full_like(encoded.lengths[:, None], self.architecture.decoder_start_token_id)
-        self._forward(encoded.states, encoded.lengths, decoder_input_ids=start, past_key_values=filled)
+        self.run(encoded.states, encoded.lengths, decoder_input_ids=start, past_key_values=filled)
         cache.put_source(first_slot, theirs.source_keys_values(filled), encoded.lengths)
 
     def decode_block(
@@ -152,17 +152,49 @@ class TransformersModel(nn.Module):
                 more["decoder_position_ids"] = steps[past:] - shift
         slots = theirs.over_slots(cache, rows, starts, past, length, sources, longest)
         blank = cache.source.new_zeros(1, 1, 1).expand(len(rows), longest, self.architecture.width)
-        return self._forward(
+        return self.run(
             blank, cache.source_lengths[sources], decoder_input_ids=tokens, past_key_values=slots, **more
-        )
+        ).logits
 
-    def _forward(self, states: Tensor, lengths: Tensor, **inputs: Any) -> Tensor:
-        """Logits of the module over the encoder's `states` `[rows, source length, width]`."""
-        real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+    def run(self, states: Tensor, lengths: Tensor, **inputs: Any) -> Any:
+        """What the module returns over the encoder's `states` `[rows, source length, width]`."""
         from spec2seq.models.transformers_cache import encoder_output
 
-        given = dict(encoder_outputs=encoder_output(states), attention_mask=real.long(), use_cache=True)
-        return self.module(**given, **inputs).logits
+        real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+        return self.module(encoder_outputs=encoder_output(states), attention_mask=real.long(), use_cache=True, **inputs)
+
+    @torch.inference_mode()
+    def _read_architecture(self) -> Architecture:
+        """What the engine reads of a model; the module knows the rest. Its shapes are those of one pass."""
+        from spec2seq.models import transformers_cache as theirs
+
+        config = self.module.config
+        ids = token_ids(config)
+        for name, token in ids.items():
+            if token is None:
+                raise ValueError(f"its configuration has no {name}")
+        start = torch.tensor([[ids["decoder_start_token_id"]]], device=self.device)
+        end, filled = torch.full_like(start, ids["eos_token_id"]), theirs.empty()
+        encoded = self.encode(end, torch.ones_like(end[0]))
+        found = self.run(encoded.states, encoded.lengths, decoder_input_ids=start, past_key_values=filled)
+        sides = filled.self_attention_cache, filled.cross_attention_cache
+        keys = [layer.keys for side in sides for layer in side.layers]
+        if len({(tensor.shape[1], tensor.shape[3]) for tensor in keys}) > 1:
+            raise ValueError("its layers do not all have the same heads")
+        shape = StackShape(len(keys) // 2, keys[0].shape[1], keys[0].shape[3], 0)
+        vocabulary, source = found.logits.shape[2], self.module.get_encoder().get_input_embeddings().weight.shape[0]
+        encoder, decoder = (getattr(config, side, config) for side in ("encoder", "decoder"))
+        return Architecture(
+            vocabulary=vocabulary,
+            source_vocabulary=None if source == vocabulary else source,
+            width=encoded.states.shape[2],
+            encoder=shape,
+            decoder=shape,
+            activation="",
+            position_rows=_positions(decoder, "max_decoder_position_embeddings"),
+            source_positions=RELATIVE.get(config.model_type) or _positions(encoder, "max_encoder_position_embeddings"),
+            **ids,
+        )
 
 
 def notice(kind: str) -> str:
@@ -174,40 +206,6 @@ def notice(kind: str) -> str:
 def _warn(kind: str) -> None:
     """Once for each model type."""
     warnings.warn(notice(kind), stacklevel=2)
-
-
-def _architecture(module: Any) -> Architecture:
-    """What the engine reads of a model; the module knows the rest. Its shapes are those of one pass."""
-    from spec2seq.models import transformers_cache as theirs
-
-    ids = token_ids(module.config)
-    for name, token in ids.items():
-        if token is None:
-            raise ValueError(f"its configuration has no {name}")
-    encoder, decoder = (getattr(module.config, side, module.config) for side in ("encoder", "decoder"))
-    start = torch.tensor([[ids["decoder_start_token_id"]]], device=module.device)
-    end, filled = torch.full_like(start, ids["eos_token_id"]), theirs.empty()
-    with torch.inference_mode():
-        states = module.get_encoder()(input_ids=end, attention_mask=torch.ones_like(end)).last_hidden_state
-        given = dict(encoder_outputs=theirs.encoder_output(states), decoder_input_ids=start, use_cache=True)
-        found = module(**given, past_key_values=filled)
-    keys = [layer.keys for side in (filled.self_attention_cache, filled.cross_attention_cache) for layer in side.layers]
-    if len({(tensor.shape[1], tensor.shape[3]) for tensor in keys}) > 1:
-        raise ValueError("its layers do not all have the same heads")
-    shape = StackShape(len(keys) // 2, keys[0].shape[1], keys[0].shape[3], 0)
-    vocabulary, source = found.logits.shape[2], module.get_encoder().get_input_embeddings().weight.shape[0]
-    return Architecture(
-        vocabulary=vocabulary,
-        source_vocabulary=None if source == vocabulary else source,
-        width=states.shape[2],
-        encoder=shape,
-        decoder=shape,
-        activation="",
-        position_rows=_positions(decoder, "max_decoder_position_embeddings"),
-        source_positions=RELATIVE.get(module.config.model_type)
-        or _positions(encoder, "max_encoder_position_embeddings"),
-        **ids,
-    )
 
 
 def _positions(config: Any, name: str) -> int | None:
