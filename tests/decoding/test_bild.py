@@ -1,7 +1,5 @@
 """BiLD: the original's results, and the identities of every policy."""
 
-import dataclasses
-
 import golden_bild
 import pytest
 import tiny
@@ -9,13 +7,13 @@ import torch
 from decoding.replay import Replay
 
 from spec2seq import Assisted, BiLD, FixedLength, OfficialBiLD, Rollback, Sampling, Seq2Seq, Speculative, UsageError
+from spec2seq.decoding import costs
 from spec2seq.decoding.stats import Counts
 
 CAP = 16
 GOLDEN = golden_bild.expected()
 MOST = GOLDEN["max_length"] - 1
 PAIRS = [(run["fallback"], run["rollback"]) for run in GOLDEN["bild"]]
-OWN = {field.name for field in dataclasses.fields(Counts)} - {"drafter_calls", "drafter_tokens"}
 
 
 def rows(ids: list[list[int]]) -> list[list[int]]:
@@ -81,14 +79,24 @@ def test_a_fallback_above_every_probability_is_greedy(family):
 
 
 @pytest.mark.parametrize("fallback", [None, 0.0, 0.4])
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_a_rollback_of_zero_with_the_tail_verified_is_greedy(family, fallback, batch_size):
+@pytest.mark.parametrize(("batch_size", "cap"), [(1, 6), (5, 6), (5, None)])
+def test_a_rollback_of_zero_with_the_tail_verified_is_greedy(family, fallback, batch_size, cap):
     model, little, sources = pair_of(family)
-    method = BiLD(little.drafter(), fallback, 0.0, 6, verify_tail=True)
+    method = BiLD(little.drafter(), fallback, 0.0, cap, verify_tail=True)
     assert method.lossless and not BiLD(little.drafter(), fallback, 0.0).lossless
     done = model.generate(sources, method, max_new_tokens=CAP, batch_size=batch_size)
     assert done.sequences == model.generate(sources, max_new_tokens=CAP).sequences
     assert done.stats.unverified == 0 and done.stats.rollbacks > 0
+
+
+@pytest.mark.parametrize(("seconds", "drafts"), [(0.01, True), (9.0, False)])
+def test_a_measured_cap_drafts_where_it_pays(monkeypatch, seconds, drafts):
+    measured = costs.Costs({1: seconds, 10: seconds}, {0: 1.0, 10: 1.1})
+    monkeypatch.setattr(costs, "of_iterations", lambda *given: measured)
+    model, little, sources = pair_of("marian")
+    done = model.generate(sources, BiLD(little.drafter(), 0.1, None, None), max_new_tokens=CAP, batch_size=4)
+    assert bool(done.stats.drafted) == drafts
+    assert (done.sequences == model.generate(sources, max_new_tokens=CAP).sequences) != drafts
 
 
 VARIANTS = {
@@ -111,7 +119,7 @@ def test_a_batch_is_its_rows_alone(family, name):
         assert batch.sequences == alone.sequences
         for a, b in zip(batch.rows, alone.rows, strict=True):
             assert a.trace == b.trace
-            assert {name: getattr(a.counts, name) for name in OWN} == {name: getattr(b.counts, name) for name in OWN}
+            assert a.counts == b.counts
     stats = alone.stats
     assert stats.verifier_passes == stats.verifier_calls and stats.drafted == stats.accepted + stats.discarded
     assert stats.drafted > 0 and (stats.unverified == 0) == method.verify_tail
@@ -235,6 +243,7 @@ def test_percentages_as_the_reproduction_defines_them():
         (lambda d: BiLD(d, starts="large"), "starts is 'large'; allowed: drafter, verifier"),
         (lambda d: Speculative(d, FixedLength(3), Rollback(1.0, "kl")), "LittleModel gives no distributions"),
         (lambda d: OfficialBiLD(Replay({})), "Replay is no little model"),
+        (lambda d: OfficialBiLD(d, max_draft_tokens=None), "max_draft_tokens is None; allowed for the original: an in"),
         (lambda d: OfficialBiLD(d, 3.0), "fallback_threshold is 3.0; allowed: from 0.0 to 1.0"),
     ],
 )

@@ -63,8 +63,8 @@ def test_what_is_fed_is_what_is_committed(family):
 
     class Checked(LittleSession):
         def _feed_pending(self):
-            logits, width = super()._feed_pending()
-            rows = self.rows
+            rows, before = self.rows, self.fed.copy()
+            logits = super()._feed_pending()
             for slot in range(rows.count):
                 source = rows.source_tokens[slot, : rows.source_lengths[slot]]
                 prefix = rows.tokens[slot : slot + 1, : rows.host_lengths[slot]]
@@ -74,8 +74,8 @@ def test_what_is_fed_is_what_is_committed(family):
                     cache, prefix, torch.zeros(1, dtype=torch.long), prefix.shape[1], uniform=True
                 ).logits[:, -1]
                 torch.testing.assert_close(logits[slot : slot + 1], fresh, atol=1e-9, rtol=0)
-                checked.append(width)
-            return logits, width
+                checked.append(rows.host_lengths[slot] - before[slot])
+            return logits
 
     drafter = little.drafter()
     object.__setattr__(drafter, "session", lambda rows, verifier: Checked(drafter, rows, 64))

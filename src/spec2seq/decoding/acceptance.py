@@ -20,21 +20,25 @@ class Draft:
     `unsure[rows]` says whose draft ended because the drafter was unsure. `probabilities`
     `[rows, width, vocabulary]` are what the tokens were drawn from; None where they were not drawn and no rule
     needs them.
-    `calls` and `fed` count the drafter's passes and the tokens that every row was fed in them; `asked` is the k
-    that was asked for.
+    `calls` and `fed` count the drafter's passes that a row took part in and the tokens that it was fed in them, by row
+    or one number for all; `asked` is the k that was asked for.
     """
 
     tokens: Tensor
     lengths: Tensor
     unsure: Tensor | None = None
     probabilities: Tensor | None = None
-    calls: int = 0
-    fed: int = 0
+    calls: Tensor | int = 0
+    fed: Tensor | int = 0
     asked: int = 0
 
     @property
     def width(self) -> int:
         return self.tokens.shape[1]
+
+    def by_row(self, count: Tensor | int) -> list[int]:
+        """`calls` or `fed` of every row."""
+        return count.tolist() if isinstance(count, Tensor) else [count] * self.tokens.shape[0]
 
     def cut(self, width: int) -> "Draft":
         """The same without the places from `width` on, which no row has room for."""

@@ -92,7 +92,7 @@ class LittleSession:
         self.cache = model.new_cache(rows.slots)
         self.fed, self.has_read = [0] * rows.slots, [False] * rows.slots
         self.asked = None if drafter.model.native is None else drafter.model.native.little()
-        self.compiled_fed, self.counts, self.unsure = ((c_int64 * rows.slots)() for _ in range(3))
+        self.compiled = {name: (c_int64 * rows.slots)() for name in ("fed", "counts", "unsure", "passes", "read")}
         self.drafted, self.pointed = (c_int64 * 0)(), {}
         # Padded vocabularies of one tokenizer may differ in size; only the common part is ever proposed.
         self.vocabulary, self.common = vocabulary, min(vocabulary, model.architecture.vocabulary)
@@ -143,11 +143,11 @@ class LittleSession:
         n, lengths, host = rows.count, rows.lengths[: rows.count], rows.host_lengths
         steps, probabilities = [], []
         alive = room > 0
-        length, unsure = torch.zeros_like(lengths), torch.zeros_like(alive)
-        fed = 0
+        length, calls, unsure = torch.zeros_like(lengths), torch.zeros_like(lengths), torch.zeros_like(alive)
+        fresh = lengths - torch.tensor(self.fed[:n], device=lengths.device)
         for step in range(k):
-            logits, width = self._feed_pending() if step == 0 else self._feed(steps[-1], lengths, host, step)
-            fed += width
+            logits = self._feed_pending() if step == 0 else self._feed(steps[-1], lengths, host, step)
+            calls = calls + alive
             token, top, q = self._choose(logits, lengths + step, confidence, sampling)
             if confidence is not None:
                 doubt = alive & (top < confidence)
@@ -161,12 +161,12 @@ class LittleSession:
             alive = alive & ~rows.ends(token) & (length < room)
             if self.stops_early and not alive.any():
                 break
-        for slot in range(n):  # the first pass fed all that was committed, each further one a drafted token
-            self.fed[slot] = host[slot] + step
+        for slot, left in enumerate(room.tolist()):
+            if left > 0:  # the first pass fed all that was committed, each further one a drafted token
+                self.fed[slot] = host[slot] + step
         tokens = torch.stack(steps, 1) if steps else lengths.new_zeros(n, 0)
-        if not steps or probabilities[0] is None:
-            return Draft(tokens, length, unsure, None, step + 1, fed)
-        return Draft(tokens, length, unsure, torch.stack(probabilities, 1), step + 1, fed)
+        drawn = torch.stack(probabilities, 1) if steps and probabilities[0] is not None else None
+        return Draft(tokens, length, unsure, drawn, calls, (fresh + calls - 1) * (calls > 0))
 
     @property
     def reads_rows(self) -> bool:
@@ -182,7 +182,7 @@ class LittleSession:
         rows, n, to = self.rows, self.rows.count, self.asked
         to.fresh = max(have - cached for have, cached in zip(rows.host_lengths[:n], self.fed, strict=False))
         self.cache.reserve(furthest + max(to.fresh, k + 1) + k)
-        self.compiled_fed[:n] = self.fed[:n]
+        self.compiled["fed"][:n] = self.fed[:n]
         if len(self.drafted) < rows.slots * k:
             self.drafted = (c_int64 * (rows.slots * k))()
         self.known_tokens = self._known(rows.tokens)
@@ -192,7 +192,8 @@ class LittleSession:
         to.source_lengths = self.cache.source_lengths.data_ptr()
         point_to(to, "own", self.cache.own, self.pointed)
         point_to(to, "source", self.cache.source, self.pointed)
-        to.fed, to.counts, to.unsure = addressof(self.compiled_fed), addressof(self.counts), addressof(self.unsure)
+        for name, array in self.compiled.items():
+            setattr(to, name, addressof(array))
         to.eos, to.common, to.drafted = rows.eos_token_ids[0], self.common, addressof(self.drafted)
         to.room = None if room is None else room.data_ptr()
         to.confidence = -1.0 if confidence is None else confidence
@@ -200,18 +201,17 @@ class LittleSession:
 
     def catch_up(self) -> None:
         """To be called after iterations in the compiled executor, which knows what the cache has."""
-        self.fed[: self.rows.count] = self.compiled_fed[: self.rows.count]
+        self.fed[: self.rows.count] = self.compiled["fed"][: self.rows.count]
 
     def _draft_native(self, k: int, room: Tensor, confidence: float | None) -> Draft:
         """The same in one call of the compiled executor."""
         room = room.contiguous()
         n, asked = self.rows.count, self.describe(k, confidence, self.rows.horizon, room)
         call("spec2seq_draft", asked)
-        for slot, length in enumerate(self.rows.host_lengths[:n]):  # all was fed but the last drafted token
-            self.fed[slot] = length + asked.steps - 1
+        self.catch_up()
         tokens = torch.tensor(self.drafted[: n * k]).view(n, k)[:, : asked.width]
-        unsure, fed = torch.tensor(self.unsure[:n]).bool(), asked.fresh + asked.steps - 1
-        return Draft(tokens, torch.tensor(self.counts[:n]), unsure, None, asked.steps, fed)
+        found = {name: torch.tensor(self.compiled[name][:n]) for name in ("counts", "unsure", "passes", "read")}
+        return Draft(tokens, found["counts"], found["unsure"].bool(), None, found["passes"], found["read"])
 
     def commit(self, counts: list[int], decoded: Decoded | None) -> None:
         for slot in range(len(counts)):
@@ -221,7 +221,7 @@ class LittleSession:
         self.cache.move(source, target)
         self.fed[target], self.has_read[target] = self.fed[source], self.has_read[source]
 
-    def _feed_pending(self) -> tuple[Tensor, int]:
+    def _feed_pending(self) -> Tensor:
         """Feed what each row has that the cache has not; logits `[rows, vocabulary]` after its last token."""
         rows, n = self.rows, self.rows.count
         fed, host = self.fed[:n], rows.host_lengths[:n]
@@ -237,13 +237,13 @@ class LittleSession:
             places = starts[:, None] + torch.arange(width, device=starts.device)
             tokens = rows.tokens[:n].gather(1, places)
             last = (rows.lengths[:n] - starts - 1)[:, None]
-        return self._decode(tokens, starts, max(fed) + width, uniform_rows, last), width
+        return self._decode(tokens, starts, max(fed) + width, uniform_rows, last)
 
-    def _feed(self, token: Tensor, lengths: Tensor, host: list[int], step: int) -> tuple[Tensor, int]:
+    def _feed(self, token: Tensor, lengths: Tensor, host: list[int], step: int) -> Tensor:
         n = self.rows.count
         longest = max(host[:n])
         same = min(host[:n]) == longest
-        return self._decode(token[:, None], lengths + (step - 1), longest + step, same, None), 1
+        return self._decode(token[:, None], lengths + (step - 1), longest + step, same, None)
 
     def _decode(self, tokens: Tensor, starts: Tensor, horizon: int, same: bool, last: Tensor | None) -> Tensor:
         decoded = self.model.decode_block(

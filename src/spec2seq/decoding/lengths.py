@@ -24,8 +24,8 @@ class Chooser(Protocol):
         the drafter left empty costs what a rejected one costs, so it counts as one."""
         ...
 
-    def filled(self, asked: int, drafted: int) -> None:
-        """Learn how many of the `asked` tokens the longest draft of an iteration has."""
+    def filled(self, asked: int, drafted: float) -> None:
+        """Learn how many of the `asked` tokens were drafted and fed to the verifier, in the mean over rows."""
         ...
 
 
@@ -52,7 +52,7 @@ class _Constant:
     def observe(self, asked: int, accepted: int) -> None:
         pass
 
-    def filled(self, asked: int, drafted: int) -> None:
+    def filled(self, asked: int, drafted: float) -> None:
         pass
 
 
@@ -147,7 +147,7 @@ class _Adaptive:
             if self.best:
                 self.patience = self.PROBE_EVERY
 
-    def filled(self, asked: int, drafted: int) -> None:
+    def filled(self, asked: int, drafted: float) -> None:
         self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)
 
     def _best(self) -> int:

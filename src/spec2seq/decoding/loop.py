@@ -16,7 +16,7 @@ from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
 from spec2seq.decoding.reader import Reader
 from spec2seq.decoding.rows import Rows
-from spec2seq.decoding.sampling import Sampling
+from spec2seq.decoding.sampling import Sampling, seed_of
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler
 from spec2seq.decoding.static_loop import StaticLoop, borrow
 from spec2seq.decoding.stats import Stats
@@ -83,7 +83,7 @@ class Engine:
         check_range("max_new_tokens", max_new_tokens, low=1, high=a.max_positions)
         request_id = next(self.ids)
         if seed is None:
-            seed = (self.sampling.seed if self.sampling else 0) * 1_000_003 + request_id
+            seed = seed_of(self.sampling, request_id)
         self.scheduler.submit(Request(request_id, source, max_new_tokens, seed))
         return request_id
 
@@ -148,7 +148,6 @@ class Engine:
                 several = self.native.several and not self._opening
                 most = 1 + self.chooser.more(most - 1) if several else 1
             for found in self.native.run(k, most):
-                self.stats.drafter_passes += found.calls
                 done = self._book_native(found)
         else:
             with self._phase("draft"):
@@ -161,14 +160,11 @@ class Engine:
 
     def _book_native(self, found: Iterated) -> list[Completion]:
         rows = self.rows
-        self.stats.verifier_passes += found.passes
         finished = [
             new[-1] in rows.eos_token_ids or length >= limit
             for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
         ]
-        self._book(found, found.emitted, found.accepted, found.drafted, finished, found.unsure, found.tokens)
-        self._book_tail(found.drafted, found.tail, found.emitted)
-        return self._release(finished)
+        return self._book(found, finished)
 
     def _admit(self) -> None:
         for group, encoded in self.reader.read(self.scheduler.admissible()):
@@ -190,7 +186,6 @@ class Engine:
         if self.method.starts == "verifier":
             spare = spare.where(rows.lengths[:n] > 1, 0)
         draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
-        self.stats.drafter_passes += draft.calls
         return dataclasses.replace(draft, asked=k).cut(rows.room)
 
     def _unverified_tail(self, draft: Draft) -> Tensor | None:
@@ -214,13 +209,11 @@ class Engine:
         else:
             last = rows.tokens[:n].gather(1, rows.lengths[:n, None] - 1)
         tokens = torch.cat([last, draft.tokens], 1) if draft.width else last
-        decoded = self.verifier.decode_block(
+        return self.verifier.decode_block(
             self.cache, tokens, rows.lengths[:n] - 1, horizon + draft.width,
             uniform=rows.uniform, source_horizon=rows.source_horizon,
             hidden_layers=self.method.drafter.hidden_layers if self.method.drafter else (),
         )  # fmt: skip
-        self.stats.verifier_passes += 1
-        return decoded
 
     def _judge(self, decoded: Decoded | None, draft: Draft, tail: Tensor | None) -> Verdict:
         if decoded is None:  # every row ends in its own draft
@@ -255,12 +248,12 @@ class Engine:
             full = rows.host_lengths[slot] + len(new) >= rows.host_limits[slot]
             finished.append(full or new[-1] in rows.eos_token_ids)
         rows.append(emitted)
-        self._book(draft, emitted, accepted, drafted, finished, unsure, tokens)
-        if tail is not None:
-            self._book_tail(drafted, tail.tolist(), emitted)
         if self.session is not None and decoded is not None:
             self.session.commit([len(new) for new in emitted], decoded)
-        return self._release(finished)
+        unverified = [0] * n if tail is None else tail.tolist()
+        found = Iterated(drafted, accepted, emitted, unverified, tokens, draft.by_row(draft.calls),
+                         draft.by_row(draft.fed), draft.asked, int(decoded is not None), unsure)  # fmt: skip
+        return self._book(found, finished)
 
     def _read(self, draft: Draft, verdict: Verdict) -> tuple[list, list, list, list, list]:
         """The one host read: accepted, replacement, drafted, unsure `[rows]`, tokens `[width][rows]`."""
@@ -272,37 +265,38 @@ class Engine:
         host = torch.cat([packed, draft.tokens.T]).tolist()
         return *host[:4], host[4:]
 
-    def _book(self, draft: Draft | Iterated, emitted, accepted, drafted, finished, unsure, tokens) -> None:
-        """Count what every row in flight got, `emitted[slot]`, and let the length rule learn from it."""
-        if draft.calls:
-            self.chooser.filled(draft.asked, len(tokens))
+    def _book(self, found: Iterated, finished: list[bool]) -> list[Completion]:
+        """Count what every row in flight got, let the length rule learn from it, and release who has `finished`."""
+        self.stats.verifier_passes += found.passes
+        self.stats.drafter_passes += max(found.calls)
+        drafting = any(found.calls)
+        if drafting:  # over tensors all rows are as long as the longest
+            drafted = len(found.tokens) if self.native is None else sum(found.drafted) / self.rows.count
+            self.chooser.filled(found.asked, drafted)
         for slot, request in enumerate(self.scheduler.running):
-            new = emitted[slot]
-            # An end token that was drafted leaves no room for the verifier's own token.
-            written = min(accepted[slot], len(new))
+            new, drafted, accepted = found.emitted[slot], found.drafted[slot], found.accepted[slot]
             booked = request.counts
+            # An end token that was drafted leaves no room for the verifier's own token.
+            written = min(accepted, len(new))
             booked.new_tokens += len(new)
-            booked.verifier_calls += 1
-            booked.verifier_tokens += 1 + drafted[slot]
-            booked.drafter_calls += draft.calls
-            booked.drafter_tokens += draft.fed
+            booked.drafter_calls += found.calls[slot]
+            booked.drafter_tokens += found.fed[slot]
+            if found.tail[slot]:
+                booked.unverified += len(new)
+            else:
+                booked.verifier_calls += 1
+                booked.verifier_tokens += 1 + drafted
             request.tokens += new
-            if draft.calls:
-                booked.judged(drafted[slot], written, accepted[slot] < drafted[slot], bool(unsure[slot]))
-                booked.handovers += drafted[slot] == draft.asked and tokens[-1][slot] not in self.rows.eos_token_ids
+            if drafting:
+                booked.judged(drafted, written, accepted < drafted, bool(found.unsure[slot]))
+                ended = bool(drafted) and found.tokens[drafted - 1][slot] in self.rows.eos_token_ids
+                booked.handovers += drafted == found.asked and not ended
                 # A draft that the row's end cut short says nothing of the places behind it.
-                cut = finished[slot] and accepted[slot] == drafted[slot]
-                self.chooser.observe(drafted[slot] if cut else draft.asked, accepted[slot])
+                cut = finished[slot] and accepted == drafted
+                self.chooser.observe(drafted if cut else found.asked, accepted)
             if self.trace:
                 request.trace += "d" * written + "v" * (len(new) - written)
-
-    def _book_tail(self, drafted: list[int], tail: list[int], emitted: list[list[int]]) -> None:
-        """Rows that ended unverified took no part in the verifier's pass, if there was one at all."""
-        for slot, request in enumerate(self.scheduler.running):
-            if tail[slot]:
-                request.counts.unverified += len(emitted[slot])
-                request.counts.verifier_calls -= 1
-                request.counts.verifier_tokens -= 1 + drafted[slot]
+        return self._release(finished)
 
     def _release(self, finished: list[int]) -> list[Completion]:
         rows, done = self.rows, []

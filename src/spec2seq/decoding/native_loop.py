@@ -26,16 +26,16 @@ FIELDS = {LittleSession: "little", LookupSession: "lookup"}  # of an iteration, 
 
 class Iterated(NamedTuple):
     """Of every row: how many tokens were drafted and accepted, what was emitted, and whether it ended unverified; the
-    draft `[width][rows]`; the drafter's passes, the tokens that every row was fed in them, and the k that was asked
-    for; the verifier's passes, one or none; and whose draft ended because the drafter was unsure."""
+    draft `[width][rows]`; the drafter's passes for each row and the tokens that it was fed in them; the k that was
+    asked for; the verifier's passes, one or none; and whose draft ended because the drafter was unsure."""
 
     drafted: list[int]
     accepted: list[int]
     emitted: list[list[int]]
     tail: list[int]
     tokens: list[list[int]]
-    calls: int
-    fed: int
+    calls: list[int]
+    fed: list[int]
     asked: int
     passes: int
     unsure: list[int]
@@ -164,7 +164,7 @@ class NativeLoop:
         done = self._commit(report, draft.asked)
         self.session.commit([len(new) for new in done.emitted], None)
         unsure = [0] * self.rows.count if draft.unsure is None else draft.unsure.tolist()
-        return done._replace(calls=draft.calls, fed=draft.fed, unsure=unsure)
+        return done._replace(calls=draft.by_row(draft.calls), fed=draft.by_row(draft.fed), unsure=unsure)
 
     def _call(self, k: int, most: int) -> list[list[list[int]]]:
         """What the call reports of every iteration and row."""
@@ -186,11 +186,12 @@ class NativeLoop:
 
     def _commit(self, report: list[list[int]], asked: int) -> Iterated:
         """What every row's report says, in its order: see REPORT_HEAD."""
-        _, _, _, _, _, calls, fed, width = report[0][:HEAD]
+        width = report[0][7]
         for slot, row in enumerate(report):
             self.rows.host_lengths[slot] += row[2]
         return Iterated(
             [row[0] for row in report], [row[1] for row in report], [row[HEAD : HEAD + row[2]] for row in report],
             [row[3] for row in report], [[row[HEAD + width + 1 + place] for row in report] for place in range(width)],
-            calls, fed, asked, int(not all(row[3] for row in report)), [row[4] for row in report],
+            [row[5] for row in report], [row[6] for row in report], asked, int(not all(row[3] for row in report)),
+            [row[4] for row in report],
         )  # fmt: skip

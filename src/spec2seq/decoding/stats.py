@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 class Counts:
     """Counts of one row, or of a whole run (the sum over its rows).
 
-    `verifier_calls` counts the passes a row took part in, so that it does not depend on the batch size; the
-    passes themselves are in `Stats`. Only `drafter_calls` and `drafter_tokens` depend on a row's neighbours: a
-    little model's passes go on as long as any row drafts.
+    `verifier_calls` counts the passes a row took part in, so that it does not depend on the batch size; the passes
+    themselves are in `Stats`. So do `drafter_calls` and `drafter_tokens` of a little model; a block drafter reads all
+    rows alike.
     """
 
     new_tokens: int = 0

@@ -25,8 +25,8 @@ typedef struct {
 typedef struct {
     const int64_t *tokens; /* [rows][stride] */
     int64_t stride;
-    float *logits; /* [rows * length][vocabulary] */
-    int64_t *best; /* [rows * length], the first among equals; null: not asked */
+    float *logits; /* [tokens of the pass][vocabulary] */
+    int64_t *best; /* [tokens of the pass], the first among equals; null: not asked */
 } Scored;
 
 /* What a token gets for its place; null where positions are told by distances. */
@@ -62,9 +62,11 @@ static void embed_tokens(const Run *run, const Embedding *embedding, const Score
     const Stack *s = run->stack;
     int64_t at, end;
     while (next_share(run->team, run->tokens, &at, &end))
-        for (; at < end; at++)
-            embed(embedding, s->width, s->eps, scored->tokens[at / p->length * scored->stride + at % p->length],
-                  start_of(p, at / p->length) + at % p->length, p->output + at * s->width);
+        for (; at < end; at++) {
+            int64_t row = row_of(p, at), step = at - first_of(p, row);
+            embed(embedding, s->width, s->eps, scored->tokens[row * scored->stride + step], start_of(p, row) + step,
+                  p->output + at * s->width);
+        }
 }
 
 /* The head's part of a pass: scores of every state, and the likeliest token behind each. */

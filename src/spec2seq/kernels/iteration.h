@@ -22,9 +22,9 @@ static int stands(const Iteration *it, const float *logits, int64_t vocabulary, 
 /* Commit what stands of a row's draft and the verifier's own token behind it. */
 static void judge_row(const Iterate *call, int64_t row) {
     const Iteration *it = call->it;
-    int64_t vocabulary = it->verifier->head.outputs, first = row * (it->k + 1), length = it->lengths[row];
+    int64_t vocabulary = it->verifier->head.outputs, first = first_of(&call->verify, row), length = it->lengths[row];
     int64_t *report = it->report + row * it->report_stride, *emitted = report + REPORT_HEAD;
-    const int64_t *drafted = call->block + first + 1, *best = call->scored.best + first;
+    const int64_t *drafted = call->block + row * (it->k + 1) + 1, *best = call->scored.best + first;
     int64_t accepted = 0, count = 0;
     while (accepted < report[0] &&
            (report[3] || stands(it, call->scored.logits + (first + accepted) * vocabulary, vocabulary,
@@ -55,7 +55,7 @@ static void iteration_job(void *argument, Team *team) {
     if (own_draft(it)) draft(call, team);
     drafted = nanoseconds();
     Run run = {it->verifier->stack, &call->verify, call->verify_work, call->verify_tokens, team};
-    if (call->verifies) run_decoder(&run, it->verifier, &call->scored);
+    if (call->verify_tokens) run_decoder(&run, it->verifier, &call->scored);
     verified = nanoseconds();
     while (next_share(team, it->rows, &row, &end))
         for (; row < end; row++) judge_row(call, row);
@@ -74,8 +74,12 @@ static size_t carve_iteration(Iterate *call, char *memory, int threads) {
     if (own_draft(it)) phases += PHASES(it->drafter->stack->count) + CHOICE_PHASES(it->k);
     TAKE(call, phases, phases);
     if (memory) memset(call->phases, 0, (size_t)phases * sizeof(Phase));
-    TAKE(call, block, call->verify_tokens);
+    TAKE(call, block, it->rows * (it->k + 1));
     TAKE(call, starts, it->rows);
+    if (it->given) {
+        TAKE(call, row_of, call->verify_tokens);
+        TAKE(call, first, it->rows + 1);
+    }
     TAKE(call, hidden, layers);
     TAKE(call, verify.output, call->verify_tokens * s->width);
     TAKE(call, scored.logits, call->verify_tokens * it->verifier->head.outputs);
@@ -102,8 +106,6 @@ static int take_drafts(Iterate *call, int threads) {
         for (int64_t row = 0; row < it->rows; row++)
             little->fresh = largest(little->fresh, it->lengths[row] - little->fed[row]);
         if (!run_little(little, threads)) return 0;
-        call->calls = little->steps;
-        call->draft_fed = little->fresh + little->steps - 1;
         it->given = little->drafted;
         it->given_lengths = little->counts;
         it->given_stride = little->k;
@@ -120,6 +122,15 @@ static int take_drafts(Iterate *call, int threads) {
     return 1;
 }
 
+/* How many tokens of a row the verifier reads: its last one and what was drafted; none if the draft ends the row. */
+static int64_t to_verify(const Iteration *it, int64_t row) {
+    if (!it->given) return it->k + 1;
+    const int64_t *given = it->given + row * it->given_stride;
+    for (int64_t i = 0; it->trusts_ends && i < it->given_lengths[row]; i++)
+        if (given[i] == it->eos) return 0;
+    return it->given_lengths[row] + 1;
+}
+
 /* Sizes of the passes; what lies in buffers comes later. */
 static void plan_iteration(Iterate *call) {
     const Iteration *it = call->it;
@@ -129,7 +140,8 @@ static void plan_iteration(Iterate *call) {
         call->fresh = largest(call->fresh, row_fresh(it, row));
         most_fed = largest(most_fed, it->fed[row]);
     }
-    call->verify_tokens = it->rows * (it->k + 1);
+    call->verify_tokens = 0;
+    for (int64_t row = 0; row < it->rows; row++) call->verify_tokens += to_verify(it, row);
     call->verify = (Pass){.rows = it->rows, .length = it->k + 1, .horizon = it->horizon + it->k, .own = it->own,
                           .causal = it->k + 1, .source = it->source, .source_lengths = it->source_lengths,
                           .sources = it->rows, .source_horizon = it->source_horizon};
@@ -145,13 +157,10 @@ static void plan_iteration(Iterate *call) {
 }
 
 /* Get ready for one more iteration with drafts of `k`; 0 where a row has ended, or none has room for a draft. */
-static int go_on(const Iterate *call, int64_t k) {
-    Iteration *it = call->it;
+static int go_on(Iteration *it, int64_t k) {
     int64_t room = 0;
-    for (int64_t row = 0; it->little && call->calls && row < it->rows; row++) { /* its cache has what still stands */
-        int64_t drafted = call->starts[row] + it->little->steps, standing = it->lengths[row] - 1;
-        it->little->fed[row] = drafted < standing ? drafted : standing;
-    }
+    for (int64_t row = 0; it->little && row < it->rows; row++) /* its cache has what still stands */
+        if (it->little->fed[row] >= it->lengths[row]) it->little->fed[row] = it->lengths[row] - 1;
     for (int64_t row = 0; row < it->rows; row++) {
         int64_t length = it->lengths[row], left = it->limits[row] - length;
         if (left <= 0 || it->tokens[row * it->token_stride + length - 1] == it->eos) return 0;
@@ -166,23 +175,26 @@ static int go_on(const Iterate *call, int64_t k) {
 /* Where rows begin and what queries see. */
 static void fill_iteration(Iterate *call) {
     Iteration *it = call->it;
-    call->verifies = 0;
-    for (int64_t row = 0; row < it->rows; row++) {
+    const LittleDraft *little = it->little;
+    for (int64_t row = 0, tokens = 0; row < it->rows; row++) {
         int64_t *report = it->report + row * it->report_stride, *block = call->block + row * (it->k + 1);
         call->starts[row] = it->lengths[row] - 1;
         block[0] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
         report[0] = report[3] = 0;
-        report[4] = it->little && call->calls && it->little->unsure[row];
-        report[5] = call->calls;
-        report[6] = call->draft_fed;
+        report[4] = little ? little->unsure[row] : 0;
+        report[5] = little ? little->passes[row] : call->calls;
+        report[6] = little ? little->read[row] : call->draft_fed;
         report[7] = it->k;
-        if (it->given) {
-            memcpy(block + 1, it->given + row * it->given_stride, (size_t)it->k * sizeof(int64_t));
-            report[0] = it->given_lengths[row];
-        }
-        for (int64_t i = 1; it->trusts_ends && i <= report[0]; i++) report[3] |= block[i] == it->eos;
-        call->verifies |= !report[3];
+        if (!it->given) continue;
+        memcpy(block + 1, it->given + row * it->given_stride, (size_t)it->k * sizeof(int64_t));
+        report[0] = it->given_lengths[row];
+        report[3] = !to_verify(it, row);
+        call->first[row] = tokens;
+        for (int64_t i = to_verify(it, row); i; i--) call->row_of[tokens++] = row;
+        call->first[row + 1] = tokens;
     }
+    call->verify.row_of = call->row_of;
+    call->verify.first = call->first;
     call->verify.starts = call->starts;
     call->verify.hidden = call->hidden;
     call->scored.tokens = call->block;

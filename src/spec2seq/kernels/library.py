@@ -42,6 +42,7 @@ Pass = _structure(
     "Pass",
     **_of(c_void_p, "input output hidden"),
     **_of(c_int64, "rows length horizon"),
+    **_of(c_void_p, "row_of first"),
     own=Places,
     origins=c_void_p,
     origin_stride=c_int64,
@@ -87,7 +88,7 @@ LittleDraft = _structure(
     **_of(Places, "own source"),
     **_of(c_int64, "eos common"),
     confidence=c_double,
-    **_of(c_void_p, "drafted counts unsure"),
+    **_of(c_void_p, "drafted counts unsure passes read"),
     **_of(c_int64, "steps width"),
 )
 Continuations = _structure(

@@ -163,7 +163,7 @@ int spec2seq_iterate(Iteration *iteration, int threads) {
         carve_iteration(&call, memory, threads);
         fill_iteration(&call);
         run_team(threads, call.phases, iteration_job, &call);
-        more = go_on(&call, k);
+        more = go_on(iteration, k);
     } while (++iteration->ran < iteration->most && more);
     return 0;
 }

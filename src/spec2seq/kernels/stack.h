@@ -26,6 +26,8 @@ typedef struct {
     float *output;        /* the same */
     float *const *hidden; /* [count + 1] states to write out, null where not asked; or null */
     int64_t rows, length, horizon;
+    const int64_t *row_of, *first;   /* of [tokens] its row, and of [rows + 1] where a row's begin, none longer than
+                                      * `length`; null: all are that long */
     Places own;                      /* the cache; data null: an encoder, whose keys are the pass itself */
     const int64_t *origins;          /* [rows][origin_stride], the row in which each place of a row lies; null: its own */
     int64_t origin_stride;
@@ -135,6 +137,10 @@ static void leave(const Run *run, const Linear *linear, const Norm *norm, const 
     if (!run->stack->pre_norm) norm_tokens(run, norm, run->pass->output, run->pass->output);
 }
 
+static int64_t row_of(const Pass *p, int64_t token) { return p->row_of ? p->row_of[token] : token / p->length; }
+
+static int64_t first_of(const Pass *p, int64_t row) { return p->first ? p->first[row] : row * p->length; }
+
 static int64_t start_of(const Pass *p, int64_t row) { return p->starts ? p->starts[row] : p->horizon - p->length; }
 
 /* Where the keys (half 0) or values (half 1) of a head begin. */
@@ -155,9 +161,11 @@ static void write_cache(const Run *run, int64_t index) {
     const Pass *p = run->pass;
     int64_t inner = run->stack->heads * run->stack->head_width, token, end;
     while (next_share(run->team, run->tokens, &token, &end))
-        for (; token < end; token++)
-            write_place(run->stack, &p->own, index, token / p->length,
-                        start_of(p, token / p->length) + token % p->length, run->work.wide + (3 * token + 1) * inner);
+        for (; token < end; token++) {
+            int64_t row = row_of(p, token);
+            write_place(run->stack, &p->own, index, row, start_of(p, row) + token - first_of(p, row),
+                        run->work.wide + (3 * token + 1) * inner);
+        }
 }
 
 /* How many places the query `step` of `row` sees. */
@@ -175,7 +183,7 @@ static void self_query(const Run *run, int64_t index, int64_t row, int64_t head,
     const Stack *s = run->stack;
     const Pass *p = run->pass;
     int64_t width = s->head_width, inner = s->heads * width;
-    const float *new = run->work.wide + row * p->length * 3 * inner + head * width;
+    const float *new = run->work.wide + first_of(p, row) * 3 * inner + head * width;
     Keys keys = {.keys = new + inner, .values = new + 2 * inner, .key_stride = 3 * inner, .value_stride = 3 * inner,
                  .visible = end_of(p, row, step), .width = width, .scale = (float)s->scale,
                  .place = start_of(p, row) + step, .reach = s->reach, .rows = &FIRST_ROW};
@@ -187,13 +195,13 @@ static void self_query(const Run *run, int64_t index, int64_t row, int64_t head,
     }
     if (s->relative) keys.relative = s->relative + index * s->relative_layer + head * (2 * s->reach + 1) + s->reach;
     if (p->mask) keys.mask = p->mask + row * p->mask_row + head * p->mask_head + step * p->mask_query;
-    attend(&keys, new + step * 3 * inner, own_scores(run), run->work.mixed + (row * p->length + step) * inner + head * width);
+    attend(&keys, new + step * 3 * inner, own_scores(run), run->work.mixed + (first_of(p, row) + step) * inner + head * width);
 }
 
 static void cross_query(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step) {
     const Stack *s = run->stack;
     const Pass *p = run->pass;
-    int64_t width = s->head_width, at = ((row * p->length + step) * s->heads + head) * width;
+    int64_t width = s->head_width, at = ((first_of(p, row) + step) * s->heads + head) * width;
     int64_t source = row * p->sources / p->rows;
     int64_t visible = p->source_lengths ? p->source_lengths[source] : p->source_horizon;
     Keys keys = {.keys = places_of(&p->source, index, 0, source, head),
@@ -207,8 +215,11 @@ static void cross_query(const Run *run, int64_t index, int64_t row, int64_t head
 static void attention(const Run *run, int64_t index, void (*query)(const Run *, int64_t, int64_t, int64_t, int64_t)) {
     const Pass *p = run->pass;
     int64_t heads = run->stack->heads, task, end;
-    while (next_share(run->team, p->rows * heads * p->length, &task, &end))
-        for (; task < end; task++) query(run, index, task / p->length / heads, task / p->length % heads, task % p->length);
+    while (next_share(run->team, run->tokens * heads, &task, &end))
+        for (; task < end; task++) {
+            int64_t row = row_of(p, task / heads), first = first_of(p, row), length = first_of(p, row + 1) - first;
+            query(run, index, row, (task - first * heads) / length, (task - first * heads) % length);
+        }
     prepare(run, run->work.mixed, heads * run->stack->head_width);
 }
 

@@ -47,10 +47,9 @@ typedef struct {
     Work draft_work, verify_work;
     Scored scored;
     Choice choice;
-    int64_t calls, draft_fed; /* passes of the drafter, and tokens that a row was fed in them */
-    int64_t verifies; /* whether any row wants the verifier */
+    int64_t calls, draft_fed; /* passes of a drafter that reads all rows alike, and tokens that a row was fed in them */
     int64_t fresh, draft_tokens, verify_tokens;
-    int64_t *draft_starts, *draft_ends, *block, *starts;
+    int64_t *draft_starts, *draft_ends, *block, *starts, *row_of, *first;
     float *mixed_in, *mixed, *draft_states, *mix_scales;
     int8_t *mix_codes;
     float **hidden;
