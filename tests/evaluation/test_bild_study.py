@@ -21,11 +21,12 @@ def studied(tmp_path_factory):
     model = Seq2Seq(theirs.model, theirs.config, tiny.tokenizer(theirs), theirs.generation_config)
     little = {mode: tiny.noisy_copy(tiny.seq2seq("marian"), noise).drafter()
               for mode, noise in (("unaligned", 0.1), ("aligned", 0.01))}  # fmt: skip
+    asked = bild.Study(model, little, pairs(5), pairs(4), tmp_path_factory.mktemp("work"), (0.1, 0.5), (1.0, 5.0),
+                       (1, 2), 6)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bild, "FALLBACKS", (0.1, 0.5))
-        patch.setattr(bild, "ROLLBACKS", (1.0, 5.0))
-        patch.setattr(bild, "CAPS", (1, 4))
-        found = bild.study(bild.Study(model, little, pairs(5), pairs(4), tmp_path_factory.mktemp("work"), (1, 2), 6))
+        patch.setattr(bild, "CAPS", (1, 4, None))
+        found = bild.study(asked)
+    found["data"]["name"] = "tiny"
     return json.loads(json.dumps(found))
 
 
@@ -35,11 +36,15 @@ def test_every_point_is_measured_on_dev_and_the_chosen_ones_on_test(studied):
             "vanilla", "fallback=0.1 rollback=1", "fallback=0.1 rollback=5", "fallback=0.5 rollback=1",
             "fallback=0.5 rollback=5",
         ]  # fmt: skip
-    chosen = [f"{mode}, {goal}" for mode, goals in studied["chosen"].items() for goal, pair in goals.items() if pair]
+    chosen = [
+        f"{mode}, {goal}{note}"
+        for mode, goals in studied["chosen"].items() for goal, pair in goals.items() if pair
+        for note in ("", ", measured cap")
+    ]  # fmt: skip
     for size in ("1", "2"):
         assert [row["method"] for row in studied["test"][size]] == ["vanilla", *chosen]
     names = [row["method"] for row in studied["ablations"]["rows"]]
-    assert names == ["vanilla", "both", "no rollback", "no fallback", "cap 1", "cap 4"]
+    assert names == ["vanilla", "both", "no rollback", "no fallback", "cap 1", "cap 4", "cap measured"]
     by_name = {row["method"]: row for row in studied["ablations"]["rows"]}
     assert by_name["no rollback"]["stats"]["rollback_percentage"] == 0
     assert by_name["no fallback"]["stats"]["fallback_percentage"] == 0
@@ -67,7 +72,8 @@ def test_the_page_has_every_table(studied):
     assert "aligned, no drop: " in text
 
 
-def test_the_committed_page_is_made_of_the_committed_json():
-    made = blocks(json.loads((COMMITTED / "bild.json").read_text(encoding="utf-8")))
-    assert (COMMITTED / "bild.md").read_text(encoding="utf-8") == as_markdown(made)
-    assert as_html("BiLD on the bundled model", made).count("<svg") == 1
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("bild*.json")), ids=lambda path: path.stem)
+def test_a_committed_page_is_made_of_its_json(path):
+    made = blocks(json.loads(path.read_text(encoding="utf-8")))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == as_markdown(made)
+    assert as_html("BiLD", made).count("<svg") == 1

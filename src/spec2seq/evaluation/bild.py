@@ -1,6 +1,7 @@
 """BiLD on real lines, as its paper reports it: thresholds chosen on dev, reported on test, and the ablations.
 
 python -m spec2seq.evaluation.bild --unaligned FOLDER    with ende.dev.tsv and ende.test.tsv in $SPEC2SEQ_DATA
+python -m spec2seq.evaluation.bild --data spelling --models FOLDER --aligned FOLDER --unaligned FOLDER   with spelling.*
 """
 
 import argparse
@@ -19,6 +20,7 @@ from spec2seq.evaluation.bild_page import blocks
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.document import as_html, as_markdown
 from spec2seq.evaluation.manifest import manifest
+from spec2seq.evaluation.metrics import quality
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.runs import Plan, measure, results
 from spec2seq.evaluation.sample import Pair, read_pairs, stratified
@@ -29,7 +31,8 @@ from spec2seq.options import DTYPES
 
 Thresholds = tuple[float, float]  # fallback, rollback
 
-FALLBACKS, ROLLBACKS, CAPS = (0.2, 0.3, 0.4, 0.5, 0.6), (1.0, 2.0, 3.0, 5.0), (1, 2, 3, 5, 8, 10, 15, 20)
+FALLBACKS, ROLLBACKS = (0.2, 0.3, 0.4, 0.5, 0.6), (1.0, 2.0, 3.0, 5.0)
+CAPS = (1, 2, 3, 5, 8, 10, 15, 20, None)  # None: by measurement
 GOALS = {"no drop": 0.1, "one point": 1.0}  # how far below vanilla the score may be on dev, as the paper reports
 BATCH_SIZES = (1, 8, 32)
 CHUNK = 8  # lines: vanilla's seconds are of a moment before or after
@@ -46,6 +49,8 @@ class Study:
     dev: Sequence[Pair]
     test: Sequence[Pair]
     work: Path
+    fallbacks: Sequence[float] = FALLBACKS
+    rollbacks: Sequence[float] = ROLLBACKS
     batch_sizes: Sequence[int] = BATCH_SIZES
     max_new_tokens: int | None = None  # the model's own limit
 
@@ -67,35 +72,43 @@ class Study:
 
     def steps(self) -> int:
         """Calls of `advance` that `study` makes at most."""
-        points = len(FALLBACKS) * len(ROLLBACKS) + 1
+        points = len(self.fallbacks) * len(self.rollbacks) + 1
         dev = -(-len(self.dev) // CHUNK) * (points * len(self.little) + len(CAPS) + 3)
-        each = len(self.little) * len(GOALS) + 1
+        each = 2 * len(self.little) * len(GOALS) + 1
         return dev + sum(-(-len(self.test) // (CHUNK * size)) * each for size in self.batch_sizes)
 
 
 def study(asked: Study) -> dict[str, Any]:
     """Measure; the figures of bild.json."""
     dev, chosen = {}, {}
-    pairs = {f"fallback={one:g} rollback={two:g}": (one, two) for one, two in itertools.product(FALLBACKS, ROLLBACKS)}
+    grid = itertools.product(asked.fallbacks, asked.rollbacks)
+    pairs = {f"fallback={one:g} rollback={two:g}": (one, two) for one, two in grid}
     with progress("measuring", asked.steps()) as advance:
         for mode, drafter in asked.little.items():
-            grid = {name: BiLD(drafter, *pair) for name, pair in pairs.items()}
-            dev[mode] = asked.run(f"dev-{mode}", asked.dev, grid, 1, advance)
+            methods = {name: BiLD(drafter, *pair) for name, pair in pairs.items()}
+            dev[mode] = asked.run(f"dev-{mode}", asked.dev, methods, 1, advance)
             chosen[mode] = {goal: choose(dev[mode], pairs, drop) for goal, drop in GOALS.items()}
         methods = {
-            f"{mode}, {goal}": BiLD(asked.little[mode], *thresholds)
+            f"{mode}, {goal}{note}": BiLD(asked.little[mode], *thresholds, cap)
             for mode, goals in chosen.items() for goal, thresholds in goals.items() if thresholds
+            for note, cap in (("", 10), (", measured cap", None))
         }  # fmt: skip
         test = {str(size): asked.run(f"test-{size}", asked.test, methods, size, advance) for size in asked.batch_sizes}
         mode = list(asked.little)[-1]
-        base = chosen[mode]["one point"] or (FALLBACKS[len(FALLBACKS) // 2], ROLLBACKS[len(ROLLBACKS) // 2])
+        middle = tuple(values[len(values) // 2] for values in (asked.fallbacks, asked.rollbacks))
+        base = chosen[mode]["one point"] or middle
         ablations = asked.run("ablations", asked.dev, ablated(asked.little[mode], *base), 1, advance)
     return {
-        "data": {"dev_lines": len(asked.dev), "test_lines": len(asked.test)},
+        "data": {"dev_lines": len(asked.dev), "test_lines": len(asked.test), "unchanged": unchanged(asked.test)},
         "dev": {mode: {"rows": rows, "frontier": frontier(rows)} for mode, rows in dev.items()},
         "chosen": chosen, "test": test,
         "ablations": {"mode": mode, "thresholds": base, "rows": ablations},
     }  # fmt: skip
+
+
+def unchanged(pairs: Sequence[Pair]) -> float:
+    """What the sources themselves would score: a correction has to beat it."""
+    return quality([pair.source for pair in pairs], [pair.reference for pair in pairs]).bleu
 
 
 def choose(
@@ -114,17 +127,21 @@ def ablated(drafter: Drafter, fallback: float, rollback: float) -> dict[str, Met
         "both": BiLD(drafter, fallback, rollback),
         "no rollback": BiLD(drafter, fallback, None),
         "no fallback": BiLD(drafter, None, rollback),
-        **{f"cap {cap}": BiLD(drafter, fallback, rollback, cap) for cap in CAPS},
+        **{f"cap {cap or 'measured'}": BiLD(drafter, fallback, rollback, cap) for cap in CAPS},
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and write bild.json, bild.md and bild.html."""
+    """Measure and write bild.json, bild.md and bild.html, or for other data bild-DATA.*."""
     parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.bild", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--work", type=Path, default=Path("out/bild"), help="parts; the same command goes on with them")
-    parser.add_argument("--models", type=Path, default=Path("models/ende"), help="with the aligned one in little/")
+    parser.add_argument("--data", default="ende", help="DATA.dev.tsv and DATA.test.tsv are decoded (%(default)s)")
+    parser.add_argument("--models", type=Path, default=Path("models/ende"), help="the large one (%(default)s)")
+    parser.add_argument("--aligned", type=Path, help="a little model trained on what it writes (its folder's little/)")
     parser.add_argument("--unaligned", type=Path, help="a little model that was trained on references")
+    parser.add_argument("--fallbacks", type=float, nargs="+", default=FALLBACKS)
+    parser.add_argument("--rollbacks", type=float, nargs="+", default=ROLLBACKS)
     parser.add_argument("--dev-lines", type=int, default=400)
     parser.add_argument("--test-lines", type=int, default=1000)
     parser.add_argument("--dtype", choices=DTYPES, default="int8")
@@ -132,34 +149,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     data = os.environ.get("SPEC2SEQ_DATA")
     if not data:
-        raise UsageError("SPEC2SEQ_DATA is not set; it names the folder of ende.dev.tsv and ende.test.tsv")
+        raise UsageError(f"SPEC2SEQ_DATA is not set; it names the folder of {asked.data}.dev.tsv and .test.tsv")
     set_threads(asked.threads)
-    folders = {"unaligned": asked.unaligned, "aligned": asked.models / "little"}
+    folders = {"unaligned": asked.unaligned, "aligned": asked.aligned or asked.models / "little"}
     little = {
         mode: Seq2Seq.from_pretrained(folder, dtype=asked.dtype).drafter()
         for mode, folder in folders.items()
         if folder is not None
     }
     dev, test = (
-        stratified(read_pairs(Path(data) / f"ende.{part}.tsv"), count)
+        stratified(read_pairs(Path(data) / f"{asked.data}.{part}.tsv"), count)
         for part, count in (("dev", asked.dev_lines), ("test", asked.test_lines))
     )
     model = Seq2Seq.from_pretrained(asked.models, dtype=asked.dtype)
-    command = (
-        "python -m spec2seq.evaluation.bild"
-        + " --unaligned FOLDER" * (asked.unaligned is not None)
-        + "".join(
-            f" --{name.replace('_', '-')} {getattr(asked, name)}"
-            for name in ("dev_lines", "test_lines", "dtype", "threads")
-        )
-    )
-    found = study(Study(model, little, dev, test, asked.work))
+    found = study(Study(model, little, dev, test, asked.work / asked.data, asked.fallbacks, asked.rollbacks))
+    found["data"]["name"] = asked.data
     weights = {"large": asked.models} | {mode: folders[mode] for mode in little}
-    made = {"manifest": manifest(command, weights, asked.dtype, asked.threads), **found}
-    write_json(asked.out / "bild.json", made)
-    write_text(asked.out / "bild.md", as_markdown(blocks(made)))
-    write_text(asked.out / "bild.html", as_html("BiLD on the bundled model", blocks(made)))  # which has the plot
-    print(*(asked.out / f"bild.{end}" for end in ("json", "md", "html")), sep="\n")
+    made = {"manifest": manifest(_command(asked), weights, asked.dtype, asked.threads), **found}
+    page, stem = blocks(made), "bild" if asked.data == parser.get_default("data") else f"bild-{asked.data}"
+    texts = {"md": as_markdown(page), "html": as_html(page[0].text, page)}  # which has the plot
+    write_json(asked.out / f"{stem}.json", made)
+    for ending, text in texts.items():
+        write_text(asked.out / f"{stem}.{ending}", text)
+    print(*(asked.out / f"{stem}.{ending}" for ending in ("json", *texts)), sep="\n")
+
+
+def _command(asked: argparse.Namespace) -> str:
+    """What was run, without the names of folders."""
+    words = ["python -m spec2seq.evaluation.bild"]
+    words += [f"--{name} FOLDER" for name in ("aligned", "unaligned") if getattr(asked, name)]
+    for name in ("data", "dev_lines", "test_lines", "dtype", "threads", "fallbacks", "rollbacks"):
+        value = getattr(asked, name)
+        shown = " ".join(f"{one:g}" for one in value) if name in ("fallbacks", "rollbacks") else value
+        words.append(f"--{name.replace('_', '-')} {shown}")
+    return " ".join(words)
 
 
 if __name__ == "__main__":
