@@ -57,6 +57,12 @@ def test_a_wrong_value_is_named_with_what_is_allowed(values, section, key, value
     assert all(part in str(caught.value) for part in ("toy.yaml", *parts)), caught.value
 
 
+def test_a_t5_that_transformers_cannot_decode_is_refused(values) -> None:
+    values["model"] |= {"family": "t5", "encoder_layers": 2, "decoder_layers": 3}
+    with pytest.raises(UsageError, match="decoder_layers is 3; allowed for t5: at most the 2 of the encoder"):
+        parse_recipe(values)
+
+
 def test_a_recipe_without_a_limit_is_refused(values) -> None:
     del values["training"]["max_steps"]
     with pytest.raises(UsageError, match="max_steps, max_epochs, budget_minutes"):

@@ -43,6 +43,11 @@ class ModelShape:
         check_range("early_exit", self.early_exit, 1, self.decoder_layers - 1)
         if self.width % self.heads:
             raise UsageError(f"heads is {self.heads}; allowed: a divisor of width {self.width}")
+        if self.family == "t5" and self.decoder_layers > self.encoder_layers:
+            raise UsageError(
+                f"decoder_layers is {self.decoder_layers}; allowed for t5: at most the {self.encoder_layers} of the "
+                "encoder, or Transformers' own generate (5.23) fails, with which a run is validated"
+            )
 
 
 @dataclass(frozen=True)
