@@ -8,13 +8,13 @@ import argparse
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spec2seq import BiLD, Seq2Seq
 from spec2seq.api import Method
-from spec2seq.decoding.drafters import Drafter
+from spec2seq.decoding.drafters import LittleModel
 from spec2seq.errors import UsageError
 from spec2seq.evaluation.bild_page import blocks
 from spec2seq.evaluation.command import run_main
@@ -27,6 +27,7 @@ from spec2seq.evaluation.sample import Pair, read_pairs, stratified
 from spec2seq.evaluation.sweeps import frontier
 from spec2seq.evaluation.timing import set_threads
 from spec2seq.files import write_json, write_text
+from spec2seq.models.fingerprint import fingerprint
 from spec2seq.options import DTYPES
 
 Thresholds = tuple[float, float]  # fallback, rollback
@@ -45,7 +46,7 @@ class Study:
     """A large model with little ones by mode, what is decoded, and the folder of the parts."""
 
     model: Seq2Seq
-    little: Mapping[str, Drafter]
+    little: Mapping[str, LittleModel]
     dev: Sequence[Pair]
     test: Sequence[Pair]
     work: Path
@@ -62,7 +63,10 @@ class Study:
         sources = [self.model.encode_text(pair.source) for pair in pairs]
         plan = Plan(sources, [pair.reference for pair in pairs], "bleu", batch_size,
                     self.model.max_new_tokens(self.max_new_tokens), CHUNK * batch_size)  # fmt: skip
-        about = {"name": name, "weights": self.model.fingerprint(), "methods": {n: repr(m) for n, m in methods.items()}}
+        settings = {name: repr(replace(method, drafter=None)) for name, method in methods.items()}
+        about = {"name": name, "weights": self.model.fingerprint(), "methods": settings, "little": {
+            mode: fingerprint(little.model) for mode, little in self.little.items()
+        }}  # fmt: skip
         found = measure(self.model, plan, methods, self.work / name, about, lambda _: advance())
         return [
             {key: row[key] for key in ("method", "score", "signature", "speedup", "speedup_of_chunks")}
@@ -121,7 +125,7 @@ def choose(
     return best and pairs[best["method"]]
 
 
-def ablated(drafter: Drafter, fallback: float, rollback: float) -> dict[str, Method]:
+def ablated(drafter: LittleModel, fallback: float, rollback: float) -> dict[str, Method]:
     """The setting, without rollback, without fallback, and with every cap on what the little model writes in a row."""
     return {
         "both": BiLD(drafter, fallback, rollback),
