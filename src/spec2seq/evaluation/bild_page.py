@@ -8,7 +8,7 @@ from spec2seq.evaluation.plots import Axes, Line, line_plot
 from spec2seq.evaluation.sweeps import HEAD, cells, places
 from spec2seq.evaluation.tables import manifest_rows, number
 
-COLUMNS = ("", "BLEU", "against vanilla", *HEAD, "discarded %", "unverified %")
+COLUMNS = ("", "BLEU", "against vanilla", *HEAD, "discarded %", "unverified %", "tokens, vanilla 1")
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -20,7 +20,8 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         Text(f"Made by `{manifest['command']}`; do not edit. {manifest['dtype']}, {manifest['threads']} threads. A "
              "speed-up is over greedy of the same large model on the same engine (vanilla), decoded right before or "
              "after each chunk of lines; the quartiles are those of the chunks. Unverified are drafted tokens at the "
-             f"end of an output that the large model never saw. The sources as they are would score "
+             "end of an output that the large model never saw. Seconds are those of whole outputs: of a speed-up, the "
+             "last column says how much is fewer tokens. The sources as they are would score "
              f"{number(data['unchanged'])} on test."),
         Heading("Test"),
         Text(f"{data['test_lines']} lines. For each little model the fastest thresholds on {data['dev_lines']} dev "
@@ -57,7 +58,10 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for row in rows:
         shares = (100 * row["stats"][name] / row["stats"]["new_tokens"] for name in ("discarded", "unverified"))
         against = f"{row['score'] - rows[0]['score']:+.2f}"
-        made.append([row["method"], number(row["score"]), against, *cells(row), *(number(one, 1) for one in shares)])
+        tokens = number(row["stats"]["new_tokens"] / rows[0]["stats"]["new_tokens"])
+        made.append(
+            [row["method"], number(row["score"]), against, *cells(row), *(number(one, 1) for one in shares), tokens]
+        )
     return made
 
 
