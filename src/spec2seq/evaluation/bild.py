@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--unaligned", type=Path, help="a little model that was trained on references")
     parser.add_argument("--fallbacks", type=float, nargs="+", default=FALLBACKS)
     parser.add_argument("--rollbacks", type=float, nargs="+", default=ROLLBACKS)
-    parser.add_argument("--dev-lines", type=int, default=400)
+    parser.add_argument("--dev-lines", type=int, default=200)
     parser.add_argument("--test-lines", type=int, default=1000)
     parser.add_argument("--dtype", choices=DTYPES, default="int8")
     parser.add_argument("--threads", type=int, default=2)
