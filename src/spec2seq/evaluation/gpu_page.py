@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from spec2seq.evaluation.document import Block, Heading, Table, Text, as_markdown
-from spec2seq.evaluation.tables import number
+from spec2seq.evaluation.document import Table, as_markdown
 
 # TensorRT-LLM's documentation: BART-large-CNN on an H100 in bfloat16, greedy, 260 to 440 tokens in, at most 128 out.
 PUBLISHED_MS = 280
@@ -15,17 +14,18 @@ def page(results: dict[str, Any]) -> str:
     """The page of results.json."""
     facts = results["manifest"]
     versions = facts["versions"]
-    return as_markdown([
-        Heading("On a GPU", 1),
-        Text(f"Made by `{facts['command']}` at revision {facts['revision']} on {facts['gpu'] or facts['cpu']}, PyTorch "
+    blocks: list[Any] = [
+        "# On a GPU",
+        f"Made by `{facts['command']}` at revision {facts['revision']} on {facts['gpu'] or facts['cpu']}, PyTorch "
         f"{versions['torch']}, {results['dtype']}; do not edit. The device reads "
         f"{results['bytes_per_second'] / 1e9:.0f} GB a second (the sum of a large array). Medians of "
-        f"{results['rounds']} rounds after two in which graphs are captured."),
+        f"{results['rounds']} rounds after two in which graphs are captured.",
         *_passes(results), *_times(results), *_equality(results["equality"]), *_memory(results["memory"]),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return "\n\n".join(block if isinstance(block, str) else as_markdown([block]).strip() for block in blocks) + "\n"
 
 
-def _passes(results: dict[str, Any]) -> list[Block]:
+def _passes(results: dict[str, Any]) -> list[Any]:
     rows = [[_method(row["k"]), f"{row['ms']:.3f}", f"{row['bytes'] / 1e6:.0f}", f"{row['floor_ms']:.3f}",
              f"{row['ratio']:.2f}"] for row in results["pass"]]  # fmt: skip
     asked = sorted({name for row in results["launches"] for name in row["calls"]})
@@ -33,7 +33,7 @@ def _passes(results: dict[str, Any]) -> list[Block]:
               *(f"{row['calls'].get(name, 0):.1f}" for name in asked), f"{row['operators']:.0f}"]
              for row in results["launches"]]  # fmt: skip
     return [
-        Heading("An iteration and what memory allows"),
+        "## An iteration and what memory allows",
         "BART-large shape, random weights, one row, replayed without being read. The least is what weights and caches "
         "of an iteration take at the device's rate.",
         Table(["iteration", "ms", "MB", "least ms", "times the least"], rows),
@@ -42,10 +42,10 @@ def _passes(results: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _times(results: dict[str, Any]) -> list[Block]:
+def _times(results: dict[str, Any]) -> list[Any]:
     one, many = results["sentence"], results["batch"]
     return [
-        Heading("Texts of a fixed length"),
+        "## Texts of a fixed length",
         f"Transformer-base shape, random weights, {one['tokens']} tokens in and out, batch size 1, encoding included: "
         f"greedy {one['greedy_ms']:.2f} ms. An iteration of SpecDec with k = {one['k']} takes "
         f"{one['iteration_ms']:.3f} ms; at the {one['tokens_per_call']:.2f} tokens a pass of the bundled pair a "
@@ -58,7 +58,7 @@ def _times(results: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _equality(rows: list[dict[str, Any]]) -> list[Block]:
+def _equality(rows: list[dict[str, Any]]) -> list[Any]:
     table = [
         [row["dtype"], row["method"], str(row["batch_size"]), str(row["rows"]),
          str(row["rows"] - len(row["divergences"])), str(row["ties"]), str(row["bugs"])]
@@ -71,7 +71,7 @@ def _equality(rows: list[dict[str, Any]]) -> list[Block]:
     ]  # fmt: skip
     head = ["dtype", "method", "batch size"]
     return [
-        Heading("The same tokens"),
+        "## The same tokens",
         "The bundled model on lines of its sample. float32: with graphs against greedy without. Otherwise: against its "
         "own greedy, each line alone. A tie is a difference of logits that rounding explains.",
         Table([*head, "lines", "equal", "ties", "bugs"], table, left=2),
@@ -79,16 +79,20 @@ def _equality(rows: list[dict[str, Any]]) -> list[Block]:
     ]
 
 
-def _memory(rows: list[dict[str, Any]]) -> list[Block]:
-    def cells(one: float | None, other: float | None) -> list[str]:
-        return [number(value, 0) for value in (one, other, None if None in (one, other) else other - one)]
+def _memory(rows: list[dict[str, Any]]) -> list[Any]:
+    def extra(one: float | None, other: float | None) -> str:
+        return "–" if one is None or other is None else f"{other - one:.0f}"
+
+    def cell(value: float | None) -> str:
+        return "–" if value is None else f"{value:.0f}"
 
     table = [
-        [row["batch_size"], *cells(row["greedy"], row["specdec"]), *cells(*ORIGINAL_MIB[row["batch_size"]])]
+        [str(row["batch_size"]), cell(row["greedy"]), cell(row["specdec"]), extra(row["greedy"], row["specdec"]),
+         *map(cell, ORIGINAL_MIB[row["batch_size"]]), extra(*ORIGINAL_MIB[row["batch_size"]])]
         for row in rows
-    ]
+    ]  # fmt: skip
     return [
-        Heading("Peak memory of the device"),
+        "## Peak memory of the device",
         "MiB. Ours: the bundled pair in float32, what PyTorch allocated at most in a process of its own, 32 tokens "
         "out. The original's: another model, a drafter of the verifier's size, everything that nvidia-smi counts.",
         Table(["batch size", "greedy", "SpecDec", "extra", "original greedy", "original SpecDec", "extra"], table),
