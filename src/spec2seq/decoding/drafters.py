@@ -139,7 +139,7 @@ class LittleSession:
         self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None = None
     ) -> Draft:
         self._read_sources()
-        rows = self.rows
+        rows, drafting = self.rows, (room > 0).tolist()  # read now: later it would wait for the passes
         n, lengths, host = rows.count, rows.lengths[: rows.count], rows.host_lengths
         steps, probabilities = [], []
         alive = room > 0
@@ -161,8 +161,8 @@ class LittleSession:
             alive = alive & ~rows.ends(token) & (length < room)
             if self.stops_early and not alive.any():
                 break
-        for slot, left in enumerate(room.tolist()):
-            if left > 0:  # the first pass fed all that was committed, each further one a drafted token
+        for slot in range(n):
+            if drafting[slot]:  # the first pass fed all that was committed, each further one a drafted token
                 self.fed[slot] = host[slot] + step
         tokens = torch.stack(steps, 1) if steps else lengths.new_zeros(n, 0)
         drawn = torch.stack(probabilities, 1) if steps and probabilities[0] is not None else None
