@@ -139,10 +139,10 @@ class LittleSession:
         self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None = None
     ) -> Draft:
         self._read_sources()
-        rows, drafting = self.rows, (room > 0).tolist()  # read now: later it would wait for the passes
+        rows, alive = self.rows, room > 0
+        drafting = alive.tolist()  # read now: later it would wait for the passes
         n, lengths, host = rows.count, rows.lengths[: rows.count], rows.host_lengths
         steps, probabilities = [], []
-        alive = room > 0
         length, calls, unsure = torch.zeros_like(lengths), torch.zeros_like(lengths), torch.zeros_like(alive)
         fresh = lengths - torch.tensor(self.fed[:n], device=lengths.device)
         for step in range(k):
@@ -180,8 +180,8 @@ class LittleSession:
         begins no row has more than `furthest`."""
         self._read_sources()
         rows, n, to = self.rows, self.rows.count, self.asked
-        to.fresh = max(have - cached for have, cached in zip(rows.host_lengths[:n], self.fed, strict=False))
-        self.cache.reserve(furthest + max(to.fresh, k + 1) + k)
+        fresh = max(have - cached for have, cached in zip(rows.host_lengths[:n], self.fed, strict=False))
+        self.cache.reserve(furthest + max(fresh, k + 1) + k)
         self.compiled["fed"][:n] = self.fed[:n]
         if len(self.drafted) < rows.slots * k:
             self.drafted = (c_int64 * (rows.slots * k))()

@@ -25,7 +25,7 @@ class Chooser(Protocol):
         ...
 
     def filled(self, asked: int, drafted: float) -> None:
-        """Learn how many of the `asked` tokens were drafted and fed to the verifier, in the mean over rows."""
+        """Learn how many of the `asked` tokens were drafted and fed to the verifier, a row in the mean."""
         ...
 
 

@@ -270,9 +270,9 @@ class Engine:
         self.stats.verifier_passes += found.passes
         self.stats.drafter_passes += max(found.calls)
         drafting = any(found.calls)
-        if drafting:  # over tensors all rows are as long as the longest
-            drafted = len(found.tokens) if self.native is None else sum(found.drafted) / self.rows.count
-            self.chooser.filled(found.asked, drafted)
+        if drafting:
+            ragged = self.native is not None and self.native.ragged  # else all rows are fed as many as the longest
+            self.chooser.filled(found.asked, sum(found.drafted) / self.rows.count if ragged else len(found.tokens))
         for slot, request in enumerate(self.scheduler.running):
             new, drafted, accepted = found.emitted[slot], found.drafted[slot], found.accepted[slot]
             booked = request.counts

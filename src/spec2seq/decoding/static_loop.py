@@ -28,7 +28,7 @@ class StaticLoop:
     Sizes are rounded up, so that few shapes are met. Rows, caches and graphs outlive an engine: see `borrow`.
     """
 
-    drafts, several = True, False
+    drafts, several, ragged = True, False, False
     seconds: dict[str, float] = {}  # of the phases of an iteration: it has none
 
     def __init__(self, verifier: EncoderDecoder, drafter: CachedBlockDrafter | None, slots: int):

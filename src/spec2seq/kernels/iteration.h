@@ -102,9 +102,6 @@ static int take_drafts(Iterate *call, int threads) {
     Lookup *lookup = it->lookup;
     if (it->k && little) {
         little->k = it->k;
-        little->fresh = 0;
-        for (int64_t row = 0; row < it->rows; row++)
-            little->fresh = largest(little->fresh, it->lengths[row] - little->fed[row]);
         if (!run_little(little, threads)) return 0;
         it->given = little->drafted;
         it->given_lengths = little->counts;
@@ -176,7 +173,8 @@ static int go_on(Iteration *it, int64_t k) {
 static void fill_iteration(Iterate *call) {
     Iteration *it = call->it;
     const LittleDraft *little = it->little;
-    for (int64_t row = 0, tokens = 0; row < it->rows; row++) {
+    if (it->given) call->first[0] = 0;
+    for (int64_t row = 0; row < it->rows; row++) {
         int64_t *report = it->report + row * it->report_stride, *block = call->block + row * (it->k + 1);
         call->starts[row] = it->lengths[row] - 1;
         block[0] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
@@ -189,10 +187,9 @@ static void fill_iteration(Iterate *call) {
         memcpy(block + 1, it->given + row * it->given_stride, (size_t)it->k * sizeof(int64_t));
         report[0] = it->given_lengths[row];
         report[3] = !to_verify(it, row);
-        call->first[row] = tokens;
-        for (int64_t i = to_verify(it, row); i; i--) call->row_of[tokens++] = row;
-        call->first[row + 1] = tokens;
+        call->first[row + 1] = call->first[row] + to_verify(it, row);
     }
+    if (it->given) name_rows(it->rows, call->first, call->row_of);
     call->verify.row_of = call->row_of;
     call->verify.first = call->first;
     call->verify.starts = call->starts;

@@ -80,7 +80,7 @@ Lookup = _structure(
 LittleDraft = _structure(
     "LittleDraft",
     decoder=POINTER(Decoder),
-    **_of(c_int64, "rows k fresh"),
+    **_of(c_int64, "rows k"),
     tokens=c_void_p,
     token_stride=c_int64,
     **_of(c_void_p, "lengths limits source_lengths fed room"),
@@ -89,7 +89,7 @@ LittleDraft = _structure(
     **_of(c_int64, "eos common"),
     confidence=c_double,
     **_of(c_void_p, "drafted counts unsure passes read"),
-    **_of(c_int64, "steps width"),
+    width=c_int64,
 )
 Continuations = _structure(
     "Continuations",

@@ -7,7 +7,7 @@
 /* See LittleSession.draft. */
 typedef struct {
     const Decoder *decoder;
-    int64_t rows, k, fresh; /* fresh: the most tokens of any row that its cache has not */
+    int64_t rows, k;
     const int64_t *tokens;  /* [rows][token_stride] */
     int64_t token_stride;
     const int64_t *lengths, *limits, *source_lengths; /* [rows] */
@@ -20,7 +20,7 @@ typedef struct {
     int64_t *drafted;    /* [rows][k] */
     int64_t *counts, *unsure; /* [rows] */
     int64_t *passes, *read;   /* [rows] passes in which a row took part, and tokens that it was fed in them */
-    int64_t steps, width;     /* passes, and tokens of the longest draft */
+    int64_t width;            /* tokens of the longest draft */
 } LittleDraft;
 
 typedef struct {
@@ -30,7 +30,7 @@ typedef struct {
     int64_t *block, *starts, *alive; /* starts [k][rows] */
     int64_t *living, *order, *first; /* of every pass: rows that take part, [k][rows] which, [k][rows + 1] their tokens */
     int64_t *row_of; /* [tokens] of the first pass */
-    int64_t tokens, longest, most_fed;
+    int64_t tokens, fresh, longest, most_fed; /* fresh: the most tokens of any row that its cache has not */
     Phase *phases;
 } Little;
 
@@ -74,7 +74,7 @@ static void little_job(void *argument, Team *team) {
     LittleDraft *d = call->draft;
     int64_t vocabulary = d->decoder->head.outputs, width = d->decoder->stack->width, i, end;
     for (int64_t step = 0; step < d->k && call->living[step]; step++) {
-        int64_t living = call->living[step], length = step ? 1 : d->fresh;
+        int64_t living = call->living[step], length = step ? 1 : call->fresh;
         const int64_t *first = call->first + step * (d->rows + 1), *order = call->order + step * d->rows;
         Pass pass = {.input = call->output, .output = call->output, .rows = d->rows, .length = length,
                      .horizon = step ? call->longest + step : call->most_fed + length,
@@ -95,10 +95,7 @@ static void little_job(void *argument, Team *team) {
         while (next_share(team, living, &i, &end))
             for (; i < end; i++) extend_row(call, order[i], step, call->logits + i * vocabulary);
         while (next_share(team, 1, &i, &end))
-            for (; i < end; i++) {
-                d->steps = step + 1;
-                if (step + 1 < d->k) line_up(call, step + 1);
-            }
+            for (; i < end && step + 1 < d->k; i++) line_up(call, step + 1);
     }
 }
 
@@ -112,7 +109,7 @@ static size_t carve_little(Little *call, char *memory, int threads) {
     TAKE(call, output, call->tokens * s->width);
     TAKE(call, last, d->rows * s->width);
     TAKE(call, logits, d->rows * d->decoder->head.outputs);
-    TAKE(call, block, d->rows * d->fresh);
+    TAKE(call, block, d->rows * call->fresh);
     TAKE(call, starts, d->k * d->rows);
     TAKE(call, alive, d->rows);
     TAKE(call, living, d->k);
@@ -120,7 +117,7 @@ static size_t carve_little(Little *call, char *memory, int threads) {
     TAKE(call, first, d->k * (d->rows + 1));
     TAKE(call, row_of, call->tokens);
     return used + carve(&call->work, memory ? memory + used : NULL, s, call->tokens,
-                        largest(call->longest + d->k + d->fresh, d->source_horizon), threads);
+                        largest(call->longest + d->k + call->fresh, d->source_horizon), threads);
 }
 
 /* Sizes of the passes; what lies in buffers comes later. */
@@ -129,15 +126,16 @@ static void plan_little(Little *call) {
     for (int64_t row = 0; row < d->rows; row++) {
         call->longest = largest(call->longest, d->lengths[row]);
         call->most_fed = largest(call->most_fed, d->fed[row]);
+        call->fresh = largest(call->fresh, fresh_of(d, row));
         call->tokens += fresh_of(d, row); /* no later pass has more */
     }
 }
 
 static void fill_little(Little *call) {
     LittleDraft *d = call->draft;
-    d->steps = d->width = 0;
+    d->width = 0;
     for (int64_t row = 0; row < d->rows; row++) {
-        memcpy(call->block + row * d->fresh, d->tokens + row * d->token_stride + d->fed[row],
+        memcpy(call->block + row * call->fresh, d->tokens + row * d->token_stride + d->fed[row],
                (size_t)fresh_of(d, row) * sizeof(int64_t));
         call->starts[row] = d->fed[row];
         for (int64_t step = 1; step < d->k; step++) call->starts[step * d->rows + row] = d->lengths[row] - 1 + step;
@@ -145,8 +143,7 @@ static void fill_little(Little *call) {
         d->counts[row] = d->unsure[row] = d->passes[row] = d->read[row] = 0;
     }
     line_up(call, 0);
-    for (int64_t row = 0; row < d->rows; row++)
-        for (int64_t token = call->first[row]; token < call->first[row + 1]; token++) call->row_of[token] = row;
+    name_rows(d->rows, call->first, call->row_of);
 }
 
 /* The whole draft. Returns 0 where memory is short. */

@@ -141,6 +141,12 @@ static int64_t row_of(const Pass *p, int64_t token) { return p->row_of ? p->row_
 
 static int64_t first_of(const Pass *p, int64_t row) { return p->first ? p->first[row] : row * p->length; }
 
+/* Fill in Pass.row_of by Pass.first. */
+static void name_rows(int64_t rows, const int64_t *first, int64_t *row_of) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t token = first[row]; token < first[row + 1]; token++) row_of[token] = row;
+}
+
 static int64_t start_of(const Pass *p, int64_t row) { return p->starts ? p->starts[row] : p->horizon - p->length; }
 
 /* Where the keys (half 0) or values (half 1) of a head begin. */

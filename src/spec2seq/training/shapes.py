@@ -6,6 +6,8 @@ import torch
 
 from spec2seq.training.recipe import ModelShape
 
+PEAK = 4.0  # added to the score of a head's neighbour
+
 
 def new_model(shape: ModelShape, tokenizer: Any, max_new_tokens: int = 200) -> Any:
     """MarianMTModel or T5ForConditionalGeneration with shared embeddings, float32; seeded by torch's generator."""
@@ -65,9 +67,9 @@ def _t5(shape: ModelShape, tokenizer: Any) -> Any:
 
 
 @torch.no_grad()
-def _begin_with_copying(model: Any, shape: ModelShape, peak: float = 4.0) -> None:
+def _begin_with_copying(model: Any, shape: ModelShape) -> None:
     """First weights with which a T5 finds its source, in the manner of mimetic initialisation (Trockman and Kolter,
-    2023): a head of self-attention prefers one neighbour, by `peak` as a logit; queries and keys of cross-attention
+    2023): a head of self-attention prefers one neighbour, by PEAK; queries and keys of cross-attention
     read the same directions; what a head reads it writes back there. From random ones a small T5 needs thousands of
     steps to find its source (docs/log.md).
     """
@@ -80,7 +82,7 @@ def _begin_with_copying(model: Any, shape: ModelShape, peak: float = 4.0) -> Non
                 bucket = 1 + head // 2 % (exact - 1) + half * (head % 2)  # 1 back, 1 ahead, 2 back, …
             else:
                 bucket = (head + 1) % min(half, shape.heads)  # 1 back, 2 back, …, itself
-            bias[bucket, head] = peak
+            bias[bucket, head] = PEAK
         for layer in (layer for block in stack.block for layer in block.layer[:-1]):
             crossing = hasattr(layer, "EncDecAttention")
             attention = layer.EncDecAttention if crossing else layer.SelfAttention
