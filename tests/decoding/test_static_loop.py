@@ -71,6 +71,21 @@ def test_in_float32_too(family, name):
     assert fixed(model, torch.float32).generate(sources, method, max_new_tokens=CAP, batch_size=4).sequences == wanted
 
 
+@pytest.mark.parametrize("name", ["greedy", "specdec"])
+def test_the_end_token_of_the_generation_config_ends_rows(family, name):
+    """Where it is not that of the model's own config; a loop that served another before may be taken."""
+    model, sources = tiny.seq2seq(family), tiny.sources(tiny.seq2seq(family), 9, 4)
+    written = fixed(model).generate(sources, max_new_tokens=CAP, batch_size=4).sequences
+    other = copy.deepcopy(model.generation_config)
+    other.eos_token_id = max(written, key=len)[1]
+    asked = {"method": methods(model)[name], "max_new_tokens": CAP, "batch_size": 4}
+    wanted = Seq2Seq(model.model, model.config, None, other).generate(sources, **asked).sequences
+    mine = fixed(model)
+    found = Seq2Seq(mine.model, mine.config, None, other).generate(sources, **asked).sequences
+    assert found == wanted != written
+    assert mine.generate(sources, **asked).sequences == written
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_half_precision(dtype):
     """What is kept has the model's dtype; rounding makes other tokens than float64's, so they are not compared."""

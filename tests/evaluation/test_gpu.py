@@ -1,5 +1,6 @@
 """What `make gpu-bench` measures, with tiny shapes on a CPU: the numbers mean nothing, what they are of does."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -76,6 +77,9 @@ def test_everything_is_measured_and_written(folder, tmp_path, capsys):
 def test_texts_have_the_length_that_is_asked_for(large):
     sources = gpu._sources(large, 3, 7)
     assert {len(source) for source in sources} == {7}
+    large.model.architecture = dataclasses.replace(  # what it would write is no end here
+        large.model.architecture, eos_token_id=large.generate(sources, max_new_tokens=8).sequences[0][4]
+    )
     for method in (Greedy(), SpecDec(random_drafter(large, 6, 40), 3)):
         seconds, stats = gpu.fixed_length(large, method, sources, 11)
         assert seconds > 0 and stats.new_tokens == 33 and stats.rows == 3

@@ -97,13 +97,12 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     drafting: dict[int, list[float]] = {k: [] for k in lengths}
     rest: dict[int, list[float]] = {k: [] for k in lengths}
     asking = dataclasses.replace(method, length=FixedLength(cap), starts="drafter")
-    engine = Engine(verifier, asking, slots, processors, profile=True)
+    engine = Engine(verifier, asking, slots, processors, eos_token_ids=(-1,), profile=True)  # no row ends early
     copies = engine.native is not None and isinstance(drafter, NgramLookup)
     if copies:  # made-up text repeats nothing, so the drafts are made up as well
         engine.native.drafts = False
     if engine.native is None or not engine.native.drafts:
         engine.session = _Full(engine.session)
-    engine.rows.eos_token_ids = (-1,)  # no row ends before its limit
     began, first = time.perf_counter(), [0, min(FIRST, cap)]
     for number, k in enumerate([*first, *lengths * ROUNDS]):
         if 4 * engine.rows.count < 3 * slots:

@@ -50,15 +50,16 @@ class Engine:
         ends = eos_token_ids or (verifier.architecture.eos_token_id,)
         in_one_call = len(ends) == 1 and not self.processors
         if in_one_call and StaticLoop.can_run(verifier, method):
-            self._take(borrow(self, verifier, method, slots))
+            self._take(borrow(self, verifier, method, slots), ends)
         else:
             self._make(slots, ends, in_one_call)
         self.stats = Stats()
         self.ids = itertools.count()
 
-    def _take(self, loop: StaticLoop) -> None:
+    def _take(self, loop: StaticLoop, ends: tuple[int, ...]) -> None:
         """Decode over the tensors of a loop that has them."""
         self.native, self.rows, self.cache, self.session = loop, loop.rows, loop.cache, loop.session
+        self.rows.eos_token_ids = ends
         loop.meanwhile = self.reader.read_ahead
 
     def _make(self, slots: int, ends: tuple[int, ...], in_one_call: bool) -> None:

@@ -72,7 +72,6 @@ class StaticLoop:
         """Serve another engine, without rows. It may put what is to be done while the device works into `meanwhile`."""
         self.verifier, self.rule, self.rows.count = verifier, rule, 0
         self.meanwhile: Callable[[], None] = lambda: None
-        self.rows.eos_token_ids = (verifier.architecture.eos_token_id,)
         if self.session is not None:
             self.session.verifier = verifier
 

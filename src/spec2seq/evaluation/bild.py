@@ -2,6 +2,7 @@
 
 python -m spec2seq.evaluation.bild --unaligned FOLDER    with ende.dev.tsv and ende.test.tsv in $SPEC2SEQ_DATA
 python -m spec2seq.evaluation.bild --data spelling --models FOLDER --aligned FOLDER --unaligned FOLDER   with spelling.*
+python -m spec2seq.evaluation.bild --data debsum --fields document summary --metric rougeLsum …   with debsum.*.jsonl
 """
 
 import argparse
@@ -20,10 +21,9 @@ from spec2seq.evaluation.bild_page import blocks
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.document import as_html, as_markdown
 from spec2seq.evaluation.manifest import manifest
-from spec2seq.evaluation.metrics import quality
 from spec2seq.evaluation.progress import progress
-from spec2seq.evaluation.runs import Plan, measure, results
-from spec2seq.evaluation.sample import Pair, read_pairs, stratified
+from spec2seq.evaluation.runs import Plan, measure, results, score
+from spec2seq.evaluation.sample import FIELDS, Pair, read_pairs, stratified
 from spec2seq.evaluation.sweeps import frontier
 from spec2seq.evaluation.timing import set_threads
 from spec2seq.files import write_json, write_text
@@ -36,6 +36,7 @@ FALLBACKS, ROLLBACKS = (0.2, 0.3, 0.4, 0.5, 0.6), (1.0, 2.0, 3.0, 5.0)
 CAPS = (1, 2, 3, 5, 8, 10, 15, 20, None)  # None: by measurement
 GOALS = {"no drop": 0.1, "one point": 1.0}  # how far below vanilla the score may be on dev, as the paper reports
 BATCH_SIZES = (1, 8, 32)
+METRICS = ("bleu", "chrf", "rougeLsum")
 CHUNK = 8  # lines: vanilla's seconds are of a moment before or after
 STATS = ("fallback_percentage", "rollback_percentage", "tokens_per_verifier_call", "discarded", "unverified",
          "new_tokens")  # fmt: skip
@@ -54,6 +55,7 @@ class Study:
     rollbacks: Sequence[float] = ROLLBACKS
     batch_sizes: Sequence[int] = BATCH_SIZES
     max_new_tokens: int | None = None  # the model's own limit
+    metric: str = "bleu"
 
     def run(
         self, name: str, pairs: Sequence[Pair], methods: Mapping[str, Method], batch_size: int,
@@ -61,7 +63,7 @@ class Study:
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Rows of vanilla and the methods."""
         sources = [self.model.encode_text(pair.source) for pair in pairs]
-        plan = Plan(sources, [pair.reference for pair in pairs], "bleu", batch_size,
+        plan = Plan(sources, [pair.reference for pair in pairs], self.metric, batch_size,
                     self.model.max_new_tokens(self.max_new_tokens), CHUNK * batch_size)  # fmt: skip
         settings = {name: repr(replace(method, drafter=None)) for name, method in methods.items()}
         about = {"name": name, "weights": self.model.fingerprint(), "methods": settings, "little": {
@@ -103,16 +105,17 @@ def study(asked: Study) -> dict[str, Any]:
         base = chosen[mode]["one point"] or middle
         ablations = asked.run("ablations", asked.dev, ablated(asked.little[mode], *base), 1, advance)
     return {
-        "data": {"dev_lines": len(asked.dev), "test_lines": len(asked.test), "unchanged": unchanged(asked.test)},
+        "data": {"dev_lines": len(asked.dev), "test_lines": len(asked.test), "metric": asked.metric,
+                 "unchanged": unchanged(asked.test, asked.metric)},
         "dev": {mode: {"rows": rows, "frontier": frontier(rows)} for mode, rows in dev.items()},
         "chosen": chosen, "test": test,
         "ablations": {"mode": mode, "thresholds": base, "rows": ablations},
     }  # fmt: skip
 
 
-def unchanged(pairs: Sequence[Pair]) -> float:
+def unchanged(pairs: Sequence[Pair], metric: str) -> float:
     """What the sources themselves would score: a correction has to beat it."""
-    return quality([pair.source for pair in pairs], [pair.reference for pair in pairs]).bleu
+    return score([pair.source for pair in pairs], [pair.reference for pair in pairs], metric)[0][metric]
 
 
 def choose(
@@ -140,7 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.bild", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--work", type=Path, default=Path("out/bild"), help="parts; the same command goes on with them")
-    parser.add_argument("--data", default="ende", help="DATA.dev.tsv and DATA.test.tsv are decoded (%(default)s)")
+    parser.add_argument(
+        "--data", default="ende", help="DATA.dev and DATA.test, .tsv or .jsonl, are decoded (%(default)s)"
+    )
+    parser.add_argument("--fields", nargs=2, default=FIELDS, metavar=("SOURCE", "REFERENCE"), help="of .jsonl")
+    parser.add_argument("--metric", choices=METRICS, default="bleu")
+    parser.add_argument("--max-new-tokens", type=int, help="default: the model's own")
     parser.add_argument("--models", type=Path, default=Path("models/ende"), help="the large one (%(default)s)")
     parser.add_argument("--aligned", type=Path, help="a little model trained on what it writes (its folder's little/)")
     parser.add_argument("--unaligned", type=Path, help="a little model that was trained on references")
@@ -153,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     data = os.environ.get("SPEC2SEQ_DATA")
     if not data:
-        raise UsageError(f"SPEC2SEQ_DATA is not set; it names the folder of {asked.data}.dev.tsv and .test.tsv")
+        raise UsageError(f"SPEC2SEQ_DATA is not set; it names the folder of {asked.data}.dev and .test")
     set_threads(asked.threads)
     folders = {"unaligned": asked.unaligned, "aligned": asked.aligned or asked.models / "little"}
     little = {
@@ -162,11 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if folder is not None
     }
     dev, test = (
-        stratified(read_pairs(Path(data) / f"{asked.data}.{part}.tsv"), count)
+        stratified(read_pairs(_file(Path(data), f"{asked.data}.{part}"), asked.fields), count)
         for part, count in (("dev", asked.dev_lines), ("test", asked.test_lines))
     )
     model = Seq2Seq.from_pretrained(asked.models, dtype=asked.dtype)
-    found = study(Study(model, little, dev, test, asked.work / asked.data, asked.fallbacks, asked.rollbacks))
+    found = study(Study(model, little, dev, test, asked.work / asked.data, asked.fallbacks, asked.rollbacks,
+                        max_new_tokens=asked.max_new_tokens, metric=asked.metric))  # fmt: skip
     found["data"]["name"] = asked.data
     weights = {"large": asked.models} | {mode: folders[mode] for mode in little}
     made = {"manifest": manifest(_command(asked), weights, asked.dtype, asked.threads), **found}
@@ -178,13 +187,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(*(asked.out / f"{stem}.{ending}" for ending in ("json", *texts)), sep="\n")
 
 
+def _file(folder: Path, name: str) -> Path:
+    """The .jsonl of that name if it is there, else the .tsv."""
+    found = folder / f"{name}.jsonl"
+    return found if found.is_file() else folder / f"{name}.tsv"
+
+
 def _command(asked: argparse.Namespace) -> str:
     """What was run, without the names of folders."""
     words = ["python -m spec2seq.evaluation.bild"]
     words += [f"--{name} FOLDER" for name in ("aligned", "unaligned") if getattr(asked, name)]
-    for name in ("data", "dev_lines", "test_lines", "dtype", "threads", "fallbacks", "rollbacks"):
+    names = ["data", "dev_lines", "test_lines", "dtype", "threads", "fallbacks", "rollbacks"]
+    names += [name for name, usual in (("fields", FIELDS), ("metric", "bleu"), ("max_new_tokens", None))
+              if getattr(asked, name) != usual]  # fmt: skip
+    for name in names:
         value = getattr(asked, name)
-        shown = " ".join(f"{one:g}" for one in value) if name in ("fallbacks", "rollbacks") else value
+        values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        shown = " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
         words.append(f"--{name.replace('_', '-')} {shown}")
     return " ".join(words)
 

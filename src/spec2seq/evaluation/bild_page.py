@@ -8,13 +8,16 @@ from spec2seq.evaluation.plots import Axes, Line, line_plot
 from spec2seq.evaluation.sweeps import HEAD, cells, places
 from spec2seq.evaluation.tables import manifest_rows, number
 
-COLUMNS = ("", "BLEU", "against vanilla", *HEAD, "discarded %", "unverified %", "tokens, vanilla 1")
+NAMES = {"bleu": "BLEU", "chrf": "chrF", "rougeLsum": "ROUGE-Lsum"}
+COLUMNS = ("against vanilla", *HEAD, "discarded %", "unverified %", "tokens, vanilla 1")
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
     """Everything in bild.json."""
     data, manifest, ablations = results["data"], results["manifest"], results["ablations"]
     fallback, rollback = ablations["thresholds"]
+    metric = NAMES[data["metric"]]
+    columns = ("", metric, *COLUMNS)
     made: list[Block] = [
         Heading(f"BiLD on {data['name']}", 1),
         Text(f"Made by `{manifest['command']}`; do not edit. {manifest['dtype']}, {manifest['threads']} threads. A "
@@ -25,20 +28,20 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
              f"{number(data['unchanged'])} on test."),
         Heading("Test"),
         Text(f"{data['test_lines']} lines. For each little model the fastest thresholds on {data['dev_lines']} dev "
-             "lines whose BLEU is at most 0.1 (no drop) or 1 (one point) below vanilla's: "
+             f"lines whose {metric} is at most 0.1 (no drop) or 1 (one point) below vanilla's: "
              + _chosen(results["chosen"]) + " The little model writes at most 10 tokens in a row; a measured cap is "
              "chosen while decoding, from 0 to 10, and what is written then depends on it."),
     ]  # fmt: skip
     for size, rows in results["test"].items():
-        made += [Heading(f"Batch size {size}", 3), Table(COLUMNS, _rows(rows))]
-    made += [Heading("Dev: every pair of thresholds"), _frontier(results["dev"])]
+        made += [Heading(f"Batch size {size}", 3), Table(columns, _rows(rows))]
+    made += [Heading("Dev: every pair of thresholds"), _frontier(results["dev"], metric)]
     for mode, found in results["dev"].items():
-        made += [Heading(f"{mode.capitalize()} little model", 3), Table(COLUMNS, _rows(found["rows"]))]
+        made += [Heading(f"{mode.capitalize()} little model", 3), Table(columns, _rows(found["rows"]))]
     made += [
         Heading("Ablations"),
         Text(f"{ablations['mode'].capitalize()} little model, dev, fallback {fallback:g} and rollback {rollback:g}, at "
              "most 10 tokens of the little model in a row unless a cap is named."),
-        Table(COLUMNS, _rows(ablations["rows"])),
+        Table(columns, _rows(ablations["rows"])),
         Heading("Machine and versions"), manifest_rows(manifest),
     ]  # fmt: skip
     return made
@@ -65,7 +68,7 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return made
 
 
-def _frontier(dev: Mapping[str, Mapping[str, Any]]) -> Figure:
+def _frontier(dev: Mapping[str, Mapping[str, Any]], metric: str) -> Figure:
     lines, best = [], []
     for style, (mode, found) in enumerate(dev.items()):
         by_name = {row["method"]: row for row in found["rows"]}
@@ -73,6 +76,6 @@ def _frontier(dev: Mapping[str, Mapping[str, Any]]) -> Figure:
         lines += [Line(f"{mode}, all", *places(found["rows"]), 2 * style, joined=False),
                   Line(f"{mode}, frontier", *places(ends), 2 * style + 1)]  # fmt: skip
         best += [[mode, row["method"], number(row["score"]), f"{row['speedup']:.2f}×"] for row in ends]
-    axes = Axes("speed-up over vanilla", "BLEU", from_zero=False)
-    plot = line_plot(lines, axes, "BLEU on dev against the speed-up over vanilla, by little model", "frontier")
-    return Figure("What no other pair beats in both", plot, Table(["little model", "", "BLEU", "speed-up"], best, 2))
+    axes = Axes("speed-up over vanilla", metric, from_zero=False)
+    plot = line_plot(lines, axes, f"{metric} on dev against the speed-up over vanilla, by little model", "frontier")
+    return Figure("What no other pair beats in both", plot, Table(["little model", "", metric, "speed-up"], best, 2))

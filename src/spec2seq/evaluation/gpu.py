@@ -53,8 +53,7 @@ MEMORY_SIZES = (1, 4, 8, 16, 32)
 
 def fixed_length(model: Seq2Seq, method: Method, sources: list[list[int]], tokens: int) -> tuple[float, Stats]:
     """Seconds that all sources together take for outputs of just so many tokens, encoding included, and counts."""
-    engine = Engine(model.model, method, len(sources))
-    engine.rows.eos_token_id = -1
+    engine = Engine(model.model, method, len(sources), eos_token_ids=(-1,))
     for source in sources:
         engine.submit(source, tokens)
     _wait(model)
@@ -180,8 +179,7 @@ def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
 
 def _running(model: Seq2Seq, method: Method, rows: int) -> Engine:
     """An engine in the middle of its rows, none of which ends."""
-    engine = Engine(model.model, method, rows)
-    engine.rows.eos_token_id = -1
+    engine = Engine(model.model, method, rows, eos_token_ids=(-1,))
     for source in _sources(model, rows, SENTENCE):
         engine.submit(source, 16 * SENTENCE)
     for _ in range(3):
