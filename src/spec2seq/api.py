@@ -42,6 +42,7 @@ class Seq2Seq:
     src_lang: str | None = None
     tgt_lang: str | None = None
     prefix = ""
+    shortlist: Sequence[int] | None = None
 
     def __init__(
         self, model: EncoderDecoder | TransformersModel, config: Any, tokenizer: Any = None,
@@ -77,7 +78,9 @@ class Seq2Seq:
         model, config, generation_config = loading.load_model(str(name), dtype)
         words = loading.load_tokenizer(str(tokenizer or name))
         executors.prepare(model.to(where), dtype, executor)
-        return cls(model, config, words, generation_config).for_task(src_lang, tgt_lang, prefix)
+        made = cls(model, config, words, generation_config)
+        made.shortlist = loading.load_shortlist(str(name))
+        return made.for_task(src_lang, tgt_lang, prefix)
 
     @classmethod
     def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":
@@ -115,9 +118,14 @@ class Seq2Seq:
         """Names these weights, in whatever precision they were loaded; a trained drafter keeps its verifier's."""
         return fingerprint(self.model)
 
-    def drafter(self) -> LittleModel:
-        """This model as the little one of another: `Assisted(little.drafter())`."""
-        return LittleModel(self.model, self.tokenizer)
+    def drafter(self, shortlist: Sequence[int] | None = None) -> LittleModel:
+        """This model as the little one of another: `Assisted(little.drafter())`.
+
+        With a `shortlist` of token ids it proposes no others, see `LittleModel.scoring`; None: that of the folder
+        (shortlist.json), if it has one; empty: every token.
+        """
+        little, chosen = LittleModel(self.model, self.tokenizer), self.shortlist if shortlist is None else shortlist
+        return little.scoring(chosen) if chosen else little
 
     def early_exit(self, layers: int | None = None) -> LittleModel:
         """The first `layers` of this model's own decoder, with its encoder and its head, as its little model.

@@ -7,7 +7,7 @@ import pytest
 
 from spec2seq import BlockDrafter, Seq2Seq, Spec2SeqError, SpecDec, UsageError
 from spec2seq.training import make_drafter as making
-from spec2seq.training.make_drafter import describe_made, frequent, make_drafter
+from spec2seq.training.make_drafter import describe_made, make_drafter
 
 OPTIONS = {"minutes": 0.02, "dev_lines": 6, "block_size": 3}
 
@@ -66,14 +66,6 @@ def test_one_call_makes_a_folder_that_drafts_and_a_stopped_one_goes_on(verifier,
     assert f"{speedup['median']:.2f} times as fast" in card and f"{speedup['median']:.2f}" in describe_made(made)
     with pytest.raises(Spec2SeqError, match="drafter: exists already"):
         make_drafter(verifier, sources, out, **OPTIONS)
-
-
-def test_the_shortlist_covers_what_was_written(tmp_path):
-    path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps({"tokens": [5] * 90 + [6] * 7 + [7] * 2 + [8]}) + "\n")
-    assert frequent(path) == 2
-    path.write_text(json.dumps({"tokens": [5, 6, 7]}) + "\n")
-    assert frequent(path) == 3
 
 
 def test_a_drafter_that_is_not_lossless_is_not_written(verifier, sources, tmp_path, monkeypatch):

@@ -84,8 +84,8 @@ def _root(
 
 for command in (
     decode.translate, decode.generate, decode.verify_lossless, decode.demo, bench.bench, bench.report,
-    training.train, training.distill, training.make_drafter, files.prepare, files.average, files.score, files.pairs,
-    runs.calibrate, runs.evaluate, runs.sweep,
+    training.train, training.distill, training.make_drafter, training.shortlist, files.prepare, files.average,
+    files.score, files.pairs, runs.calibrate, runs.evaluate, runs.sweep,
 ):  # fmt: skip
     app.command(command.__name__.replace("_", "-"))(command)
 

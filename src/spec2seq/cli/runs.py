@@ -104,7 +104,9 @@ def evaluate(
     mode: Annotated[str, typer.Option(metavar="|".join(MODES), help="which little model there is")] = "vanilla",
     preset: Annotated[str | None, typer.Option(help="published thresholds: no-drop or one-point")] = None,
     fallback: Annotated[str | None, typer.Option(metavar="NUMBER|none", help="(default: 0.6)")] = None,
-    rollback: Annotated[str | None, typer.Option(metavar="NUMBER|none", help="in nats (default: 2.0)")] = None,
+    rollback: Annotated[
+        str | None, typer.Option(metavar="NUMBER|none", help="in nats (default: 2.0; compat: 5.0)")
+    ] = None,
     max_draft_tokens: Annotated[str | None, typer.Option(metavar="INTEGER|auto", help="(default: 10)")] = None,
     policy: Annotated[str | None, typer.Option(metavar="|".join(POLICIES), help="(default: paper)")] = None,
 ) -> None:  # fmt: skip

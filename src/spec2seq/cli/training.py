@@ -83,6 +83,22 @@ def make_drafter(
     print(making.describe_made(made))
 
 
+def shortlist(
+    little: Annotated[Path, typer.Argument(help="folder of the little model; shortlist.json is written into it")],
+    outputs: Annotated[Path, typer.Argument(help="JSONL that distill or calibrate wrote with its verifier")],
+    covered: Annotated[float, typer.Option(help="share of the tokens there, from 0.5 to 1")] = 0.97,
+) -> None:
+    """Let a little model propose frequent tokens alone.
+
+    Its passes become cheaper, more so with a large vocabulary; what it never proposes is left to the verifier.
+    """
+    quiet()
+    from spec2seq.training.shortlist import write_shortlist
+
+    chosen, vocabulary = write_shortlist(little, outputs, covered)
+    print(f"{little / 'shortlist.json'}: {len(chosen)} of {vocabulary} tokens")
+
+
 def import_fairseq(
     checkpoint: Annotated[Path, typer.Argument(help="the verifier: architecture transformer or bart_base")],
     out: Annotated[Path, typer.Argument(help="folder to write; it must not exist")],

@@ -3,8 +3,9 @@
 A drafter is immutable and may serve several engines; what it keeps for the rows in flight is its session.
 """
 
+from collections.abc import Sequence
 from ctypes import addressof, c_int64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -60,17 +61,35 @@ class LittleModel:
 
     `Seq2Seq.drafter()` makes one; its tokenizer lets the vocabularies be compared token by token. `distributions`
     makes it give the distribution of every drafted token, drawn or not. With `shares_encoder` it is the verifier's own
-    first layers (`Seq2Seq.early_exit()`), and reads the verifier's encoding.
+    first layers (`Seq2Seq.early_exit()`), and reads the verifier's encoding. `shortlist[count]` are the tokens that it
+    scores, in the order of its logits; None: all; `whole` is then the model that scores every token.
     """
 
     model: EncoderDecoder
     tokenizer: Any = None
     distributions: bool = False
     shares_encoder: bool = False
+    shortlist: Tensor | None = None
+    whole: EncoderDecoder | None = None
 
     has_confidence = True
     hidden_layers = ()
     longest = None
+
+    def scoring(self, tokens: Sequence[int]) -> "LittleModel":
+        """This with scores of these tokens and the end token alone, which makes a pass cheaper (FR-Spec, Zhao et al.
+        2025): others are never proposed, and probabilities are among these.
+
+        Raises UsageError for tokens that it does not have, and for a model that has no layers here.
+        """
+        a = self.model.architecture
+        chosen = sorted({*tokens, a.eos_token_id})
+        if chosen[0] < 0 or chosen[-1] >= a.vocabulary:
+            raise UsageError(f"shortlist has tokens {chosen[0]} to {chosen[-1]}; allowed: 0 to {a.vocabulary - 1}")
+        if not isinstance(self.model, EncoderDecoder):
+            raise UsageError("a shortlist needs a family that has layers here; this one runs in Transformers' modules")
+        ids = torch.tensor(chosen, device=self.model.device)
+        return replace(self, model=self.model.scoring(ids), shortlist=ids, whole=self.model)
 
     @property
     def longest_source(self) -> int | None:
@@ -96,6 +115,10 @@ class LittleSession:
         self.drafted, self.pointed = (c_int64 * 0)(), {}
         # Padded vocabularies of one tokenizer may differ in size; only the common part is ever proposed.
         self.vocabulary, self.common = vocabulary, min(vocabulary, model.architecture.vocabulary)
+        self.shortlist = drafter.shortlist
+        if self.shortlist is not None:
+            self.shortlist = self.shortlist[self.shortlist < self.common]
+        self.scores = self.common if self.shortlist is None else len(self.shortlist)  # that count
         # Stopping early needs a host read for each token: free on a CPU, a stall on a GPU.
         self.stops_early = model.device.type == "cpu"
 
@@ -194,7 +217,8 @@ class LittleSession:
         point_to(to, "source", self.cache.source, self.pointed)
         for name, array in self.compiled.items():
             setattr(to, name, addressof(array))
-        to.eos, to.common, to.drafted = rows.eos_token_ids[0], self.common, addressof(self.drafted)
+        to.eos, to.common, to.drafted = rows.eos_token_ids[0], self.scores, addressof(self.drafted)
+        to.shortlist = None if self.shortlist is None else self.shortlist.data_ptr()
         to.room = None if room is None else room.data_ptr()
         to.confidence = -1.0 if confidence is None else confidence
         return to
@@ -258,20 +282,26 @@ class LittleSession:
 
     def _choose(self, logits: Tensor, positions: Tensor, confidence: float | None, sampling: Sampling | None):
         """The next token, its row's top probability (None if nobody asks), and q padded to the verifier's size."""
-        logits = logits[:, : self.common]
+        logits = logits[:, : self.scores]
         if sampling is None:
             if confidence is None and not self.distributions:
-                return likeliest(logits), None, None
+                return self._tokens(likeliest(logits)), None, None
             p = logits.float().softmax(-1)
-            top, token = p.max(-1)
-            return token, top, self._padded(p) if self.distributions else None
+            top, place = p.max(-1)
+            return self._tokens(place), top, self._padded(p) if self.distributions else None
         top = None if confidence is None else logits.float().softmax(-1).amax(-1)
         q = sampling.probabilities(logits)
-        token = draw(q, uniform(self.rows.seeds[: self.rows.count], positions, DRAFT))
-        return token, top, self._padded(q)
+        place = draw(q, uniform(self.rows.seeds[: self.rows.count], positions, DRAFT))
+        return self._tokens(place), top, self._padded(q)
+
+    def _tokens(self, places: Tensor) -> Tensor:
+        """Places among the scores → token ids."""
+        return places if self.shortlist is None else self.shortlist[places]
 
     def _padded(self, p: Tensor) -> Tensor:
-        return torch.nn.functional.pad(p, (0, self.vocabulary - self.common))
+        if self.shortlist is None:
+            return torch.nn.functional.pad(p, (0, self.vocabulary - self.common))
+        return p.new_zeros(len(p), self.vocabulary).index_copy_(1, self.shortlist, p)
 
 
 DRAFTERS: dict[str, type] = {"little": LittleModel, "lookup": NgramLookup}

@@ -77,8 +77,9 @@ class _Decoding:
         self.fallback = method.fallback_threshold or 0.6
         self.rollback = method.rollback_threshold or 5.0
         self.cap, self.ends, self.processors = method.max_draft_tokens, ends or (a.eos_token_id,), processors
-        self.large, self.small = _Side(verifier, source), _Side(method.drafter.model, source)
-        self.common = min(a.vocabulary, method.drafter.model.architecture.vocabulary)
+        little = method.drafter.whole or method.drafter.model  # the original knows no shortlist
+        self.large, self.small = _Side(verifier, source), _Side(little, source)
+        self.common = min(a.vocabulary, little.architecture.vocabulary)
         self.ids, self.writers = [a.decoder_start_token_id], ""
         self.limit = max_new_tokens + 1
         self.counts = Counts()

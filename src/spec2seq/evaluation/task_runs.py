@@ -56,7 +56,7 @@ def evaluate(asked: TaskRun, mode: str, options: MethodOptions | None, report: R
     rows = results(plan, outcomes)
     known = None
     if options is not None and options.method == "bild":
-        defaults = {"fallback_threshold": 0.6, "rollback_threshold": 2.0}
+        defaults = {"fallback_threshold": 0.6, "rollback_threshold": 5.0 if options.policy == "compat" else 2.0}
         values = defaults | options.given(*defaults)
         known = nearest(asked.task.name, mode, *values.values())
     shown = beside_published(rows, known)

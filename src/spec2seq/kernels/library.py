@@ -86,6 +86,7 @@ LittleDraft = _structure(
     **_of(c_void_p, "lengths limits source_lengths fed room"),
     source_horizon=c_int64,
     **_of(Places, "own source"),
+    shortlist=c_void_p,
     **_of(c_int64, "eos common"),
     confidence=c_double,
     **_of(c_void_p, "drafted counts unsure passes read"),

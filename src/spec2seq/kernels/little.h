@@ -15,7 +15,8 @@ typedef struct {
     const int64_t *room; /* [rows] for how many tokens; null: a draft leaves room for one token more */
     int64_t source_horizon;
     Places own, source;
-    int64_t eos, common; /* only the first `common` tokens are proposed */
+    const int64_t *shortlist; /* the tokens that are scored; null: all */
+    int64_t eos, common;      /* only the first `common` of them are proposed */
     double confidence;   /* a draft ends before a token that is less probable; negative: none does */
     int64_t *drafted;    /* [rows][k] */
     int64_t *counts, *unsure; /* [rows] */
@@ -57,10 +58,10 @@ static void line_up(const Little *call, int64_t step) {
 /* One row after the pass of `step`: `logits` are of the place behind its last token. */
 static void extend_row(const Little *call, int64_t row, int64_t step, const float *logits) {
     LittleDraft *d = call->draft;
-    int64_t token = likeliest(logits, d->common);
+    int64_t place = likeliest(logits, d->common), token = d->shortlist ? d->shortlist[place] : place;
     d->passes[row] = step + 1;
     d->drafted[row * d->k + step] = token;
-    if (d->confidence >= 0 && top_probability(logits, d->common, logits[token]) < (float)d->confidence) {
+    if (d->confidence >= 0 && top_probability(logits, d->common, logits[place]) < (float)d->confidence) {
         d->unsure[row] = 1;
         call->alive[row] = 0;
         return;

@@ -13,6 +13,7 @@ from spec2seq.config import check_range
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache
 from spec2seq.models.layers import Block, CrossAttention, Layer, Stack, cross_keys_values
+from spec2seq.models.quantize import some_outputs
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ class EncoderDecoder(nn.Module):
         if self.native is not None:
             made.native = self.native.first_layers(count)
             made.decoder.native = made.native.stack
+        return made
+
+    def scoring(self, tokens: Tensor) -> "EncoderDecoder":
+        """This model with scores of `tokens[count]` alone: logits `[..., count]`, in their order."""
+        made = _shallow(self)
+        made.head = some_outputs(self.head, tokens)
+        if self.native is not None:
+            made.native, made.native_head = self.native.with_head(made.head)
         return made
 
     def new_cache(self, slots: int) -> Cache:

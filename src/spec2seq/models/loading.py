@@ -3,16 +3,19 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.files import read_json
 from spec2seq.models import executor, families, int8_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.transformers_check import check_kind
 from spec2seq.models.transformers_model import TransformersModel
 
+SHORTLIST_FILE = "shortlist.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
     "vocab-src.json",
@@ -95,6 +98,21 @@ def load_tokenizer(name: str) -> Any:
         if "tiktoken" in reason:  # what Transformers tries last, and is misleading
             reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
         raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {reason}") from None
+
+
+def load_shortlist(name: str) -> list[int] | None:
+    """The tokens that a little model is to propose, in a folder or of the hub; None: nothing is said of it. Raises
+    Spec2SeqError for a file that is no list of ids."""
+    from transformers.utils import cached_file
+
+    found = cached_file(name, SHORTLIST_FILE, _raise_exceptions_for_missing_entries=False,
+                        _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    if found is None:
+        return None
+    ids = read_json(Path(found))
+    if not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
+        raise Spec2SeqError(f"{name}: {SHORTLIST_FILE} is no list of token ids")
+    return ids
 
 
 def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder | TransformersModel, Any, Any]:

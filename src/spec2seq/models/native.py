@@ -246,8 +246,15 @@ class NativeDecoder:
         made = copy.copy(self)
         made.stack = self.stack.first_layers(count)
         made.decoder = c.Decoder.from_buffer_copy(self.decoder)
-        made.decoder.stack, made.whole = ctypes.pointer(made.stack.stack), self.decoder
+        made.decoder.stack, made.whole = ctypes.pointer(made.stack.stack), self
         return made
+
+    def with_head(self, head: nn.Module) -> tuple["NativeDecoder", NativeLinear]:
+        """This with another head, and that head: see `EncoderDecoder.scoring`."""
+        made, linear = copy.copy(self), NativeLinear(head)
+        made.decoder = c.Decoder.from_buffer_copy(self.decoder)
+        made.decoder.head, made.vocabulary, made.whole = linear.linear, linear.outputs, (self, linear)
+        return made, linear
 
     def little(self) -> c.LittleDraft:
         """A little model's draft, of which only the model is told."""

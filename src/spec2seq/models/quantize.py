@@ -33,6 +33,17 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def some_outputs(linear: nn.Module, outputs: Tensor) -> nn.Module:
+    """A linear layer, of either kind, with some of its outputs `[count]` alone, in their order."""
+    bias = None if linear.bias is None else linear.bias[outputs]
+    if isinstance(linear, QuantizedLinear):
+        return QuantizedLinear(linear.weight[outputs], linear.scale[outputs], bias)
+    made = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(linear.weight[outputs], False)
+    made.bias = None if bias is None else nn.Parameter(bias, False)
+    return made
+
+
 def codes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of x `[..., n]` in int8, and the scale `[..., 1]` of each row: codes * scale is nearly x."""
     x = x.float()

@@ -1,9 +1,7 @@
 """A block drafter for one's own model in one call: distil, train, check, measure, write the folder."""
 
-import collections
 import dataclasses
 import functools
-import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,11 +24,11 @@ from spec2seq.training.card import drafter_card
 from spec2seq.training.distill import distill
 from spec2seq.training.recipe import CachedDrafterRecipe, DataConfig, EvaluationConfig, Recipe, TrainingConfig
 from spec2seq.training.run import train
+from spec2seq.training.shortlist import frequent, read_outputs
 from spec2seq.training.validation import sample
 
 MAX_TOKENS = 512  # of a source or an output; the attention of longer ones fills the memory of a small machine
 MAX_WORDS = 100_000  # none is left out for its words
-COVERED = 0.97  # of the tokens that the verifier writes; the others are never guessed, which makes the head cheap
 TIMED_LINES, ROUNDS = 24, 5
 
 
@@ -93,7 +91,7 @@ def make_drafter(
             distill(verifier, sources, distilled, data, lines=lines, max_new_tokens=cap, report=report)
         _split(distilled, sources, dev_lines)
     _claim(work / "split.json", {"dev_lines": dev_lines})
-    shortlist = frequent(work / "train.jsonl")
+    shortlist = len(frequent(read_outputs(work / "train.jsonl")))
     drafter = dataclasses.replace(recipe.cached_drafter, shortlist=shortlist)
     recipe = dataclasses.replace(recipe, cached_drafter=drafter)
     trained = train(recipe, work / "run", work, report=report)
@@ -215,13 +213,6 @@ def _split(distilled: Path, sources: Path, dev_lines: int) -> None:
     parts = {"dev": held[::2], "test": held[1::2], "train": sorted({*range(len(lines))} - {*held})}
     for name, chosen in parts.items():
         write_text(distilled.with_name(f"{name}.jsonl"), "".join(f"{lines[index]}\n" for index in chosen))
-
-
-def frequent(distilled: Path) -> int:
-    """How many of the most frequent tokens are `COVERED` of all that was written."""
-    counts = collections.Counter(token for record in _records(distilled) for token in record["tokens"])
-    sums = list(itertools.accumulate(count for _, count in counts.most_common()))
-    return sum(total < COVERED * sums[-1] for total in sums) + 1
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
