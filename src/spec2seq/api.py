@@ -42,7 +42,7 @@ class Seq2Seq:
     src_lang: str | None = None
     tgt_lang: str | None = None
     prefix = ""
-    shortlist: Sequence[int] | None = None
+    shortlist: Sequence[int] = ()
 
     def __init__(
         self, model: EncoderDecoder | TransformersModel, config: Any, tokenizer: Any = None,
@@ -121,11 +121,10 @@ class Seq2Seq:
     def drafter(self, shortlist: Sequence[int] | None = None) -> LittleModel:
         """This model as the little one of another: `Assisted(little.drafter())`.
 
-        With a `shortlist` of token ids it proposes no others, see `LittleModel.scoring`; None: that of the folder
-        (shortlist.json), if it has one; empty: every token.
+        With a `shortlist` of token ids it proposes no others, see `LittleModel.scoring`; None: that of its folder
+        (shortlist.json), if there is one; empty: every token.
         """
-        little, chosen = LittleModel(self.model, self.tokenizer), self.shortlist if shortlist is None else shortlist
-        return little.scoring(chosen) if chosen else little
+        return LittleModel(self.model, self.tokenizer).scoring(self.shortlist if shortlist is None else shortlist)
 
     def early_exit(self, layers: int | None = None) -> LittleModel:
         """The first `layers` of this model's own decoder, with its encoder and its head, as its little model.

@@ -19,7 +19,7 @@ COMMITTED = Path(__file__).parents[2] / "docs" / "results"
 def studied(tmp_path_factory):
     theirs = tiny.seq2seq("marian")
     model = Seq2Seq(theirs.model, theirs.config, tiny.tokenizer(theirs), theirs.generation_config)
-    little = {mode: tiny.noisy_copy(tiny.seq2seq("marian"), noise).drafter()
+    little = {mode: tiny.noisy_copy(tiny.seq2seq("marian"), noise).drafter(range(50))
               for mode, noise in (("unaligned", 0.1), ("aligned", 0.01))}  # fmt: skip
     asked = bild.Study(model, little, pairs(5), pairs(4), tmp_path_factory.mktemp("work"), (0.1, 0.5), (1.0, 5.0),
                        (1, 2), 6)  # fmt: skip
@@ -33,24 +33,27 @@ def studied(tmp_path_factory):
 def test_every_point_is_measured_on_dev_and_the_chosen_ones_on_test(studied):
     for mode in ("unaligned", "aligned"):
         assert [row["method"] for row in studied["dev"][mode]["rows"]] == [
-            "vanilla", "fallback=0.1 rollback=1", "fallback=0.1 rollback=5", "fallback=0.5 rollback=1",
-            "fallback=0.5 rollback=5",
+            "vanilla", *(f"{pair}{tail}" for tail in ("", " tail") for pair in (
+                "fallback=0.1 rollback=1", "fallback=0.1 rollback=5", "fallback=0.5 rollback=1",
+                "fallback=0.5 rollback=5")),
         ]  # fmt: skip
     chosen = [
         f"{mode}, {goal}{note}"
-        for mode, goals in studied["chosen"].items() for goal, pair in goals.items() if pair
+        for mode, goals in studied["chosen"].items() for goal, setting in goals.items() if setting
         for note in ("", ", measured cap")
     ]  # fmt: skip
     for size in ("1", "2"):
         assert [row["method"] for row in studied["test"][size]] == ["vanilla", *chosen]
     names = [row["method"] for row in studied["ablations"]["rows"]]
-    assert names == ["vanilla", "both", "no rollback", "no fallback", "cap 1", "cap 4", "cap measured"]
+    tail = "tail not verified" if studied["ablations"]["setting"][2] else "tail verified"
+    assert names == ["vanilla", "both", "no rollback", "no fallback", tail, "no shortlist", "cap 1", "cap 4",
+                     "cap measured"]  # fmt: skip
     by_name = {row["method"]: row for row in studied["ablations"]["rows"]}
     assert by_name["no rollback"]["stats"]["rollback_percentage"] == 0
     assert by_name["no fallback"]["stats"]["fallback_percentage"] == 0
 
 
-PAIRS = {"fallback=0.2 rollback=2": (0.2, 2.0), "fallback=0.4 rollback=1": (0.4, 1.0)}
+SETTINGS = {"fallback=0.2 rollback=2": (0.2, 2.0, False), "fallback=0.4 rollback=1 tail": (0.4, 1.0, True)}
 
 
 def row(method, score, speedup):
@@ -59,10 +62,10 @@ def row(method, score, speedup):
 
 def test_the_fastest_near_vanilla_is_chosen():
     rows = [row("vanilla", 20.0, 1.0), row("fallback=0.2 rollback=2", 19.5, 1.5),
-            row("fallback=0.4 rollback=1", 19.95, 1.2), row("fallback=0.6 rollback=1", 20.1, 1.1)]  # fmt: skip
-    assert bild.choose(rows, PAIRS, 0.1) == (0.4, 1.0)
-    assert bild.choose(rows, PAIRS, 1.0) == (0.2, 2.0)
-    assert bild.choose([rows[0], row("fallback=0.2 rollback=2", 20.0, 0.9)], PAIRS, 1.0) is None
+            row("fallback=0.4 rollback=1 tail", 19.95, 1.2), row("fallback=0.6 rollback=1", 20.1, 1.1)]  # fmt: skip
+    assert bild.choose(rows, SETTINGS, 0.1) == (0.4, 1.0, True)
+    assert bild.choose(rows, SETTINGS, 1.0) == (0.2, 2.0, False)
+    assert bild.choose([rows[0], row("fallback=0.2 rollback=2", 20.0, 0.9)], SETTINGS, 1.0) is None
 
 
 def test_the_page_has_every_table(studied):

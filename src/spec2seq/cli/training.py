@@ -86,7 +86,7 @@ def make_drafter(
 def shortlist(
     little: Annotated[Path, typer.Argument(help="folder of the little model; shortlist.json is written into it")],
     outputs: Annotated[Path, typer.Argument(help="JSONL that distill or calibrate wrote with its verifier")],
-    covered: Annotated[float, typer.Option(help="share of the tokens there, from 0.5 to 1")] = 0.97,
+    covered: Annotated[float, typer.Option(help="share of the tokens there, from 0.5 to 1")] = 0.99,
 ) -> None:
     """Let a little model propose frequent tokens alone.
 

@@ -78,18 +78,21 @@ class LittleModel:
 
     def scoring(self, tokens: Sequence[int]) -> "LittleModel":
         """This with scores of these tokens and the end token alone, which makes a pass cheaper (FR-Spec, Zhao et al.
-        2025): others are never proposed, and probabilities are among these.
+        2025): others are never proposed, and probabilities are among these. No tokens: of all.
 
         Raises UsageError for tokens that it does not have, and for a model that has no layers here.
         """
-        a = self.model.architecture
+        whole = self.whole or self.model
+        if not tokens:
+            return replace(self, model=whole, shortlist=None, whole=None)
+        a = whole.architecture
         chosen = sorted({*tokens, a.eos_token_id})
         if chosen[0] < 0 or chosen[-1] >= a.vocabulary:
             raise UsageError(f"shortlist has tokens {chosen[0]} to {chosen[-1]}; allowed: 0 to {a.vocabulary - 1}")
-        if not isinstance(self.model, EncoderDecoder):
+        if not isinstance(whole, EncoderDecoder):
             raise UsageError("a shortlist needs a family that has layers here; this one runs in Transformers' modules")
-        ids = torch.tensor(chosen, device=self.model.device)
-        return replace(self, model=self.model.scoring(ids), shortlist=ids, whole=self.model)
+        ids = torch.tensor(chosen, device=whole.device)
+        return replace(self, model=whole.scoring(ids), shortlist=ids, whole=whole)
 
     @property
     def longest_source(self) -> int | None:

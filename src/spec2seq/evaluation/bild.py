@@ -30,7 +30,7 @@ from spec2seq.files import write_json, write_text
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.options import DTYPES
 
-Thresholds = tuple[float, float]  # fallback, rollback
+Setting = tuple[float, float, bool]  # fallback, rollback, whether a draft that ends an output is verified
 
 FALLBACKS, ROLLBACKS = (0.2, 0.3, 0.4, 0.5, 0.6), (1.0, 2.0, 3.0, 5.0)
 CAPS = (1, 2, 3, 5, 8, 10, 15, 20, None)  # None: by measurement
@@ -67,7 +67,8 @@ class Study:
                     self.model.max_new_tokens(self.max_new_tokens), CHUNK * batch_size)  # fmt: skip
         settings = {name: repr(replace(method, drafter=None)) for name, method in methods.items()}
         about = {"name": name, "weights": self.model.fingerprint(), "methods": settings, "little": {
-            mode: fingerprint(little.model) for mode, little in self.little.items()
+            mode: [fingerprint(little.model), None if little.shortlist is None else len(little.shortlist)]
+            for mode, little in self.little.items()
         }}  # fmt: skip
         found = measure(self.model, plan, methods, self.work / name, about, lambda _: advance())
         return [
@@ -78,8 +79,8 @@ class Study:
 
     def steps(self) -> int:
         """Calls of `advance` that `study` makes at most."""
-        points = len(self.fallbacks) * len(self.rollbacks) + 1
-        dev = -(-len(self.dev) // CHUNK) * (points * len(self.little) + len(CAPS) + 3)
+        points = 2 * len(self.fallbacks) * len(self.rollbacks) + 1
+        dev = -(-len(self.dev) // CHUNK) * (points * len(self.little) + len(CAPS) + 5)
         each = 2 * len(self.little) * len(GOALS) + 1
         return dev + sum(-(-len(self.test) // (CHUNK * size)) * each for size in self.batch_sizes)
 
@@ -87,29 +88,29 @@ class Study:
 def study(asked: Study) -> dict[str, Any]:
     """Measure; the figures of bild.json."""
     dev, chosen = {}, {}
-    grid = itertools.product(asked.fallbacks, asked.rollbacks)
-    pairs = {f"fallback={one:g} rollback={two:g}": (one, two) for one, two in grid}
+    grid = itertools.product((False, True), asked.fallbacks, asked.rollbacks)
+    settings = {f"fallback={one:g} rollback={two:g}{tail * ' tail'}": (one, two, tail) for tail, one, two in grid}
     with progress("measuring", asked.steps()) as advance:
         for mode, drafter in asked.little.items():
-            methods = {name: BiLD(drafter, *pair) for name, pair in pairs.items()}
+            methods = {name: bild(drafter, setting) for name, setting in settings.items()}
             dev[mode] = asked.run(f"dev-{mode}", asked.dev, methods, 1, advance)
-            chosen[mode] = {goal: choose(dev[mode], pairs, drop) for goal, drop in GOALS.items()}
+            chosen[mode] = {goal: choose(dev[mode], settings, drop) for goal, drop in GOALS.items()}
         methods = {
-            f"{mode}, {goal}{note}": BiLD(asked.little[mode], *thresholds, cap)
-            for mode, goals in chosen.items() for goal, thresholds in goals.items() if thresholds
+            f"{mode}, {goal}{note}": bild(asked.little[mode], setting, cap)
+            for mode, goals in chosen.items() for goal, setting in goals.items() if setting
             for note, cap in (("", 10), (", measured cap", None))
         }  # fmt: skip
         test = {str(size): asked.run(f"test-{size}", asked.test, methods, size, advance) for size in asked.batch_sizes}
         mode = list(asked.little)[-1]
         middle = tuple(values[len(values) // 2] for values in (asked.fallbacks, asked.rollbacks))
-        base = chosen[mode]["one point"] or middle
-        ablations = asked.run("ablations", asked.dev, ablated(asked.little[mode], *base), 1, advance)
+        base = chosen[mode]["one point"] or (*middle, False)
+        ablations = asked.run("ablations", asked.dev, ablated(asked.little[mode], base), 1, advance)
     return {
         "data": {"dev_lines": len(asked.dev), "test_lines": len(asked.test), "metric": asked.metric,
                  "unchanged": unchanged(asked.test, asked.metric)},
         "dev": {mode: {"rows": rows, "frontier": frontier(rows)} for mode, rows in dev.items()},
         "chosen": chosen, "test": test,
-        "ablations": {"mode": mode, "thresholds": base, "rows": ablations},
+        "ablations": {"mode": mode, "setting": base, "rows": ablations},
     }  # fmt: skip
 
 
@@ -118,23 +119,30 @@ def unchanged(pairs: Sequence[Pair], metric: str) -> float:
     return score([pair.source for pair in pairs], [pair.reference for pair in pairs], metric)[0][metric]
 
 
-def choose(
-    rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[float, float]], drop: float
-) -> tuple[float, float] | None:
-    """The thresholds, of those in `pairs` by name, of the fastest row whose score is at most `drop` below vanilla's,
-    which is the first; None if no row is faster than vanilla and near it."""
+def choose(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Setting], drop: float) -> Setting | None:
+    """The setting, of those by name, of the fastest row whose score is at most `drop` below vanilla's, which is the
+    first; None if no row is faster than vanilla and near it."""
     near = [row for row in rows[1:] if row["score"] >= rows[0]["score"] - drop and row["speedup"] > 1]
     best = max(near, key=lambda row: row["speedup"], default=None)
-    return best and pairs[best["method"]]
+    return best and settings[best["method"]]
 
 
-def ablated(drafter: LittleModel, fallback: float, rollback: float) -> dict[str, Method]:
-    """The setting, without rollback, without fallback, and with every cap on what the little model writes in a row."""
+def bild(drafter: LittleModel, setting: Setting, cap: int | None = 10) -> Method:
+    """BiLD by that setting, with a cap on what the little model writes in a row; None: by measurement."""
+    return BiLD(drafter, *setting[:2], cap, verify_tail=setting[2])
+
+
+def ablated(drafter: LittleModel, setting: Setting) -> dict[str, Method]:
+    """The setting, without rollback, without fallback, with its tail treated otherwise, the vocabulary whole, and with
+    every cap."""
+    fallback, rollback, tail = setting
     return {
-        "both": BiLD(drafter, fallback, rollback),
-        "no rollback": BiLD(drafter, fallback, None),
-        "no fallback": BiLD(drafter, None, rollback),
-        **{f"cap {cap or 'measured'}": BiLD(drafter, fallback, rollback, cap) for cap in CAPS},
+        "both": bild(drafter, setting),
+        "no rollback": BiLD(drafter, fallback, None, verify_tail=tail),
+        "no fallback": BiLD(drafter, None, rollback, verify_tail=tail),
+        "tail not verified" if tail else "tail verified": bild(drafter, (fallback, rollback, not tail)),
+        **({} if drafter.whole is None else {"no shortlist": bild(drafter.scoring(()), setting)}),
+        **{f"cap {cap or 'measured'}": bild(drafter, setting, cap) for cap in CAPS},
     }
 
 

@@ -100,15 +100,15 @@ def load_tokenizer(name: str) -> Any:
         raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {reason}") from None
 
 
-def load_shortlist(name: str) -> list[int] | None:
-    """The tokens that a little model is to propose, in a folder or of the hub; None: nothing is said of it. Raises
+def load_shortlist(name: str) -> list[int]:
+    """The tokens that a little model is to propose, in a folder or of the hub; empty: nothing is said of it. Raises
     Spec2SeqError for a file that is no list of ids."""
     from transformers.utils import cached_file
 
     found = cached_file(name, SHORTLIST_FILE, _raise_exceptions_for_missing_entries=False,
                         _raise_exceptions_for_connection_errors=False)  # fmt: skip
     if found is None:
-        return None
+        return []
     ids = read_json(Path(found))
     if not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
         raise Spec2SeqError(f"{name}: {SHORTLIST_FILE} is no list of token ids")

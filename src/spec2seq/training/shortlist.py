@@ -12,7 +12,7 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.files import write_json
 from spec2seq.models.loading import SHORTLIST_FILE, load_config
 
-COVERED = 0.97  # of what the verifier writes
+COVERED = 0.97  # of what the verifier writes, for a block drafter
 
 
 def frequent(outputs: Iterable[Sequence[int]], covered: float = COVERED) -> list[int]:
@@ -32,7 +32,7 @@ def read_outputs(path: Path) -> Iterator[list[int]]:
         yield tokens
 
 
-def write_shortlist(little: Path, outputs: Path, covered: float = COVERED) -> tuple[list[int], int]:
+def write_shortlist(little: Path, outputs: Path, covered: float = 0.99) -> tuple[list[int], int]:
     """Write `little`/shortlist.json, which `Seq2Seq.drafter` takes; returns its ids and the size of the vocabulary.
 
     Args:
