@@ -70,6 +70,7 @@ def place(tmp_path_factory):
     rows = [f"{line}\t{line.upper()}" for line in many(120)]
     (place / "train.txt").write_text("".join(row.split("\t")[0] + "\n" for row in rows))
     (place / "test.tsv").write_text("".join(row + "\n" for row in rows[:6]))
+    (place / "outputs.jsonl").write_text('{"source": "a", "target": "b", "tokens": [5, 6, 7, 5, 0]}\n')
     (place / "data").mkdir()
     for name in ("train.tsv.gz", "data/ende.train.tsv.gz"):
         (place / name).write_bytes(gzip.compress("".join(row + "\torigin\n" for row in rows).encode()))
@@ -124,6 +125,7 @@ MORE = (
     "spec2seq train recipes/ende-verifier.yaml --out runs/verifier",
     "spec2seq make-drafter MODEL --sources train.txt --out MODEL/drafter",
     "spec2seq distill train.tsv.gz --model MODEL --method greedy --out train.jsonl",
+    "spec2seq shortlist MODEL/little outputs.jsonl",
     "spec2seq prepare train.en train.de --out train.tsv.gz",
     "spec2seq average A B C --out MEAN",
     "spec2seq score --hyp out.txt --ref ref.txt --metrics bleu,chrf,compound-bleu,rouge --language de",
@@ -145,6 +147,12 @@ def test_a_walk_with_ones_own_model(place, monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(compile(block, "guide.md", "exec"), {})
     assert len(said.getvalue().splitlines()) == 3
+    names = {"lines": LINES[:3]}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(compile(block + examples()[-1], "guide.md", "exec"), names)
+    served = dict(line.split(" → ") for line in said.getvalue().splitlines()[3:])
+    texts = names["model"].generate(names["lines"], max_new_tokens=20).texts
+    assert served == dict(zip(names["lines"], texts, strict=True))
 
 
 @pytest.mark.usefixtures("local_workers")
@@ -168,11 +176,16 @@ def examples() -> list[str]:
 
 
 def test_the_other_examples_run(tmp_path, monkeypatch):
-    _, loop, languages = examples()
+    _, loop, own, languages, _ = examples()
     model = tiny.seq2seq("bart")
     names = {"drafter": tiny.noisy_copy(model, 0.02).drafter()}
     exec(compile(loop, "guide.md", "exec"), names)
     assert model.generate([[5, 6, 2]], names["method"], max_new_tokens=4).rows
+    sources = tiny.sources(model, 9, 4)
+    names["outputs"] = model.generate(sources, max_new_tokens=12).sequences
+    exec(compile(own, "guide.md", "exec"), names)
+    found = model.generate(sources, names["method"], max_new_tokens=12)
+    assert found.sequences == names["outputs"] and found.stats.accepted > 5
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / re.search(r'"(facebook/.*?)"', languages).group(1)  # of this name, and tiny
     tokenizer = small_tokenizers.nllb(tmp_path)

@@ -8,12 +8,21 @@ from spec2seq.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from spec2seq.api import Seq2Seq
-    from spec2seq.decoding.acceptance import Exact, RejectionSampling, Rollback, TopBeta
+    from spec2seq.decoding.acceptance import (
+        AcceptanceRule,
+        Draft,
+        Exact,
+        RejectionSampling,
+        Rollback,
+        TopBeta,
+        Verdict,
+    )
     from spec2seq.decoding.block_drafters import BlockDrafter, PaperBlockDrafter
     from spec2seq.decoding.cached_blocks import CachedBlockDrafter
-    from spec2seq.decoding.drafters import LittleModel
-    from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength
+    from spec2seq.decoding.drafters import Drafter, LittleModel, Session
+    from spec2seq.decoding.lengths import AdaptiveLength, ConfidenceLength, FixedLength, LengthRule
     from spec2seq.decoding.lookup import NgramLookup
+    from spec2seq.decoding.loop import Engine
     from spec2seq.decoding.methods import Assisted, Beam, BiLD, Greedy, Lookup, Sample, SpecDec, Speculative
     from spec2seq.decoding.official import OfficialBiLD
     from spec2seq.decoding.sampling import Sampling
@@ -23,22 +32,31 @@ if TYPE_CHECKING:
     from spec2seq.generation import Generation, Row
 
 __all__ = [
-    "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter", "ConfidenceLength", "Exact",
-    "FixedLength", "Generation", "Greedy", "LittleModel", "Lookup", "NgramLookup", "OfficialBiLD",
-    "PaperBlockDrafter", "RejectionSampling", "Rollback", "Row", "Sample", "Sampling", "Seq2Seq", "Spec2SeqError",
-    "SpecDec", "Speculative", "TopBeta", "UsageError", "custom_generate", "generate", "pipeline",
-    "save_custom_generate",
+    "AcceptanceRule", "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter",
+    "ConfidenceLength", "Draft", "Drafter", "Engine", "Exact", "FixedLength", "Generation", "Greedy", "LengthRule",
+    "LittleModel", "Lookup", "NgramLookup", "OfficialBiLD", "PaperBlockDrafter", "RejectionSampling", "Rollback", "Row",
+    "Sample", "Sampling", "Seq2Seq", "Session", "Spec2SeqError", "SpecDec", "Speculative", "TopBeta", "UsageError",
+    "Verdict", "custom_generate", "generate", "pipeline", "save_custom_generate",
 ]  # fmt: skip
 
 # Importing torch takes seconds, so a name is imported when it is first used: `spec2seq --help` answers at once.
 _ROOMS = {
     "spec2seq.api": ("Seq2Seq",),
-    "spec2seq.decoding.acceptance": ("Exact", "RejectionSampling", "Rollback", "TopBeta"),
+    "spec2seq.decoding.acceptance": (
+        "AcceptanceRule",
+        "Draft",
+        "Exact",
+        "RejectionSampling",
+        "Rollback",
+        "TopBeta",
+        "Verdict",
+    ),
     "spec2seq.decoding.block_drafters": ("BlockDrafter", "PaperBlockDrafter"),
     "spec2seq.decoding.cached_blocks": ("CachedBlockDrafter",),
-    "spec2seq.decoding.drafters": ("LittleModel",),
-    "spec2seq.decoding.lengths": ("AdaptiveLength", "ConfidenceLength", "FixedLength"),
+    "spec2seq.decoding.drafters": ("Drafter", "LittleModel", "Session"),
+    "spec2seq.decoding.lengths": ("AdaptiveLength", "ConfidenceLength", "FixedLength", "LengthRule"),
     "spec2seq.decoding.lookup": ("NgramLookup",),
+    "spec2seq.decoding.loop": ("Engine",),
     "spec2seq.decoding.methods": ("Assisted", "Beam", "BiLD", "Greedy", "Lookup", "Sample", "SpecDec", "Speculative"),
     "spec2seq.decoding.official": ("OfficialBiLD",),
     "spec2seq.decoding.sampling": ("Sampling",),

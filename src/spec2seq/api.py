@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from spec2seq.config import check_choice
+from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.logits import Processor, processors_from
+from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.scheduler import Completion
@@ -27,6 +28,7 @@ from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES
+from spec2seq.pairing import check_pair
 from spec2seq.runner import LONGEST_SOURCE, Runner
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -160,6 +162,21 @@ class Seq2Seq:
             for part in parts:
                 if part is not None:
                     part.save_pretrained(temporary)
+
+    def engine(
+        self, method: Speculative | None = None, slots: int = 8, *, trace: bool = False, profile: bool = False
+    ) -> Engine:
+        """An engine for a server: requests come and go while up to `slots` rows are decoded, as the generation config
+        says. Greedy() by default. Raises UsageError for Beam and OfficialBiLD, which run in none.
+        """
+        method = (method or Greedy()).completed(self.settings)
+        if not isinstance(method, Speculative):
+            raise UsageError(f"{type(method).__name__} runs in no engine; use generate")
+        check_range("slots", slots, low=1)
+        if isinstance(method.drafter, LittleModel):
+            check_pair(self, method.drafter)
+        return Engine(self.model, method, slots, self.processors(), eos_token_ids=self.eos_token_ids, trace=trace,
+                      profile=profile)  # fmt: skip
 
     def generate(
         self,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from spec2seq.decoding.beam import beam_search
 from spec2seq.decoding.device_memory import planned_rows
-from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.official import OfficialBiLD
@@ -46,17 +45,14 @@ class Runner:
             longest = max(map(len, sources)) if sources else most
             self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)
         self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
-        self.engine = None
+        self.engine: Engine | None = None
         self.streamed: Streamed | None = None
         self.stats = Stats()
-        if isinstance(getattr(method, "drafter", None), LittleModel):
-            check_pair(seq2seq, method.drafter)
         if isinstance(method, Speculative):
-            self.engine = Engine(
-                seq2seq.model, method, self.batch_size, self.processors,
-                eos_token_ids=self.ends, trace=trace, profile=profile,
-            )  # fmt: skip
+            self.engine = seq2seq.engine(method, self.batch_size, trace=trace, profile=profile)
             self.stats = self.engine.stats
+        elif isinstance(method, OfficialBiLD):
+            check_pair(seq2seq, method.drafter)
 
     def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
         if isinstance(self.method, OfficialBiLD):

@@ -1,6 +1,7 @@
 """spec2seq distill and make-drafter."""
 
 import json
+import shutil
 from pathlib import Path
 
 from cli.folder import LINES
@@ -67,3 +68,17 @@ def test_make_drafter_names_what_is_wrong(fails, folder, lines, tmp_path):
     fails(2, ["layers is 3", "from 1 to 2"], "make-drafter", folder, "--sources", lines, "--out", out, "--layers", 3)
     fails(1, ["exists already"], "make-drafter", folder, "--sources", lines, "--out", tmp_path)
     assert not out.exists()
+
+
+def test_shortlist_is_written_beside_the_little_model(run, fails, folder, lines, tmp_path):
+    little, out = tmp_path / "little", tmp_path / "out.jsonl"
+    shutil.copytree(folder / "little", little)
+    run("distill", lines, "--model", folder, "--method", "greedy", "--max-new-tokens", 20, "--out", out)
+    result = run("shortlist", little, out, "--covered", 0.9)
+    chosen = json.loads((little / "shortlist.json").read_text())
+    vocabulary = json.loads((little / "config.json").read_text())["vocab_size"]
+    assert result.stdout == f"{little / 'shortlist.json'}: {len(chosen)} of {vocabulary} tokens\n"
+    options = ("--model", folder, "--method", "assisted", "--max-new-tokens", 20)
+    assert run("translate", lines, *options, "--drafter", little).stdout == run("translate", lines, *options).stdout
+    fails(2, ["covered is 2.0", "0.5 to 1.0"], "shortlist", little, out, "--covered", 2)
+    fails(1, ["no such file"], "shortlist", little, tmp_path / "none.jsonl")

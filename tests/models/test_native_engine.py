@@ -71,7 +71,9 @@ METHODS = {
     "bild": lambda block, little: BiLD(little, 0.05, 2.0),
     "bild-exact": lambda block, little: BiLD(little, 0.03, 0.0, starts="verifier", verify_tail=True),
     "bild-forward": lambda block, little: BiLD(little, None, None, 3),
+    "shortlist": lambda block, little: BiLD(little.scoring(SHORTLIST), 0.06, 2.0),
 }
+SHORTLIST = range(1, 60, 2)
 
 
 class Alternating(FixedLength):
@@ -113,6 +115,7 @@ def test_a_draft_in_one_call_is_the_one_over_tensors(family, dtype, batch_size, 
     for make in (  # anew for each run: what an adaptive rule has learned stays with its method
         lambda: Assisted(drafter, 3), lambda: Speculative(drafter, Alternating()), lambda: BiLD(drafter, 0.05, 2.0),
         lambda: BiLD(drafter, None, 4.0, 3), lambda: BiLD(drafter, 0.03, 1.0, starts="verifier", verify_tail=True),
+        lambda: BiLD(drafter.scoring(SHORTLIST), 0.06, 2.0),
     ):  # fmt: skip
         runs = []
         for in_one_call in (True, False):

@@ -107,8 +107,9 @@ def require_lossless(method: Method, name: str) -> None:
     """Raise UsageError if the method may differ from greedy by design."""
     if not method.lossless:
         raise UsageError(
-            f"method {name} with these options is lossy, so it would differ; allowed: greedy, and assisted or lookup "
-            "without beta above 1; any method with --report-only"
+            f"method {name} with these options is lossy, so it would differ; allowed: greedy; specdec, "
+            "assisted and lookup without beta and tau, or with beta 1; bild with policy lossless; any method with "
+            "--report-only"
         )
 
 
