@@ -108,6 +108,7 @@ def evaluate(
         str | None, typer.Option(metavar="NUMBER|none", help="in nats (default: 2.0; compat: 5.0)")
     ] = None,
     max_draft_tokens: Annotated[str | None, typer.Option(metavar="INTEGER|auto", help="(default: 10)")] = None,
+    verify_tail: Annotated[str | None, typer.Option(metavar="true|false", help="(default: false)")] = None,
     policy: Annotated[str | None, typer.Option(metavar="|".join(POLICIES), help="(default: paper)")] = None,
 ) -> None:  # fmt: skip
     """Score a large and a little model on a task.
@@ -117,7 +118,7 @@ def evaluate(
     """
     check_choice("--mode", mode, MODES)
     flags = {"fallback_threshold": fallback, "rollback_threshold": rollback, "max_draft_tokens": max_draft_tokens,
-             "policy": policy}  # fmt: skip
+             "verify_tail": verify_tail, "policy": policy}  # fmt: skip
     given = {name: OPTIONS[name].parse(value, OPTIONS[name].flag) for name, value in flags.items() if value is not None}
     if mode == "vanilla" and (given or preset or run["drafter"]):
         raise UsageError("--mode is vanilla, which takes no drafter and no thresholds; allowed: unaligned, aligned")
@@ -140,8 +141,8 @@ def sweep(
     asked: dict[str, Any], run: dict[str, Any],
     method: Annotated[str, typer.Option(metavar="bild|specdec")] = "bild",
     mode: Annotated[str, typer.Option(metavar="unaligned|aligned", help="the published drafter")] = "unaligned",
-    fallback: List = None, rollback: List = None, max_draft_tokens: List = None, beta: List = None, tau: List = None,
-    block_size: List = None,
+    fallback: List = None, rollback: List = None, max_draft_tokens: List = None, verify_tail: List = None,
+    beta: List = None, tau: List = None, block_size: List = None,
 ) -> None:  # fmt: skip
     """Measure every combination of parameters on a task.
 
@@ -151,7 +152,7 @@ def sweep(
     check_choice("--mode", mode, MODES[1:])
     job = _job(asked, run, mode)
     values = {"fallback_threshold": fallback, "rollback_threshold": rollback, "max_draft_tokens": max_draft_tokens,
-              "beta": beta, "tau": tau, "block_size": block_size}  # fmt: skip
+              "verify_tail": verify_tail, "beta": beta, "tau": tau, "block_size": block_size}  # fmt: skip
     from spec2seq.evaluation import sweeps, task_runs
 
     for path in task_runs.sweep(job, sweeps.grid(method, job.drafter, values), report):
