@@ -81,6 +81,16 @@ def test_a_limit_is_of_gpus():
         device_memory.limit(torch.device("cpu"), 4.0)
 
 
+def test_a_limit_is_of_a_device_with_its_number(monkeypatch):
+    limits = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * GIB))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given))
+    for name in ("cuda", "cuda:1"):
+        device_memory.limit(torch.device(name), 2.0)
+    assert limits == [(0.25, 3), (0.25, 1)]
+
+
 def test_a_run_on_a_gpu_has_the_planned_rows(monkeypatch):
     """The plan decides how many slots the engine of a run has."""
     asked = []
