@@ -18,7 +18,7 @@ from spec2seq.decoding.static_iteration import HEAD, Shape, State, iterate
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
 LEAST, FRESH = 64, 16  # places and tokens; fewer cost as much
-LARGEST = Shape(rows=128, source=1024, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
+LARGEST = Shape(rows=256, source=1024, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
 
 
 class StaticLoop:
