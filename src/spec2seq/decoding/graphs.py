@@ -22,7 +22,8 @@ class Graphs:
         self.pool: Any = None
         self.settled = True
         if self.captures:
-            self.stream = torch.cuda.Stream(device)
+            # Of another pool than the reader's: libraries have a workspace for each stream, and both run at once.
+            self.stream = torch.cuda.Stream(device, priority=-1)
 
     def run(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
         """What the function returns. With the key None it is never captured. `settled` says afterwards whether it will
