@@ -1,5 +1,6 @@
 """How many rows have room on a GPU: numbers, without one."""
 
+import copy
 import dataclasses
 import math
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 
 from spec2seq import Assisted, Greedy, Lookup, Seq2Seq, SpecDec, UsageError, runner
 from spec2seq.decoding import device_memory
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.device_memory import GIB, planned_rows, row_bytes, rows_within
 from spec2seq.models.architecture import Architecture, StackShape
 
@@ -74,6 +76,20 @@ def test_idle_loops_count_as_room_and_go_where_it_is_short(monkeypatch):
     assert planned_rows(verifier, Greedy(), 4, 20, 20) == 4 and device_memory.idle_bytes(verifier) == held
     monkeypatch.setattr(device_memory, "_left", lambda device: 3 * held // 2)
     assert planned_rows(verifier, Greedy(), 4, 20, 20) == 2 and device_memory.idle_bytes(verifier) == 0
+
+
+def test_an_idle_loop_goes_with_its_drafter():
+    """Training validates copy after copy."""
+    verifier = copy.copy(MODEL.model)
+    verifier.graphs = True
+    model = Seq2Seq(verifier, SimpleNamespace(), None, None)
+    model.generate([[5, 6, 2]], max_new_tokens=4)
+    alone = device_memory.idle_bytes(verifier)
+    drafter = CachedBlockDrafter(tiny.cached_drafter(MODEL).model)
+    model.generate([[5, 6, 2]], SpecDec(drafter, 3), max_new_tokens=4)
+    assert device_memory.idle_bytes(verifier) > alone > 0
+    del drafter
+    assert device_memory.idle_bytes(verifier) == alone
 
 
 def test_a_limit_is_of_gpus():
