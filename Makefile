@@ -30,10 +30,12 @@ bench: $(INSTALLED)
 	$(BIN)/spec2seq bench --config recipes/bench/ende.yaml --out docs/results/bench
 	$(BIN)/spec2seq report docs/results/bench --readme README.md
 
-# For a machine with a GPU and without a package index: nothing is installed, its own Python runs.
+# For a machine with a GPU and without a package index: nothing is installed, its own Python runs. The second command
+# runs if the first fails, too. OUT: the folder for the results of both.
+OUT ?= docs/results
 gpu-bench:
-	PYTHONPATH=src $(PYTHON) -m spec2seq.evaluation.gpu --out docs/results/gpu
-	PYTHONPATH=src $(PYTHON) -m spec2seq.cli bench --config recipes/bench/gpu.yaml --out docs/results/gpu-bench
+	PYTHONPATH=src $(PYTHON) -m spec2seq.evaluation.gpu --out $(OUT)/gpu; first=$$?; \
+	PYTHONPATH=src $(PYTHON) -m spec2seq.cli bench --config recipes/bench/gpu.yaml --out $(OUT)/gpu-bench && exit $$first
 
 train-queue:
 	PYTHONPATH=src $(PYTHON) -m spec2seq.training.queue

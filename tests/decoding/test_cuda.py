@@ -77,7 +77,7 @@ def test_memory_stays_within_the_limit():
         model.generate(tiny.sources(model, 64, 3), max_new_tokens=CAP, batch_size=64)
         assert torch.cuda.memory_reserved(device) <= 2**30
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_a_model_is_saved_from_the_device(tmp_path):

@@ -1,5 +1,6 @@
 """How many rows have room on a GPU: numbers, without one."""
 
+import copy
 import dataclasses
 import math
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 
 from spec2seq import Assisted, Greedy, Lookup, Seq2Seq, SpecDec, UsageError, runner
 from spec2seq.decoding import device_memory
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.device_memory import GIB, planned_rows, row_bytes, rows_within
 from spec2seq.models.architecture import Architecture, StackShape
 
@@ -76,9 +78,33 @@ def test_idle_loops_count_as_room_and_go_where_it_is_short(monkeypatch):
     assert planned_rows(verifier, Greedy(), 4, 20, 20) == 2 and device_memory.idle_bytes(verifier) == 0
 
 
+def test_an_idle_loop_goes_with_its_drafter():
+    """Training validates copy after copy."""
+    verifier = copy.copy(MODEL.model)
+    verifier.graphs = True
+    model = Seq2Seq(verifier, SimpleNamespace(), None, None)
+    model.generate([[5, 6, 2]], max_new_tokens=4)
+    alone = device_memory.idle_bytes(verifier)
+    drafter = CachedBlockDrafter(tiny.cached_drafter(MODEL).model)
+    model.generate([[5, 6, 2]], SpecDec(drafter, 3), max_new_tokens=4)
+    assert device_memory.idle_bytes(verifier) > alone > 0
+    del drafter
+    assert device_memory.idle_bytes(verifier) == alone
+
+
 def test_a_limit_is_of_gpus():
     with pytest.raises(UsageError, match="device_memory is of GPUs; device is 'cpu'"):
         device_memory.limit(torch.device("cpu"), 4.0)
+
+
+def test_a_limit_is_of_a_device_with_its_number(monkeypatch):
+    limits = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * GIB))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given))
+    for name in ("cuda", "cuda:1"):
+        device_memory.limit(torch.device(name), 2.0)
+    assert limits == [(0.25, 3), (0.25, 1)]
 
 
 def test_a_run_on_a_gpu_has_the_planned_rows(monkeypatch):

@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import tiny
+import torch
 
 from spec2seq import Greedy
+from spec2seq.decoding import reader
+from spec2seq.decoding.graphs import Graphs
 from spec2seq.decoding.loop import Engine
 
 CAP = 12
@@ -53,6 +56,15 @@ def test_a_request_that_was_read_ahead_is_cancelled():
     done = decode(engine, {1: 4, 2: 5})
     wanted = MODEL.generate(SOURCES, max_new_tokens=CAP).sequences
     assert done == {number: row for number, row in enumerate(wanted) if number not in (4, 5)}
+
+
+def test_readers_of_a_device_share_a_stream_that_no_graph_has(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: made.append((device, priority)) or len(made))
+    device = torch.device("cuda", 7)
+    assert reader._stream(device) == reader._stream(torch.device("cuda:7")) == 1
+    assert Graphs(device).stream == 2 and made == [(device, 0), (device, -1)]
+    reader._stream.cache_clear()
 
 
 def test_nothing_is_read_ahead_on_a_cpu():

@@ -286,6 +286,25 @@ def test_a_shape_is_captured_when_it_comes_again_and_the_largest_never(monkeypat
     assert all(shape.rows <= 2 for shape, _ in graphs.made)
 
 
+def test_a_capture_that_fails_leaves_the_loop_as_it_is(monkeypatch):
+    model = tiny.seq2seq("marian")
+    mine, sources = fixed(model), tiny.sources(model, 7, 4)
+    asked: list[None] = []
+
+    class Failing(Recorded):
+        def _capture(self, function):
+            asked.append(None)
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(static_loop, "Graphs", Failing)
+    wanted = model.generate(sources, max_new_tokens=CAP, batch_size=4).sequences
+    with pytest.warns(UserWarning, match="no CUDA graph of .*Shape.rows=4.*: operation not permitted$") as warned:
+        for _ in range(3):
+            assert mine.generate(sources, max_new_tokens=CAP, batch_size=4).sequences == wanted
+    graphs = Engine(mine.model, Greedy(), 4).native.graphs
+    assert len(warned) == len(asked) == len(graphs.failed) > 0 and graphs.settled
+
+
 def test_what_graphs_cost_is_no_part_of_an_iteration(monkeypatch):
     """The first two calls of a size are slow; an adaptive length reckons with the others."""
 

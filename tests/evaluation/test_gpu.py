@@ -12,7 +12,7 @@ from evaluation.tiny_folder import models, pairs
 from transformers import BartConfig
 
 from spec2seq import Greedy, Seq2Seq, SpecDec
-from spec2seq.errors import UsageError
+from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation import costs, gpu, memory
 from spec2seq.evaluation.gpu_page import page
 from spec2seq.evaluation.random_models import random_drafter, random_model
@@ -72,6 +72,36 @@ def test_everything_is_measured_and_written(folder, tmp_path, capsys):
         assert row["dtype"] != "float32" or row["bugs"] == 0
         assert row["method"] != "specdec" or row["stats"]["drafted"]
     assert "| 32 | 132 | 142 | 10 | 2028 | 2298 | 270 |" in written
+
+
+def test_a_part_that_fails_is_made_by_the_next_call(folder, tmp_path, capsys, monkeypatch):
+    asked: list[str] = []
+    given = ["--device", "cpu", "--models", str(folder), "--out", str(tmp_path), "--rounds", "1"]
+
+    def made(broken: str):
+        """Parts that only say their names; `pass` is a table without rows."""
+
+        def part(name: str):
+            asked.append(name)
+            if name == broken:
+                raise RuntimeError("out of luck")
+            return []
+
+        return lambda *_: {name: lambda name=name: part(name) for name in ("pass", "equality", "memory")}
+
+    monkeypatch.setattr(gpu, "parts", made("equality"))
+    with pytest.raises(Spec2SeqError, match="^equality: not measured") as error:
+        gpu.main(given)
+    assert error.value.exit_code == 1 and capsys.readouterr().err == "equality: RuntimeError: out of luck\n"
+    assert asked == ["pass", "equality", "memory"]
+    written = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "## An iteration" in written and "## The same tokens" not in written and "## Peak memory" in written
+    monkeypatch.setattr(gpu, "parts", made("none"))
+    gpu.main(given)
+    assert asked[3:] == ["equality"]
+    assert "## The same tokens" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="of another GPU or number of rounds"):
+        gpu.main([*given[:-1], "2"])
 
 
 def test_texts_have_the_length_that_is_asked_for(large):

@@ -96,6 +96,12 @@ def test_the_report_says_what_was_not_measured_and_how_it_was_made(blocks):
     assert "measured again under another name" in text and "times that. Weights" in text
 
 
+def test_without_costs_of_a_pass_the_rest_is_there(results):
+    """As of a GPU."""
+    text = as_markdown(report.report_blocks(results | {"pass_costs": None}))
+    assert "What a verifier pass costs" not in text and "Where the time goes" in text
+
+
 def test_writers_differ_by_more_than_colour(page):
     blocks = [Sentence("s", "r", [("Ja", "d"), (" so", "v"), ("*", "v")], "n")]
     assert '<span class="d">Ja</span><span class="v"> so</span>' in as_html("t", blocks)

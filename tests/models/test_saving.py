@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from spec2seq import Seq2Seq, Spec2SeqError, UsageError
-from spec2seq.models import families
+from spec2seq.models import families, loading
 
 
 def named(family: str) -> Seq2Seq:
@@ -164,3 +164,16 @@ def test_cuda_where_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="device is 'cuda', but no CUDA device is here; allowed: cpu"):
         Seq2Seq.from_pretrained(tmp_path, device="cuda")
+
+
+def test_a_model_for_a_gpu_turns_the_attention_off_that_plans(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        loading.torch_device("cpu")
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        assert loading.torch_device("cuda:0") == torch.device("cuda", 0)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,11 @@ def test_a_stopped_and_a_killed_run_go_on_and_end_at_the_same_weights(finished, 
         torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-3)
     monkeypatch.setattr(session_module.Session, "_fit", None)  # called once more: nothing is trained again
     assert train(recipe, tmp_path, data).step == 12
+    shutil.rmtree(tmp_path / "final")  # as if it was stopped before: the weights are chosen where models are decoded
+    moved: list[str] = []
+    monkeypatch.setattr(session_module, "torch_device", lambda name: moved.append(name) or torch.device(name))
+    assert train(recipe, tmp_path, data).finished and (tmp_path / "final").is_dir()
+    assert moved == ["cuda:0" if torch.cuda.is_available() else "cpu"]
 
 
 def test_a_little_model_shares_the_vocabulary_and_starts_from_the_verifier(finished, data, recipe, tmp_path) -> None:

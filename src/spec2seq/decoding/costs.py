@@ -196,5 +196,5 @@ def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Proce
             shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in part.state_dict().items()]
             device = next(part.parameters()).device
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            facts += [shapes, name, getattr(part, "native", None) is not None]
+            facts += [shapes, name, getattr(part, "native", None) is not None, getattr(part, "graphs", False)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]

@@ -27,7 +27,8 @@ def limit(device: torch.device, gib: float) -> None:
         raise UsageError(f"device_memory is of GPUs; device is {str(device)!r}")
     total = torch.cuda.get_device_properties(device).total_memory
     check_range("device_memory", gib, low=0.1, high=math.ceil(total / GIB))
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), device)
+    index = torch.cuda.current_device() if device.index is None else device.index  # it takes no device without one
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), index)
 
 
 def planned_rows(verifier: EncoderDecoder, method: Speculative, rows: int, source: int, output: int) -> int:

@@ -1,5 +1,6 @@
 """CUDA graphs of functions over fixed tensors, and the one read of what such a function returns."""
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 class Graphs:
     """Runs functions over fixed tensors. On a GPU a function is captured when it comes for the second time, and
-    replayed from then on; the first time it runs as it is, which does the work and warms up. Elsewhere it always does.
+    replayed from then on; the first time it runs as it is, which does the work and warms up. Elsewhere it always does,
+    and so does one whose capture failed, with a warning.
 
     A function's key must name all that is fixed in it. All graphs share one memory pool, so that only one may run at a
     time, and what one returned lasts until the next runs.
@@ -18,16 +20,18 @@ class Graphs:
     def __init__(self, device: torch.device):
         self.device = device
         self.made: dict[Hashable, Any] = {}  # None: met once
+        self.failed: set[Hashable] = set()
         self.captures = device.type == "cuda"
         self.pool: Any = None
         self.settled = True
         if self.captures:
-            self.stream = torch.cuda.Stream(device)
+            # Of another pool than the reader's: libraries have a workspace for each stream, and both run at once.
+            self.stream = torch.cuda.Stream(device, priority=-1)
 
     def run(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
         """What the function returns. With the key None it is never captured. `settled` says afterwards whether it will
         take as long the next time."""
-        captured = self.captures and key is not None
+        captured = self.captures and key is not None and key not in self.failed
         self.settled = not captured or self.made.get(key) is not None
         if not captured:
             return function()
@@ -35,7 +39,14 @@ class Graphs:
             self.made[key] = None
             return self._aside(function)
         if self.made[key] is None:
-            self.made[key] = self._capture(function)
+            try:
+                self.made[key] = self._capture(function)
+            except RuntimeError as error:  # nothing of it has run
+                self.failed.add(key)
+                self.pool = None  # it may be gone with the graph
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"no CUDA graph of {key}, which is slower without: {reason}", stacklevel=2)
+                return function()
         replay, result = self.made[key]
         replay()
         return result
@@ -59,7 +70,8 @@ class Graphs:
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        captured = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        with torch.cuda.stream(self.stream), captured:  # a capture that fails does not go back to the stream before
             result = function()
         return graph.replay, result
 

@@ -1,6 +1,7 @@
 """Sources are encoded in groups; on a GPU the next group already while rows in flight are decoded."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -22,7 +23,7 @@ class Reader:
         self.overlaps = verifier.device.type == "cuda"
         self.stream = None
         if self.overlaps:
-            self.stream = torch.cuda.Stream(verifier.device)
+            self.stream = _stream(verifier.device)
             self.stream.wait_stream(torch.cuda.current_stream(verifier.device))  # the weights may just be coming
 
     def read_ahead(self) -> None:
@@ -60,3 +61,9 @@ class Reader:
         current.wait_stream(self.stream)
         for tensor in (encoded.tokens, encoded.lengths, encoded.states):
             tensor.record_stream(current)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all engines: PyTorch has 32 and then gives the same ones out again."""
+    return torch.cuda.Stream(device)

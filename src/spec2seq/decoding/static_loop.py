@@ -18,7 +18,7 @@ from spec2seq.decoding.static_iteration import HEAD, Shape, State, iterate
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
 LEAST, FRESH = 64, 16  # places and tokens; fewer cost as much
-LARGEST = Shape(rows=128, source=1024, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
+LARGEST = Shape(rows=256, source=1024, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
 
 
 class StaticLoop:
@@ -33,7 +33,7 @@ class StaticLoop:
 
     def __init__(self, verifier: EncoderDecoder, drafter: CachedBlockDrafter | None, slots: int):
         a, device = verifier.architecture, verifier.device
-        self.drafter, self.pointers = drafter, _pointers(verifier, drafter)
+        self.pointers = _pointers(verifier, drafter)
         self.rows = Rows(slots, a.decoder_start_token_id, (a.eos_token_id,), a.pad_token_id, device)
         self.cache = verifier.new_cache(slots)
         self.session = None if drafter is None else drafter.session(self.rows, verifier)
@@ -171,10 +171,11 @@ def up(value: int, least: int = 1, steps: int = 1) -> int:
 
 def borrow(engine: Any, verifier: EncoderDecoder, method: Speculative, slots: int) -> StaticLoop:
     """A loop for an engine, until that is gone. Then it waits with its buffers and graphs for the next engine that
-    needs no more slots, as long as the verifier lives."""
-    idle = _idle.setdefault(verifier, [])
+    needs no more slots, as long as the verifier and the drafter live."""
     drafter, pointers = method.drafter, _pointers(verifier, method.drafter)
-    same = [loop for loop in idle if loop.drafter is drafter and loop.pointers == pointers]
+    owner = drafter or verifier
+    idle = _waiting(verifier, owner)
+    same = [loop for loop in idle if loop.pointers == pointers]
     loop = next((loop for loop in same if loop.rows.slots >= slots), None)
     if loop is None:
         idle[:] = [loop for loop in idle if loop not in same]  # the new one will serve whom they could
@@ -182,13 +183,13 @@ def borrow(engine: Any, verifier: EncoderDecoder, method: Speculative, slots: in
     else:
         idle.remove(loop)
     loop.start(verifier, method.acceptance)
-    weakref.finalize(engine, _give_back, weakref.ref(verifier), loop).atexit = False
+    weakref.finalize(engine, _give_back, weakref.ref(verifier), weakref.ref(owner), loop).atexit = False
     return loop
 
 
 def idle_bytes(verifier: EncoderDecoder) -> int:
     """What idle loops of a verifier hold of its device."""
-    return sum(loop.nbytes for loop in _idle.get(verifier, ()))
+    return sum(loop.nbytes for loops in _idle.get(verifier, {}).values() for loop in loops)
 
 
 def drop_idle(verifier: EncoderDecoder) -> None:
@@ -196,14 +197,18 @@ def drop_idle(verifier: EncoderDecoder) -> None:
     _idle.pop(verifier, None)
 
 
-_idle: WeakKeyDictionary[EncoderDecoder, list[StaticLoop]] = WeakKeyDictionary()
+# By the drafter, or the verifier where there is none: training validates one copy after the other, each for a moment.
+_idle: WeakKeyDictionary[EncoderDecoder, WeakKeyDictionary[Any, list[StaticLoop]]] = WeakKeyDictionary()
 
 
-def _give_back(owner: Any, loop: StaticLoop) -> None:
+def _waiting(verifier: EncoderDecoder, owner: Any) -> list[StaticLoop]:
+    return _idle.setdefault(verifier, WeakKeyDictionary()).setdefault(owner, [])
+
+
+def _give_back(verifier: weakref.ref, owner: weakref.ref, loop: StaticLoop) -> None:
     loop.rest()
-    verifier = owner()
-    if verifier is not None:
-        _idle.setdefault(verifier, []).append(loop)
+    if verifier() is not None and owner() is not None:
+        _waiting(verifier(), owner()).append(loop)
 
 
 def _pointers(*models: Any) -> tuple[int, ...]:

@@ -2,11 +2,15 @@
 equal tokens, memory.
 
 python -m spec2seq.evaluation.gpu --out docs/results/gpu
+
+Called again, it goes on with the parts that are missing there; without results.json it begins anew.
 """
 
 import argparse
+import functools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import BartConfig, MarianConfig
+from transformers import BartConfig, MarianConfig, PretrainedConfig
 
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_range
@@ -22,6 +26,7 @@ from spec2seq.decoding.block_drafters import BlockDrafter
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Greedy, SpecDec
 from spec2seq.decoding.stats import Stats
+from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation import memory
 from spec2seq.evaluation.bench.engines import make_workload
 from spec2seq.evaluation.bench.recipe import Recipe
@@ -33,7 +38,7 @@ from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.peers import Job
 from spec2seq.evaluation.random_models import random_drafter, random_model
 from spec2seq.evaluation.sample import committed_sample
-from spec2seq.files import write_json, write_text
+from spec2seq.files import read_json, write_json, write_text
 from spec2seq.models.loading import torch_device
 
 LARGE = {}  # BartConfig's own sizes are BART-large's
@@ -151,30 +156,36 @@ def equality(models: Path, device: str) -> list[dict[str, Any]]:
 def peaks(models: Path, device: str) -> list[dict[str, Any]]:
     """Peak MiB of the device's memory by batch size, in processes of their own: greedy, SpecDec and the difference."""
     workload, _ = make_workload(models, [pair.source for pair in committed_sample()], Recipe(device=device), "sample")
-    found = {
-        method: memory.fresh_peaks("spec2seq", workload, Job(method), MEMORY_SIZES) for method in ("greedy", "specdec")
-    }
+    jobs = Job("greedy"), Job("specdec", {"block_size": DRAFTS[1]})  # an adaptive one would measure costs, too
+    found = {job.method: memory.fresh_peaks("spec2seq", workload, job, MEMORY_SIZES) for job in jobs}
     return [
         {"batch_size": size, "greedy": found["greedy"][size], "specdec": found["specdec"][size]}
         for size in MEMORY_SIZES
     ]
 
 
-def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
-    """All of it."""
+def parts(models: Path, device: str, rounds: int, found: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """What makes each part of results.json, in this order; some need those in `found` that come before them."""
     place, dtype = torch_device(device), getattr(torch, DTYPE)
-    rate = bandwidth(device)
-    found = {"bytes_per_second": rate, "dtype": DTYPE, "equality": equality(models, device)}
-    lossless = next(row for row in found["equality"] if row["method"] == "specdec")
-    base = random_model(MarianConfig(**BASE), dtype, place)
-    drafter = random_drafter(base, BLOCK, SHORTLIST)
-    found["sentence"] = sentence(base, drafter, rounds, lossless["stats"]["tokens_per_verifier_call"])
-    found["launches"] = launches(base, drafter)
-    del base, drafter
-    large = random_model(BartConfig(**LARGE), dtype, place)
-    found["pass"] = large_pass(large, random_drafter(large, BLOCK, SHORTLIST), rate)
-    found["batch"] = batch(large, rounds)
-    return found | {"memory": peaks(models, device)}
+
+    @functools.cache
+    def shape(config: type[PretrainedConfig]) -> tuple[Seq2Seq, BlockDrafter]:
+        model = random_model(config(**(LARGE if config is BartConfig else BASE)), dtype, place)
+        return model, random_drafter(model, BLOCK, SHORTLIST)
+
+    def tokens_per_call() -> float:
+        lossless = next(row for row in found["equality"] if row["method"] == "specdec")
+        return lossless["stats"]["tokens_per_verifier_call"]
+
+    return {
+        "bytes_per_second": lambda: bandwidth(device),
+        "equality": lambda: equality(models, device),
+        "sentence": lambda: sentence(*shape(MarianConfig), rounds, tokens_per_call()),
+        "pass": lambda: large_pass(*shape(BartConfig), found["bytes_per_second"]),
+        "batch": lambda: batch(shape(BartConfig)[0], rounds),
+        "memory": lambda: peaks(models, device),
+        "launches": lambda: launches(*shape(MarianConfig)),  # last: what runs after a profiler is slower
+    }
 
 
 def _running(model: Seq2Seq, method: Method, rows: int) -> Engine:
@@ -223,7 +234,8 @@ def _wait(model: Seq2Seq) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and write results.json and report.md."""
+    """Measure what results.json lacks; write it and report.md after each part. Raises Spec2SeqError for parts that
+    failed, after all others."""
     parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results/gpu"))
     parser.add_argument("--models", type=Path, default=Path("models/ende"))
@@ -234,10 +246,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch_device(asked.device)  # before anything is loaded
     command = f"python -m spec2seq.evaluation.gpu --rounds {asked.rounds}"
     facts = manifest(command, {"verifier": asked.models, "drafter": asked.models / "drafter"}, DTYPE, None)
-    results = {"manifest": facts, "rounds": asked.rounds} | measure(asked.models, asked.device, asked.rounds)
-    write_json(asked.out / "results.json", results)
-    write_text(asked.out / "report.md", page(results))
-    print(f"{asked.out / 'results.json'}\n{asked.out / 'report.md'}")
+    results, report = asked.out / "results.json", asked.out / "report.md"
+    found = read_json(results) if results.is_file() else {"revisions": []}
+    if found.get("manifest", facts)["gpu"] != facts["gpu"] or found.get("rounds", asked.rounds) != asked.rounds:
+        raise UsageError(f"{results}: of another GPU or number of rounds; choose another --out")
+    found |= {"manifest": facts, "rounds": asked.rounds, "dtype": DTYPE}
+    failed = []
+    for name, make in parts(asked.models, asked.device, asked.rounds, found).items():
+        if name in found:
+            continue
+        try:
+            found[name] = make()
+        except Exception as error:  # of any kind; the other parts are worth having
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+            failed.append(name)
+            continue
+        found["revisions"] = sorted({*found["revisions"], str(facts["revision"])})
+        write_json(results, found)
+        write_text(report, page(found))
+    if failed:
+        raise Spec2SeqError(f"{', '.join(failed)}: not measured; the same command goes on with what is missing")
+    print(f"{results}\n{report}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def report_blocks(results: dict[str, Any], study: dict[str, Any] | None = None) 
             *_summary(results), *_speed(results), *_quality(results["rows"], results["data"]),
             figures.frontier(results), figures.latency(results), *_latencies(results["rows"]),
             *figures.acceptance(results), *figures.phases(results), *figures.throughput(results),
-            figures.costs(results["pass_costs"]), *_floor(results["pass_costs"]), *_memory(results),
+            *_costs(results["pass_costs"]), *_memory(results),
             *_agreement(results["agreement"]), *(figures.study(study) if study else []),
             *_sentences(results["sentences"]), Heading("How this was made"), manifest_rows(results["manifest"]),
             Text(f"Environment of every engine: {flat(results['environment'])}."),
@@ -153,6 +153,10 @@ def _latencies(rows: Sequence[dict[str, Any]]) -> list[Block]:
     head = ["engine", "method", "dtype", "p50, ms", "p95, ms", "p99, ms", "first token, ms"]
     note = "Of a sentence at batch size 1; the first token is the median of calls that may write only one."
     return [Heading("Latency"), Table(head, made, left=3), Text(note)]
+
+
+def _costs(costs: dict[str, Any] | None) -> list[Block]:
+    return [] if costs is None else [figures.costs(costs), *_floor(costs)]
 
 
 def _floor(costs: dict[str, Any]) -> list[Block]:

@@ -23,13 +23,16 @@ TOKENIZER_FILES = (
 
 
 def torch_device(name: str) -> torch.device:
-    """Raises UsageError for what is no device, or not on this machine."""
+    """Where models go; on a GPU none of them uses cuDNN's attention from now on. Raises UsageError for what is no
+    device, or not on this machine."""
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"device is {name!r}; allowed: cpu, cuda, cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device is {name!r}, but no CUDA device is here; allowed: cpu")
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for tenths of a second at every new shape
     return device
 
 

@@ -1,10 +1,13 @@
 """The processes of one run, as `accelerate launch` starts them; without it there is one."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from spec2seq.errors import missing_extra
+
+WAIT = timedelta(hours=12)
 
 
 def processes() -> Any:
@@ -16,4 +19,5 @@ def processes() -> Any:
         from accelerate import PartialState
     except ImportError:
         raise missing_extra("accelerate", "train") from None
-    return PartialState(cpu=not torch.cuda.is_available())  # it looks for processes of CPUs only if told
+    # It looks for processes of CPUs only if told. One may wait for another for hours: the shares of a job end apart.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)

@@ -12,6 +12,7 @@ import yaml
 from transformers import set_seed
 
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models.loading import torch_device
 from spec2seq.training.averaging import average_states
 from spec2seq.training.batches import Collator, TokenBudgetSampler
 from spec2seq.training.cache import tokenized
@@ -102,7 +103,8 @@ class Session:
         self.dev = self._held_out("dev", recipe.evaluation.dev_lines)
         lengths = self.rows.source_lengths, self.rows.target_lengths
         self.sampler = TokenBudgetSampler(*lengths, recipe.training.tokens_per_batch, recipe.training.seed)
-        self.model = self._new_model()
+        # A run that only has to be finished gets no trainer, which would move the model.
+        self.model = self._new_model().to(torch_device(str(self.processes.device)))
         if importlib.util.find_spec("sacrebleu") is None:
             self.report("sacrebleu is missing: BLEU and chrF are not measured, the best weights are those of least NLL")
         self.parameters = sum(weight.numel() for weight in self.model.parameters())

@@ -121,11 +121,14 @@ class Bench:
         some = self.timed_lines[:: max(1, len(self.timed_lines) // PROFILED_LINES)]
         stats = {c: measured.outputs[c.name]["extra"]["stats"] for c in ours if c.method != "beam"}
         worker = self.engines.worker(self.greedy.engine, self.greedy.dtype)
+        costs = None
+        if self.recipe.device == "cpu":  # on a GPU the rows run by graphs, and these passes would not
+            costs = worker.ask("costs", batch_sizes=list(self.recipe.batch_sizes))
         return {
             "latency": latency,
             "acceptance": [c.identity() | acceptance(found) for c, found in stats.items() if found["drafted"]],
             "phases_ms_per_token": [c.identity() | self.engines.ask(c, "profile", some) for c in stats],
-            "pass_costs": worker.ask("costs", batch_sizes=list(self.recipe.batch_sizes)),
+            "pass_costs": costs,
             "tensor_bytes": measured.sizes,
             "agreement": self._agreement(measured),
         }

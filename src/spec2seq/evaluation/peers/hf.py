@@ -14,6 +14,7 @@ from spec2seq.config import check_choice
 from spec2seq.evaluation.peers import Job, Run, Workload, batches
 from spec2seq.evaluation.timing import set_threads
 from spec2seq.models.executor import WEIGHTS
+from spec2seq.models.loading import torch_device
 
 METHODS = ("greedy", "beam", "assisted", "lookup")
 LOOKUP_TOKENS = 10  # what its documentation uses; without a number there is no prompt lookup
@@ -30,7 +31,8 @@ class Transformers:
 
     def _load(self, folder) -> Any:
         dtype = WEIGHTS[self.workload.dtype]
-        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval().to(self.workload.device)
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval()
+        model.to(torch_device(self.workload.device))  # with the same kinds of attention as ours
         model.generation_config.max_length = None  # or every call warns that max_new_tokens goes first
         return model
 
