@@ -48,7 +48,7 @@ def test_make_drafter_passes_everything_on_and_reports(run, monkeypatch, tmp_pat
     monkeypatch.setattr(making, "make_drafter", make)
     command = ("make-drafter", "some/model", "--sources", "a.txt", "--out", tmp_path / "d")
     result = run(*command)
-    defaults = dict(field=None, lines=None, minutes=30.0, layers=1, block_size=6, dev_lines=200)
+    defaults = dict(field=None, prefix="", lines=None, minutes=30.0, layers=1, block_size=6, dev_lines=200)
     assert seen == [("some/model", Path("a.txt"), tmp_path / "d", defaults)]
     assert result.stderr == "step 1\n"
     assert result.stdout.splitlines() == [
@@ -57,7 +57,7 @@ def test_make_drafter_passes_everything_on_and_reports(run, monkeypatch, tmp_pat
         "tokens per verifier call: 2.50 with whole blocks",
         "speed-up over own greedy: 1.50 (quartiles 1.25 to 1.75; batch 1, float32, 2 threads, 4 lines, 5 rounds)",
     ]
-    options = dict(field="text", lines=9, minutes=1.5, layers=2, block_size=4, dev_lines=3)
+    options = dict(field="text", prefix="to de: ", lines=9, minutes=1.5, layers=2, block_size=4, dev_lines=3)
     run(*command, *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
     assert seen[1][3] == options
 

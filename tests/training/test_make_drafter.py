@@ -9,7 +9,8 @@ from spec2seq import BlockDrafter, Seq2Seq, Spec2SeqError, SpecDec, UsageError
 from spec2seq.training import make_drafter as making
 from spec2seq.training.make_drafter import describe_made, make_drafter
 
-OPTIONS = {"minutes": 0.02, "dev_lines": 6, "block_size": 3}
+PREFIX = "to German: "
+OPTIONS = {"prefix": PREFIX, "minutes": 0.02, "dev_lines": 6, "block_size": 3}
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_one_call_makes_a_folder_that_drafts_and_a_stopped_one_goes_on(verifier,
     with pytest.raises(UsageError, match="another 'cached_drafter' section"):
         make_drafter(verifier, sources, out, **(OPTIONS | {"layers": 2}))
     parts = {name: lines_of(work / f"{name}.jsonl") for name in ("train", "dev", "test")}
-    assert sorted(sum(parts.values(), [])) == sorted(texts[:80])  # every line in one of them alone
+    assert sorted(sum(parts.values(), [])) == sorted(PREFIX + text for text in texts[:80])  # each in one alone
     assert (len(parts["dev"]), len(parts["test"])) == (6, 6)
 
     monkeypatch.setattr(making, "measure", measure)

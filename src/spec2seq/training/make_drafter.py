@@ -46,6 +46,7 @@ def make_drafter(
     out: Path,
     *,
     field: str | None = None,
+    prefix: str = "",
     lines: int | None = None,
     minutes: float = 30.0,
     layers: int = 1,
@@ -61,6 +62,7 @@ def make_drafter(
         model: folder or hub id of the verifier.
         sources: TSV, JSONL or lines of text (.txt), optionally .gz.
         field: column of a TSV (default 0) or field of a JSONL (default source) with the source.
+        prefix: what stands before every source, as T5 wants it.
         lines: so many sources, spread evenly over those that can be used; None takes all.
         minutes: of training; distilling comes before, checking and measuring after it.
         layers: of the drafter, at most as many as the verifier's decoder has.
@@ -81,9 +83,9 @@ def make_drafter(
     check_range("layers", layers, 1, verifier.model.architecture.decoder.layers)
     recipe = _recipe(verifier, str(model), out.name, minutes, layers, block_size, dev_lines)
     work = out.with_name(f"{out.name}.work")
-    data = _corpus(sources, field, recipe.data.max_tokens)
+    data = _corpus(sources, field, prefix, recipe.data.max_tokens)
     _claim(work / "sources.json", {"model": verifier.fingerprint(), "sources": sources.name, "lines": lines,
-                                   "size": sources.stat().st_size, "field": data.source})  # fmt: skip
+                                   "size": sources.stat().st_size, "field": data.source, "prefix": prefix})  # fmt: skip
     if not (work / "train.jsonl").is_file():
         distilled = work / "distilled.jsonl"
         if not distilled.is_file():
@@ -177,14 +179,14 @@ def _recipe(
     )  # fmt: skip
 
 
-def _corpus(sources: Path, field: str | None, max_tokens: int) -> DataConfig:
+def _corpus(sources: Path, field: str | None, prefix: str, max_tokens: int) -> DataConfig:
     if not sources.is_file():
         raise UsageError(f"{sources}: no such file")
     is_jsonl = sources.name.removesuffix(".gz").endswith(".jsonl")
     field = field or ("source" if is_jsonl else "0")
     # No reference is wanted: the source stands for it.
     return DataConfig(str(sources), "", source=field, target=field, origin=None, max_words=MAX_WORDS,
-                      max_tokens=max_tokens)  # fmt: skip
+                      max_tokens=max_tokens, prefix=prefix)  # fmt: skip
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:
