@@ -21,8 +21,8 @@ def studied(tmp_path_factory):
     model = Seq2Seq(theirs.model, theirs.config, tiny.tokenizer(theirs), theirs.generation_config)
     little = {mode: tiny.noisy_copy(tiny.seq2seq("marian"), noise).drafter(range(50))
               for mode, noise in (("unaligned", 0.1), ("aligned", 0.01))}  # fmt: skip
-    asked = bild.Study(model, little, pairs(5), pairs(4), tmp_path_factory.mktemp("work"), (0.1, 0.5), (1.0, 5.0),
-                       (1, 2), 6)  # fmt: skip
+    asked = bild.Study(model, little, pairs(5), pairs(6), pairs(4), tmp_path_factory.mktemp("work"),
+                       (0.1, 0.5), (1.0, 5.0), (1, 2), 6)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bild, "CAPS", (1, 4, None))
         found = bild.study(asked)
@@ -32,6 +32,9 @@ def studied(tmp_path_factory):
 
 def test_every_point_is_measured_on_dev_and_the_chosen_ones_on_test(studied):
     for mode in ("unaligned", "aligned"):
+        found = studied["dev"][mode]
+        assert [*found["scores"]] == [row["method"] for row in found["rows"]
+                                      if row["method"] == "vanilla" or row["speedup"] > 1]  # fmt: skip
         assert [row["method"] for row in studied["dev"][mode]["rows"]] == [
             "vanilla", *(f"{pair}{tail}" for tail in ("", " tail") for pair in (
                 "fallback=0.1 rollback=1", "fallback=0.1 rollback=5", "fallback=0.5 rollback=1",
@@ -53,19 +56,23 @@ def test_every_point_is_measured_on_dev_and_the_chosen_ones_on_test(studied):
     assert by_name["no fallback"]["stats"]["fallback_percentage"] == 0
 
 
-SETTINGS = {"fallback=0.2 rollback=2": (0.2, 2.0, False), "fallback=0.4 rollback=1 tail": (0.4, 1.0, True)}
-
-
 def row(method, score, speedup):
     return {"method": method, "score": score, "speedup": speedup}
 
 
 def test_the_fastest_near_vanilla_is_chosen():
-    rows = [row("vanilla", 20.0, 1.0), row("fallback=0.2 rollback=2", 19.5, 1.5),
-            row("fallback=0.4 rollback=1 tail", 19.95, 1.2), row("fallback=0.6 rollback=1", 20.1, 1.1)]  # fmt: skip
-    assert bild.choose(rows, SETTINGS, 0.1) == (0.4, 1.0, True)
-    assert bild.choose(rows, SETTINGS, 1.0) == (0.2, 2.0, False)
-    assert bild.choose([rows[0], row("fallback=0.2 rollback=2", 20.0, 0.9)], SETTINGS, 1.0) is None
+    rows = [
+        row("vanilla", 20.0, 1.0),
+        row("a", 19.5, 1.5),
+        row("b", 19.95, 1.2),
+        row("c", 20.1, 1.1),
+        row("d", 20, 0.9),
+    ]
+    scores = {"vanilla": 21.0, "a": 20.5, "b": 20.95, "c": 21.1}  # on other lines
+    assert bild.choose(rows, scores, 0.1) == "b" and bild.choose(rows, scores, 1.0) == "a"
+    assert bild.choose(rows, scores | {"b": 20.5}, 0.1) == "c"
+    assert bild.choose(rows, {"vanilla": 21.0}, 1.0) is None
+    assert bild.choose([rows[0], rows[-1]], {"vanilla": 20.0, "d": 20.0}, 1.0) is None
 
 
 def test_the_page_has_every_table(studied):

@@ -7,6 +7,7 @@ python -m spec2seq.evaluation.bild --data debsum --fields document summary --met
 
 import argparse
 import itertools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.document import as_html, as_markdown
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
-from spec2seq.evaluation.runs import Plan, measure, results, score
+from spec2seq.evaluation.runs import VANILLA, Plan, measure, results, score
 from spec2seq.evaluation.sample import FIELDS, Pair, read_pairs, stratified
 from spec2seq.evaluation.sweeps import frontier
 from spec2seq.evaluation.timing import set_threads
@@ -37,6 +38,7 @@ CAPS = (1, 2, 3, 5, 8, 10, 15, 20, None)  # None: by measurement
 GOALS = {"no drop": 0.1, "one point": 1.0}  # how far below vanilla the score may be on dev, as the paper reports
 BATCH_SIZES = (1, 8, 32)
 METRICS = ("bleu", "chrf", "rougeLsum")
+SCORED = 32  # batch size of what is only scored: a row is what it is alone
 CHUNK = 8  # lines: vanilla's seconds are of a moment before or after
 STATS = ("fallback_percentage", "rollback_percentage", "tokens_per_verifier_call", "discarded", "unverified",
          "new_tokens")  # fmt: skip
@@ -48,6 +50,7 @@ class Study:
 
     model: Seq2Seq
     little: Mapping[str, LittleModel]
+    timed: Sequence[Pair]
     dev: Sequence[Pair]
     test: Sequence[Pair]
     work: Path
@@ -59,9 +62,9 @@ class Study:
 
     def run(
         self, name: str, pairs: Sequence[Pair], methods: Mapping[str, Method], batch_size: int,
-        advance: Callable[[], Any],
+        advance: Callable[[], Any], timed: bool = True,
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Rows of vanilla and the methods."""
+        """Rows of vanilla and the methods; if they are not `timed`, their scores alone mean something."""
         sources = [self.model.encode_text(pair.source) for pair in pairs]
         plan = Plan(sources, [pair.reference for pair in pairs], self.metric, batch_size,
                     self.model.max_new_tokens(self.max_new_tokens), CHUNK * batch_size)  # fmt: skip
@@ -70,7 +73,7 @@ class Study:
             mode: [fingerprint(little.model), None if little.shortlist is None else len(little.shortlist)]
             for mode, little in self.little.items()
         }}  # fmt: skip
-        found = measure(self.model, plan, methods, self.work / name, about, lambda _: advance())
+        found = measure(self.model, plan, methods, self.work / name, about, lambda _: advance(), timed)
         return [
             {key: row[key] for key in ("method", "score", "signature", "speedup", "speedup_of_chunks")}
             | {"stats": {key: row["stats"][key] for key in STATS}}
@@ -79,22 +82,28 @@ class Study:
 
     def steps(self) -> int:
         """Calls of `advance` that `study` makes at most."""
-        points = 2 * len(self.fallbacks) * len(self.rollbacks) + 1
-        dev = -(-len(self.dev) // CHUNK) * (points * len(self.little) + len(CAPS) + 5)
+        points = (2 * len(self.fallbacks) * len(self.rollbacks) + 1) * len(self.little)
+        dev = -(-len(self.timed) // CHUNK) * (points + len(CAPS) + 5)
+        dev += -(-len(self.dev) // (CHUNK * SCORED)) * points
         each = 2 * len(self.little) * len(GOALS) + 1
         return dev + sum(-(-len(self.test) // (CHUNK * size)) * each for size in self.batch_sizes)
 
 
 def study(asked: Study) -> dict[str, Any]:
     """Measure; the figures of bild.json."""
-    dev, chosen = {}, {}
+    dev, scores, chosen = {}, {}, {}
     grid = itertools.product((False, True), asked.fallbacks, asked.rollbacks)
     settings = {f"fallback={one:g} rollback={two:g}{tail * ' tail'}": (one, two, tail) for tail, one, two in grid}
     with progress("measuring", asked.steps()) as advance:
         for mode, drafter in asked.little.items():
             methods = {name: bild(drafter, setting) for name, setting in settings.items()}
-            dev[mode] = asked.run(f"dev-{mode}", asked.dev, methods, 1, advance)
-            chosen[mode] = {goal: choose(dev[mode], settings, drop) for goal, drop in GOALS.items()}
+            dev[mode] = asked.run(f"dev-{mode}", asked.timed, methods, 1, advance)
+            faster = {row["method"]: methods[row["method"]] for row in dev[mode][1:] if row["speedup"] > 1}
+            found = asked.run(f"scores-{mode}", asked.dev, faster, SCORED, advance, timed=False)
+            scores[mode] = {row["method"]: row["score"] for row in found}
+            chosen[mode] = {
+                goal: settings.get(choose(dev[mode], scores[mode], drop) or "") for goal, drop in GOALS.items()
+            }
         methods = {
             f"{mode}, {goal}{note}": bild(asked.little[mode], setting, cap)
             for mode, goals in chosen.items() for goal, setting in goals.items() if setting
@@ -104,11 +113,11 @@ def study(asked: Study) -> dict[str, Any]:
         mode = list(asked.little)[-1]
         middle = tuple(values[len(values) // 2] for values in (asked.fallbacks, asked.rollbacks))
         base = chosen[mode]["one point"] or (*middle, False)
-        ablations = asked.run("ablations", asked.dev, ablated(asked.little[mode], base), 1, advance)
+        ablations = asked.run("ablations", asked.timed, ablated(asked.little[mode], base), 1, advance)
     return {
-        "data": {"dev_lines": len(asked.dev), "test_lines": len(asked.test), "metric": asked.metric,
-                 "unchanged": unchanged(asked.test, asked.metric)},
-        "dev": {mode: {"rows": rows, "frontier": frontier(rows)} for mode, rows in dev.items()},
+        "data": {"timed_lines": len(asked.timed), "dev_lines": len(asked.dev), "test_lines": len(asked.test),
+                 "metric": asked.metric, "unchanged": unchanged(asked.test, asked.metric)},
+        "dev": {mode: {"rows": rows, "frontier": frontier(rows), "scores": scores[mode]} for mode, rows in dev.items()},
         "chosen": chosen, "test": test,
         "ablations": {"mode": mode, "setting": base, "rows": ablations},
     }  # fmt: skip
@@ -119,12 +128,12 @@ def unchanged(pairs: Sequence[Pair], metric: str) -> float:
     return score([pair.source for pair in pairs], [pair.reference for pair in pairs], metric)[0][metric]
 
 
-def choose(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Setting], drop: float) -> Setting | None:
-    """The setting, of those by name, of the fastest row whose score is at most `drop` below vanilla's, which is the
-    first; None if no row is faster than vanilla and near it."""
-    near = [row for row in rows[1:] if row["score"] >= rows[0]["score"] - drop and row["speedup"] > 1]
-    best = max(near, key=lambda row: row["speedup"], default=None)
-    return best and settings[best["method"]]
+def choose(rows: Sequence[Mapping[str, Any]], scores: Mapping[str, float], drop: float) -> str | None:
+    """The name of the fastest row whose score is at most `drop` below vanilla's; None if none with a score is faster
+    than vanilla and near it."""
+    near = [row for row in rows[1:] if scores.get(row["method"], -math.inf) >= scores[VANILLA] - drop]
+    best = max((row for row in near if row["speedup"] > 1), key=lambda row: row["speedup"], default=None)
+    return best and best["method"]
 
 
 def bild(drafter: LittleModel, setting: Setting, cap: int | None = 10) -> Method:
@@ -162,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--unaligned", type=Path, help="a little model that was trained on references")
     parser.add_argument("--fallbacks", type=float, nargs="+", default=FALLBACKS)
     parser.add_argument("--rollbacks", type=float, nargs="+", default=ROLLBACKS)
-    parser.add_argument("--dev-lines", type=int, default=200)
+    parser.add_argument("--timed-lines", type=int, default=200, help="of dev, for every setting (%(default)s)")
+    parser.add_argument("--dev-lines", type=int, default=1000, help="by which the settings are chosen (%(default)s)")
     parser.add_argument("--test-lines", type=int, default=1000)
     parser.add_argument("--dtype", choices=DTYPES, default="int8")
     parser.add_argument("--threads", type=int, default=2)
@@ -177,12 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for mode, folder in folders.items()
         if folder is not None
     }
-    dev, test = (
-        stratified(read_pairs(_file(Path(data), f"{asked.data}.{part}"), asked.fields), count)
-        for part, count in (("dev", asked.dev_lines), ("test", asked.test_lines))
-    )
+    dev, test = (read_pairs(_file(Path(data), f"{asked.data}.{part}"), asked.fields) for part in ("dev", "test"))
+    lines = [stratified(*part) for part in ((dev, asked.timed_lines), (dev, asked.dev_lines), (test, asked.test_lines))]
     model = Seq2Seq.from_pretrained(asked.models, dtype=asked.dtype)
-    found = study(Study(model, little, dev, test, asked.work / asked.data, asked.fallbacks, asked.rollbacks,
+    found = study(Study(model, little, *lines, asked.work / asked.data, asked.fallbacks, asked.rollbacks,
                         max_new_tokens=asked.max_new_tokens, metric=asked.metric))  # fmt: skip
     found["data"]["name"] = asked.data
     weights = {"large": asked.models} | {mode: folders[mode] for mode in little}
@@ -205,7 +213,7 @@ def _command(asked: argparse.Namespace) -> str:
     """What was run, without the names of folders."""
     words = ["python -m spec2seq.evaluation.bild"]
     words += [f"--{name} FOLDER" for name in ("aligned", "unaligned") if getattr(asked, name)]
-    names = ["data", "dev_lines", "test_lines", "dtype", "threads", "fallbacks", "rollbacks"]
+    names = ["data", "timed_lines", "dev_lines", "test_lines", "dtype", "threads", "fallbacks", "rollbacks"]
     names += [name for name, usual in (("fields", FIELDS), ("metric", "bleu"), ("max_new_tokens", None))
               if getattr(asked, name) != usual]  # fmt: skip
     for name in names:

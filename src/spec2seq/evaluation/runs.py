@@ -62,6 +62,7 @@ def measure(
     out: Path,
     about: Mapping[str, Any],
     report: Callable[[str], None] | None = None,
+    timed: bool = True,
 ) -> dict[str, Outcome]:
     """Decode the plan's lines with greedy, which is vanilla, and with every method, in turn for each chunk, and once
     more with vanilla beside each, so that a ratio is of two neighbouring moments.
@@ -71,6 +72,7 @@ def measure(
         out: parts/METHOD/CHUNK.json appear in it; a chunk's file is written whole.
         about: what else must not change between calls: task, models, precision.
         report: takes a line of progress after each chunk.
+        timed: False leaves vanilla out beside the methods, for calls that want outputs only.
 
     Raises UsageError if `out` holds parts of another model, task or limits.
     """
@@ -86,7 +88,7 @@ def measure(
             if name not in warm:
                 _decode(model, plan, everything[name], slice(chunk.start, chunk.start + 1))
                 warm.add(name)
-            decode = _decode if name == VANILLA else _before_vanilla if number % 2 else _after_vanilla
+            decode = _decode if name == VANILLA or not timed else _before_vanilla if number % 2 else _after_vanilla
             write_json(path, decode(model, plan, everything[name], chunk))
             if report is not None:
                 report(f"{name}: chunk {number + 1} of {len(chunks)}")
