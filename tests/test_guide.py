@@ -120,12 +120,12 @@ WALK = (
     "spec2seq verify-lossless lines.txt --model my-model --method lookup",
 )
 MORE = (
+    "spec2seq shortlist MODEL/little outputs.jsonl",
     "spec2seq verify-lossless FILE",
     "spec2seq pairs VERIFIER DRAFTER",
     "spec2seq train recipes/ende-verifier.yaml --out runs/verifier",
     "spec2seq make-drafter MODEL --sources train.txt --out MODEL/drafter",
     "spec2seq distill train.tsv.gz --model MODEL --method greedy --out train.jsonl",
-    "spec2seq shortlist MODEL/little outputs.jsonl",
     "spec2seq prepare train.en train.de --out train.tsv.gz",
     "spec2seq average A B C --out MEAN",
     "spec2seq score --hyp out.txt --ref ref.txt --metrics bleu,chrf,compound-bleu,rouge --language de",

@@ -81,4 +81,4 @@ def test_shortlist_is_written_beside_the_little_model(run, fails, folder, lines,
     options = ("--model", folder, "--method", "assisted", "--max-new-tokens", 20)
     assert run("translate", lines, *options, "--drafter", little).stdout == run("translate", lines, *options).stdout
     fails(2, ["covered is 2.0", "0.5 to 1.0"], "shortlist", little, out, "--covered", 2)
-    fails(1, ["no such file"], "shortlist", little, tmp_path / "none.jsonl")
+    fails(2, ["no such file"], "shortlist", little, tmp_path / "none.jsonl")

@@ -41,7 +41,7 @@ class ReplaySession:
             drafts.append(self.drafter.scripts[tuple(source)][place : place + min(k, space)])
         width = max(map(len, drafts))
         tokens = torch.tensor([draft + [3] * (width - len(draft)) for draft in drafts], dtype=torch.long)
-        return Draft(tokens.view(len(drafts), width), torch.tensor([len(draft) for draft in drafts]), calls=1, fed=1)
+        return Draft(tokens.view(len(drafts), width), torch.tensor([len(draft) for draft in drafts]), fed=1)
 
     def admit(self, first_slot: int, encoded) -> None:
         pass

@@ -28,7 +28,7 @@ class Draft:
     lengths: Tensor
     unsure: Tensor | None = None
     probabilities: Tensor | None = None
-    calls: Tensor | int = 0
+    calls: Tensor | int = 1
     fed: Tensor | int = 0
     asked: int = 0
 

@@ -102,7 +102,7 @@ class PaperDrafterSession:
         )
         tokens = self.model.draft(source, rows.tokens[:n, 1:], prefix, longest, k)
         left = self.model.config.target_positions - prefix
-        return Draft(tokens, torch.minimum(room, left).clamp(min=0, max=k), calls=1, fed=k)
+        return Draft(tokens, torch.minimum(room, left).clamp(min=0, max=k), fed=k)
 
     def commit(self, counts: list[int], decoded: Decoded) -> None:
         pass

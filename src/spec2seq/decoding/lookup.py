@@ -82,7 +82,7 @@ class LookupSession:
         n, asked = self.rows.count, self.describe(k, None, self.rows.horizon)
         call("spec2seq_lookup", asked)
         counts = torch.minimum(torch.tensor(self.counts[:n]), room.clamp(min=0))
-        return Draft(torch.tensor(self.drafted[: n * k]).view(n, k)[:, : asked.width], counts, calls=1)
+        return Draft(torch.tensor(self.drafted[: n * k]).view(n, k)[:, : asked.width], counts)
 
     def _draft_over_tensors(self, k: int, room: Tensor) -> Draft:
         rows = self.rows
@@ -113,4 +113,4 @@ class LookupSession:
         where = latest.clamp(min=0)[:, None] + torch.arange(k, device=hay.device)
         tokens = hay.gather(1, where.clamp(max=hay.shape[1] - 1))
         width = int(length.max()) if hay.device.type == "cpu" else k
-        return Draft(tokens[:, :width], length, calls=1)
+        return Draft(tokens[:, :width], length)

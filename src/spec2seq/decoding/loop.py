@@ -180,7 +180,7 @@ class Engine:
         rows = self.rows
         n = rows.count
         if not k:
-            return Draft(rows.tokens.new_zeros(n, 0), rows.lengths.new_zeros(n))
+            return Draft(rows.tokens.new_zeros(n, 0), rows.lengths.new_zeros(n), calls=0)
         rows.reserve(rows.horizon + k + 1)
         # The verifier adds a token of its own, so a draft leaves room for one.
         spare = rows.limits[:n] - rows.lengths[:n] - 1
