@@ -65,7 +65,7 @@ class Study:
         advance: Callable[[], Any], timed: bool = True,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Rows of vanilla and the methods; if they are not `timed`, their scores alone mean something."""
-        sources = [self.model.encode_text(pair.source) for pair in pairs]
+        sources = [self.model.source_ids(pair.source, name, truncate=True) for pair in pairs]
         plan = Plan(sources, [pair.reference for pair in pairs], self.metric, batch_size,
                     self.model.max_new_tokens(self.max_new_tokens), CHUNK * batch_size)  # fmt: skip
         settings = {name: repr(replace(method, drafter=None)) for name, method in methods.items()}
