@@ -24,8 +24,8 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
              "speed-up is over greedy of the same large model on the same engine (vanilla), decoded right before or "
              "after each chunk of lines; the quartiles are those of the chunks. Unverified are drafted tokens at the "
              "end of an output that the large model never saw. Seconds are those of whole outputs: of a speed-up, the "
-             "last column says how much is fewer tokens. Sources are cut where the model ends. The sources as they are would score "
-             f"{number(data['unchanged'])} on test."),
+             "last column says how much is fewer tokens. Sources are cut where the model ends; "
+             f"as they are they would score {number(data['unchanged'])} on test."),
         Heading("Test"),
         Text(f"{data['test_lines']} lines. For each little model the fastest setting, by {data['timed_lines']} dev "
              f"lines, whose {metric} on {data['dev_lines']} dev lines is at most 0.1 (no drop) or 1 (one point) below "
