@@ -60,6 +60,8 @@ class Option:
 
     def _converted(self, value: Any) -> Any:
         """The value in the option's type; None if it is not one."""
+        if self.type is bool and isinstance(value, str):
+            return {"true": True, "false": False}.get(value)
         if isinstance(value, bool) or self.type in (bool, str):
             return value if type(value) is self.type else None
         if isinstance(value, str) or (self.type is float and isinstance(value, int)):

@@ -53,11 +53,26 @@ def test_evaluate_names_what_is_wrong(fails, common, folder, tmp_path):
 def test_sweep_writes_its_pages(run, common, folder, tmp_path):
     out = tmp_path / "out"
     result = run(
-        "sweep", *common, "--drafter", folder / "little", "--fallback", "0,none", "--rollback", 2, "--out", out
+        "sweep",
+        *common,
+        "--drafter",
+        folder / "little",
+        "--fallback",
+        "0,none",
+        "--rollback",
+        2,
+        "--verify-tail",
+        "true",
+        "--out",
+        out,
     )
     assert result.stdout.splitlines() == [str(out / name) for name in ("sweep.json", "sweep.md", "frontier.html")]
     rows = json.loads((out / "sweep.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["vanilla", "fallback=0 rollback=2", "fallback=none rollback=2"]
+    assert [row["method"] for row in rows] == [
+        "vanilla",
+        "fallback=0 rollback=2 tail=true",
+        "fallback=none rollback=2 tail=true",
+    ]
     assert rows[1]["score"] == rows[2]["score"]  # never unsure, and the policy off
 
 

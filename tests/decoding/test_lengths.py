@@ -97,14 +97,23 @@ def test_drafts_that_are_short_cost_less():
 
 
 def test_switched_off_it_probes_ever_more_seldom():
-    for cap, probe in ((CAP, 2), (1, 1)):
+    for cap, probe, first in ((CAP, 2, 200), (1, 1, 100)):  # which take 4 and 2 iterations more: 2% of the time
         chooser = adaptive(cap, made_up(0.0, 2.0))
-        chosen = [chooser.choose() for _ in range(32 + 64 + 128)]
-        assert [place for place, k in enumerate(chosen) if k] == [31, 31 + 64, 31 + 64 + 128]
+        chosen = [chooser.choose() for _ in range(7 * first)]
+        assert [place + 1 for place, k in enumerate(chosen) if k] == [first, 3 * first, 7 * first]
         assert set(chosen) == {0, probe}
         for _ in range(20_000):
             chooser.choose()
         assert any(chooser.choose() for _ in range(chooser.RAREST))
+
+
+def test_cheap_probes_come_sooner_and_unread_sources_are_part_of_them():
+    for seconds, first in ((made_up(0.02, 0.1), 32), (Costs({1: 0.1}, {0: 1.0, 1: 1.02}, reading=0.5), 32 * 25 + 6)):
+        chooser = adaptive(1, seconds)
+        for _ in range(200):
+            chooser.observe(1, 0)
+        chosen = [chooser.choose() for _ in range(first)]
+        assert chosen == [0] * (first - 1) + [1]
 
 
 def test_switched_on_it_probes_longer():

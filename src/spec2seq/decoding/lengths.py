@@ -1,11 +1,12 @@
 """Length rules: how far to draft. k is a host integer, one for a whole pass; shorter rows are masked."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from spec2seq.config import check_range
-from spec2seq.decoding.costs import Costs
+from spec2seq.decoding.costs import SOURCE, Costs
 
 
 class Chooser(Protocol):
@@ -110,15 +111,20 @@ class _Adaptive:
     DECAY = 0.995
     FILLS = 0.98  # decay of the share that is drafted
     PROBE_EVERY = 32  # iterations
-    RAREST = 1024  # switched off, it probes ever more seldom
+    PROBES = 0.02  # of the time, at most, where it is switched off
+    RAREST = 1024  # iterations; switched off, it probes ever more seldom
     PRIOR = (7.0, 10.0)  # stood, tried: optimistic, so that a new drafter gets its chance
     CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 25)
 
     def __init__(self, cap: int, costs: Costs):
         self.stood, self.tried, self.fill = [0.0] * cap, [0.0] * cap, 1.0
         self.choices, self.costs = [k for k in self.CHOICES if k < cap] + [cap], costs
-        self.observed, self.since_probe, self.patience = 0, 0, self.PROBE_EVERY
+        self.observed, self.since_probe, self.probe = 0, 0, min(2, cap)
+        plain = costs.iteration(0, 1.0)
+        extra = costs.iteration(self.probe, 1.0) - plain + SOURCE * costs.reading  # of rows whose sources are unread
+        self.seldom = max(self.PROBE_EVERY, math.ceil(extra / (self.PROBES * plain)))
         self.best = self._best()
+        self.patience = self.PROBE_EVERY if self.best else self.seldom
 
     def choose(self) -> int:
         self.since_probe += 1
@@ -127,8 +133,8 @@ class _Adaptive:
         self.since_probe = 0
         if self.best:
             return next((k for k in self.choices if k > self.best), self.best)
-        self.patience = min(2 * self.patience, self.RAREST)
-        return min(2, self.choices[-1])
+        self.patience = min(2 * self.patience, max(self.RAREST, self.seldom))
+        return self.probe
 
     def more(self, most: int) -> int:
         if not self.since_probe:  # another k is on trial
@@ -144,8 +150,7 @@ class _Adaptive:
         self.observed += 1
         if self.observed % 8 == 0 or not self.best:
             self.best = self._best()
-            if self.best:
-                self.patience = self.PROBE_EVERY
+            self.patience = self.PROBE_EVERY if self.best else max(self.patience, self.seldom)
 
     def filled(self, asked: int, drafted: float) -> None:
         self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)

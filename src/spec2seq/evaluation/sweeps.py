@@ -15,7 +15,7 @@ from spec2seq.files import write_json, write_text
 from spec2seq.options import OPTIONS, MethodOptions
 
 SHORT = {"fallback_threshold": "fallback", "rollback_threshold": "rollback", "max_draft_tokens": "cap",
-         "block_size": "block"}  # fmt: skip
+         "block_size": "block", "verify_tail": "tail"}  # fmt: skip
 
 HEAD = ("speed-up", "chunks' quartiles", "fallback %", "rollback %", "tokens per verifier call")
 
@@ -107,4 +107,4 @@ def _plot_page(about: Mapping[str, Any], rows: Sequence[dict[str, Any]], best: S
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
