@@ -20,6 +20,7 @@ from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Stats
 from spec2seq.decoding.streaming import Streamed, check_streamable
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.files import write_json
 from spec2seq.generation import Generation, Hypothesis, Row
 from spec2seq.models import executor as executors
 from spec2seq.models import families, int8_folder, languages, loading
@@ -162,6 +163,8 @@ class Seq2Seq:
             for part in parts:
                 if part is not None:
                     part.save_pretrained(temporary)
+            if self.shortlist:
+                write_json(temporary / loading.SHORTLIST_FILE, list(self.shortlist))
 
     def engine(
         self, method: Speculative | None = None, slots: int = 8, *, trace: bool = False, profile: bool = False

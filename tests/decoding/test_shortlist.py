@@ -126,6 +126,8 @@ def test_a_folder_with_a_shortlist(folder, outputs, tmp_path):
     assert 0 < len(chosen) < vocabulary and json.loads((little / SHORTLIST_FILE).read_text()) == chosen
     found = Seq2Seq.from_pretrained(little)
     assert {*chosen} <= {*found.drafter().shortlist.tolist()} and found.drafter(()).shortlist is None
+    found.save_pretrained(tmp_path / "copy")
+    assert Seq2Seq.from_pretrained(tmp_path / "copy").shortlist == chosen
     model = Seq2Seq.from_pretrained(folder)
     ids = [model.encode_text(line) for line in LINES]
     report = compare_with_greedy(model, ids, Assisted(found.drafter(), 3))
