@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from spec2seq import Assisted, Greedy, Lookup, Seq2Seq, SpecDec, UsageError, runner
+from spec2seq import Assisted, Greedy, Lookup, Seq2Seq, SpecDec, UsageError, api, runner
 from spec2seq.decoding import device_memory
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.device_memory import GIB, planned_rows, row_bytes, rows_within
@@ -113,7 +113,7 @@ def test_a_run_on_a_gpu_has_the_planned_rows(monkeypatch):
     monkeypatch.setattr(runner, "planned_rows", lambda *given: asked.append(given[2:]) or 2)
     monkeypatch.setattr(type(MODEL.model), "device", SimpleNamespace(type="cuda"))
     monkeypatch.setattr(
-        runner, "Engine", lambda model, method, slots, *rest, **more: SimpleNamespace(slots=slots, stats=0)
+        api, "Engine", lambda model, method, slots, *rest, **more: SimpleNamespace(slots=slots, stats=0)
     )
     made = runner.Runner(MODEL, Greedy(), 8, 32, False, False)
     assert asked == [(32, 96, 8)] and made.engine.slots == 2
