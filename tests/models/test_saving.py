@@ -34,6 +34,25 @@ def test_transformers_loads_what_is_saved(family, tmp_path):
     torch.testing.assert_close(logits(back, sources), logits(theirs, sources), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["bart", "marian", "t5"])
+def test_a_model_whose_tables_differ_keeps_a_third_that_nobody_reads(name, tmp_path):
+    """As Transformers makes it where the config ties nothing."""
+    theirs = tiny.transformers_model(name)
+    config = type(theirs.config).from_dict(theirs.config.to_dict() | {"tie_word_embeddings": False})
+    torch.manual_seed(1)
+    untied = type(theirs)(config).double().eval()
+    untied.save_pretrained(tmp_path / "theirs")
+    tiny.tokenizer(tiny.seq2seq(name)).save_pretrained(tmp_path / "theirs")
+    model = Seq2Seq.from_pretrained(tmp_path / "theirs", dtype="float64")
+    model.save_pretrained(tmp_path / "ours")
+    back, report = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        tmp_path / "ours", dtype=torch.float64, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    sources = tiny.sources(model, 3)
+    torch.testing.assert_close(logits(back, sources), logits(untied, sources), atol=0, rtol=0)
+
+
 def test_what_is_saved_is_loaded_back(family, tmp_path):
     model = named(family)
     model.save_pretrained(tmp_path / "model")

@@ -76,8 +76,11 @@ def export(model: EncoderDecoder, config: Any) -> dict[str, Tensor]:
     for name, parts in family.names(model.architecture).items():
         for part, tensor in zip(parts, ours[name].chunk(len(parts)), strict=True):
             theirs[part] = tensor.contiguous()
-    if family.shared is not None and model.target_embedding is model.source_embedding:
+    one_table = model.target_embedding is model.source_embedding
+    if family.shared is not None and one_table:
         theirs[family.shared] = ours["source_embedding"]
+    elif family.shared is not None and getattr(config, "share_encoder_decoder_embeddings", True):
+        theirs[family.shared] = ours["source_embedding"].clone()  # nobody reads it, but it must be there
     if family.logit_bias:
         bias = ours.get("head.bias", torch.zeros(model.architecture.vocabulary))
         theirs["final_logits_bias"] = bias[None].contiguous()
