@@ -8,15 +8,7 @@ from spec2seq.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from spec2seq.api import Seq2Seq
-    from spec2seq.decoding.acceptance import (
-        AcceptanceRule,
-        Draft,
-        Exact,
-        RejectionSampling,
-        Rollback,
-        TopBeta,
-        Verdict,
-    )
+    from spec2seq.decoding.acceptance import AcceptanceRule, Draft, Exact, RejectionSampling, Rollback, TopBeta, Verdict
     from spec2seq.decoding.block_drafters import BlockDrafter, PaperBlockDrafter
     from spec2seq.decoding.cached_blocks import CachedBlockDrafter
     from spec2seq.decoding.drafters import Drafter, LittleModel, Session
@@ -43,13 +35,7 @@ __all__ = [
 _ROOMS = {
     "spec2seq.api": ("Seq2Seq",),
     "spec2seq.decoding.acceptance": (
-        "AcceptanceRule",
-        "Draft",
-        "Exact",
-        "RejectionSampling",
-        "Rollback",
-        "TopBeta",
-        "Verdict",
+        "AcceptanceRule", "Draft", "Exact", "RejectionSampling", "Rollback", "TopBeta", "Verdict",
     ),
     "spec2seq.decoding.block_drafters": ("BlockDrafter", "PaperBlockDrafter"),
     "spec2seq.decoding.cached_blocks": ("CachedBlockDrafter",),
@@ -64,7 +50,7 @@ _ROOMS = {
     "spec2seq.dropin.generate": ("custom_generate", "generate"),
     "spec2seq.dropin.pipelines": ("pipeline",),
     "spec2seq.generation": ("Generation", "Row"),
-}
+}  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 

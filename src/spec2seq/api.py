@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
@@ -20,11 +18,9 @@ from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Stats
 from spec2seq.decoding.streaming import Streamed, check_streamable
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.files import write_json
 from spec2seq.generation import Generation, Hypothesis, Row
 from spec2seq.models import executor as executors
-from spec2seq.models import families, int8_folder, languages, loading
-from spec2seq.models.drafter_folder import whole_folder
+from spec2seq.models import languages, loading, saving
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.transformers_model import TransformersModel
@@ -145,32 +141,15 @@ class Seq2Seq:
 
         Raises Spec2SeqError if `folder` exists. It appears whole or not at all.
         """
-        import transformers
-
-        with whole_folder(folder) as temporary:
-            parts = [self.tokenizer, self.generation_config]
-            if isinstance(self.model, TransformersModel):
-                self.model.module.save_pretrained(temporary)
-            elif executors.is_int8(self.model):
-                int8_folder.save(self.model, temporary)
-                parts.append(self.config)
-            else:
-                with torch.device("meta"):  # only its configuration and its list of tied weights are wanted
-                    config = copy.deepcopy(self.config)
-                    theirs = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=self.model.dtype)
-                model = self.model if self.model.device.type == "cpu" else copy.deepcopy(self.model).cpu()
-                theirs.save_pretrained(temporary, state_dict=families.export(model, self.config))
-            for part in parts:
-                if part is not None:
-                    part.save_pretrained(temporary)
-            if self.shortlist:
-                write_json(temporary / loading.SHORTLIST_FILE, list(self.shortlist))
+        saving.save(folder, self.model, self.config, [self.tokenizer, self.generation_config], self.shortlist)
 
     def engine(
         self, method: Speculative | None = None, slots: int = 8, *, trace: bool = False, profile: bool = False
     ) -> Engine:
         """An engine for a server: requests come and go while up to `slots` rows are decoded, as the generation config
-        says. Greedy() by default. Raises UsageError for Beam and OfficialBiLD, which run in none.
+        says. `method` is Greedy() by default; `trace` and `profile` are `generate`'s.
+
+        Raises UsageError for Beam and OfficialBiLD, which run in none.
         """
         method = (method or Greedy()).completed(self.settings)
         if not isinstance(method, Speculative):

@@ -44,15 +44,16 @@ class Runner:
             most = seq2seq.model.architecture.max_source_positions or LONGEST_SOURCE
             longest = max(map(len, sources)) if sources else most
             self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)
-        self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
         self.engine: Engine | None = None
         self.streamed: Streamed | None = None
         self.stats = Stats()
         if isinstance(method, Speculative):
             self.engine = seq2seq.engine(method, self.batch_size, trace=trace, profile=profile)
             self.stats = self.engine.stats
-        elif isinstance(method, OfficialBiLD):
-            check_pair(seq2seq, method.drafter)
+        else:
+            self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
+            if isinstance(method, OfficialBiLD):
+                check_pair(seq2seq, method.drafter)
 
     def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
         if isinstance(self.method, OfficialBiLD):

@@ -150,7 +150,7 @@ def test_only_the_shortlist_is_guessed(family):
     block = tiny.cached_drafter(model, shortlist=12)
     block.model.shortlist.copy_(torch.arange(40, 52))
     states = torch.randn(2, 3, model.model.architecture.width, dtype=torch.float64)
-    logits = torch.nn.functional.linear(states, *block.model.head(model.model))
+    logits = block.model.guess_head(model.model)(states)
     assert torch.allclose(logits, model.model.logits(states)[:, :, 40:52])
     sources = tiny.sources(model, 4)
     for method in (SpecDec(block, 5), Sample(drafter=block, length=FixedLength(5))):

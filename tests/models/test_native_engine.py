@@ -15,8 +15,8 @@ import torch
 from native_models import DTYPES, needs_compiler
 from torch.profiler import ProfilerActivity, profile
 
-from spec2seq import Assisted, BiLD, Greedy, LittleModel, Lookup, NgramLookup, Seq2Seq, SpecDec, TopBeta
-from spec2seq.decoding import drafters, lookup, native_loop
+from spec2seq import Assisted, BiLD, Greedy, LittleModel, Lookup, NgramLookup, Seq2Seq, SpecDec, TopBeta, runner
+from spec2seq.decoding import costs, drafters, lookup, native_loop
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.drafters import LittleSession
 from spec2seq.decoding.lengths import FixedLength
@@ -103,6 +103,20 @@ def test_an_iteration_in_one_call_is_the_one_over_tensors(family, dtype, method,
         counts = {name: value for name, value in vars(out.stats).items() if name not in ("seconds", "phases")}
         runs.append((out.sequences, [row.trace for row in out.rows], counts))
     assert runs[0] == runs[1]
+
+
+@needs_compiler
+def test_a_rule_that_is_off_probes_after_as_many_iterations_in_one_call(monkeypatch):
+    """Rows end before all the iterations have run that a call might have had."""
+    seconds = costs.Costs({1: 1.0}, {0: 1.0, 1: 1.02})  # drafting does not pay; a probe after 51 iterations, and 102
+    monkeypatch.setattr(costs, "of_iterations", lambda *given: seconds)
+    model, little = native_models.seq2seq("marian", "float32"), little_model("marian", "float32")
+    sources, passes = tiny.sources(tiny.transformers_model("marian"), 120), []
+    for at_once in (16, 1):
+        monkeypatch.setattr(runner, "AT_ONCE", at_once)
+        stats = model.generate(sources, Assisted(little), max_new_tokens=20, batch_size=4).stats
+        passes.append((stats.verifier_passes, stats.drafter_passes))
+    assert passes[0] == passes[1] and passes[0][1] > 0
 
 
 @needs_compiler

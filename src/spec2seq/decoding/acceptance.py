@@ -20,8 +20,8 @@ class Draft:
     `unsure[rows]` says whose draft ended because the drafter was unsure. `probabilities`
     `[rows, width, vocabulary]` are what the tokens were drawn from; None where they were not drawn and no rule
     needs them.
-    `calls` and `fed` count the drafter's passes that a row took part in and the tokens that it was fed in them, by row
-    or one number for all; `asked` is the k that was asked for.
+    `calls` (one by default) and `fed` count the drafter's passes that a row took part in and the tokens that it was fed
+    in them, by row or one number for all; `asked` is the k that was asked for.
     """
 
     tokens: Tensor

@@ -17,7 +17,11 @@ class Chooser(Protocol):
         ...
 
     def more(self, most: int) -> int:
-        """How many of `most` passes after the next one may have its k without being chosen for. To be called once."""
+        """How many of `most` passes after the next one may have its k without being chosen for."""
+        ...
+
+    def again(self) -> None:
+        """A pass has had the k of the one before, as `more` allows: rows may end before all of those have run."""
         ...
 
     def observe(self, asked: int, accepted: int) -> None:
@@ -49,6 +53,9 @@ class _Constant:
 
     def more(self, most: int) -> int:
         return most
+
+    def again(self) -> None:
+        pass
 
     def observe(self, asked: int, accepted: int) -> None:
         pass
@@ -139,9 +146,10 @@ class _Adaptive:
     def more(self, most: int) -> int:
         if not self.since_probe:  # another k is on trial
             return 0
-        taken = min(most, self.patience - 1 - self.since_probe)
-        self.since_probe += taken
-        return taken
+        return min(most, self.patience - 1 - self.since_probe)
+
+    def again(self) -> None:
+        self.since_probe += 1
 
     def observe(self, asked: int, accepted: int) -> None:
         for position in range(min(asked, accepted + 1, len(self.tried))):

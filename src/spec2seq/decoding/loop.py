@@ -148,7 +148,9 @@ class Engine:
             if self.chooser is not None:
                 several = self.native.several and not self._opening
                 most = 1 + self.chooser.more(most - 1) if several else 1
-            for found in self.native.run(k, most):
+            for place, found in enumerate(self.native.run(k, most)):
+                if place and self.chooser is not None:
+                    self.chooser.again()
                 done = self._book_native(found)
         else:
             with self._phase("draft"):

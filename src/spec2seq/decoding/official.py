@@ -77,7 +77,7 @@ class _Decoding:
         self.fallback = method.fallback_threshold or 0.6
         self.rollback = method.rollback_threshold or 5.0
         self.cap, self.ends, self.processors = method.max_draft_tokens, ends or (a.eos_token_id,), processors
-        little = method.drafter.whole or method.drafter.model  # the original knows no shortlist
+        little = method.drafter.scoring(()).model  # the original knows no shortlist
         self.large, self.small = _Side(verifier, source), _Side(little, source)
         self.common = min(a.vocabulary, little.architecture.vocabulary)
         self.ids, self.writers = [a.decoder_start_token_id], ""

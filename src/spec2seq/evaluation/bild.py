@@ -18,7 +18,7 @@ from spec2seq import BiLD, Seq2Seq
 from spec2seq.api import Method
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.errors import UsageError
-from spec2seq.evaluation.bild_page import blocks
+from spec2seq.evaluation.bild_page import NAMES, blocks
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.document import as_html, as_markdown
 from spec2seq.evaluation.manifest import manifest
@@ -37,7 +37,6 @@ FALLBACKS, ROLLBACKS = (0.2, 0.3, 0.4, 0.5, 0.6), (1.0, 2.0, 3.0, 5.0)
 CAPS = (1, 2, 3, 5, 8, 10, 15, 20, None)  # None: by measurement
 GOALS = {"no drop": 0.1, "one point": 1.0}  # how far below vanilla the score may be on dev, as the paper reports
 BATCH_SIZES = (1, 8, 32)
-METRICS = ("bleu", "chrf", "rougeLsum")
 SCORED = 32  # batch size of what is only scored: a row is what it is alone
 CHUNK = 8  # lines: vanilla's seconds are of a moment before or after
 STATS = ("fallback_percentage", "rollback_percentage", "tokens_per_verifier_call", "discarded", "unverified",
@@ -101,9 +100,7 @@ def study(asked: Study) -> dict[str, Any]:
             faster = {row["method"]: methods[row["method"]] for row in dev[mode][1:] if row["speedup"] > 1}
             found = asked.run(f"scores-{mode}", asked.dev, faster, SCORED, advance, timed=False)
             scores[mode] = {row["method"]: row["score"] for row in found}
-            chosen[mode] = {
-                goal: settings.get(choose(dev[mode], scores[mode], drop) or "") for goal, drop in GOALS.items()
-            }
+            chosen[mode] = {goal: settings.get(choose(dev[mode], scores[mode], drop)) for goal, drop in GOALS.items()}
         methods = {
             f"{mode}, {goal}{note}": bild(asked.little[mode], setting, cap)
             for mode, goals in chosen.items() for goal, setting in goals.items() if setting
@@ -164,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", default="ende", help="DATA.dev and DATA.test, .tsv or .jsonl, are decoded (%(default)s)"
     )
     parser.add_argument("--fields", nargs=2, default=FIELDS, metavar=("SOURCE", "REFERENCE"), help="of .jsonl")
-    parser.add_argument("--metric", choices=METRICS, default="bleu")
+    parser.add_argument("--metric", choices=tuple(NAMES), default="bleu")
     parser.add_argument("--max-new-tokens", type=int, help="default: the model's own")
     parser.add_argument("--models", type=Path, default=Path("models/ende"), help="the large one (%(default)s)")
     parser.add_argument("--aligned", type=Path, help="a little model trained on what it writes (its folder's little/)")

@@ -32,7 +32,7 @@ from spec2seq.models.layers import (
     make_norm,
     relative_bucket,
 )
-from spec2seq.models.quantize import QuantizedLinear
+from spec2seq.models.quantize import QuantizedLinear, some_outputs
 
 KIND = "cached"
 
@@ -107,32 +107,17 @@ class CachedDrafter(nn.Module):
     def device(self) -> torch.device:
         return self.slots.device
 
-    def head(self, verifier: EncoderDecoder) -> tuple[Tensor, Tensor | None]:
-        """Weight `[guessable, width]` and bias of the verifier's head for the tokens that are guessed at all."""
-        weight, bias = verifier.head.weight, verifier.head.bias
-        if self.shape.shortlist:
-            weight, bias = weight[self.shortlist], None if bias is None else bias[self.shortlist]
-        return (weight if self.architecture.logit_scale == 1.0 else weight * self.architecture.logit_scale), bias
-
     def guess_head(self, verifier: EncoderDecoder) -> nn.Module:
         """The verifier's head for the tokens that are guessed at all, in its own precision."""
-        if isinstance(verifier.head, QuantizedLinear):
-            scale = verifier.head.scale * self.architecture.logit_scale
-            parts = (verifier.head.weight, scale, verifier.head.bias)
-            if self.shape.shortlist:
-                parts = (None if part is None else part[self.shortlist] for part in parts)
-            return QuantizedLinear(*parts)
-        weight, bias = self.head(verifier)
-        head = nn.Linear(1, 1, bias=bias is not None, device="meta")
-        head.weight, head.bias = nn.Parameter(weight, False), None if bias is None else nn.Parameter(bias, False)
-        return head
+        outputs = self.shortlist if self.shape.shortlist else slice(None)
+        return some_outputs(verifier.head, outputs, self.architecture.logit_scale)
 
     def tokens(self, places: Tensor) -> Tensor:
-        """Places among the logits of `head` → token ids."""
+        """Places among the logits of `guess_head` → token ids."""
         return self.shortlist[places] if self.shape.shortlist else places
 
     def places(self, tokens: Tensor) -> Tensor:
-        """Token ids → places among the logits of `head`, -100 for those that are never guessed."""
+        """Token ids → places among the logits of `guess_head`, -100 for those that are never guessed."""
         if not self.shape.shortlist:
             return tokens
         table = torch.full((self.architecture.vocabulary,), -100, device=tokens.device)

@@ -33,13 +33,14 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def some_outputs(linear: nn.Module, outputs: Tensor) -> nn.Module:
-    """A linear layer, of either kind, with some of its outputs `[count]` alone, in their order."""
+def some_outputs(linear: nn.Module, outputs: Tensor | slice, scale: float = 1.0) -> nn.Module:
+    """A linear layer, of either kind, with some of its outputs `[count]` alone, in their order, its weights (not the
+    bias) times `scale`."""
     bias = None if linear.bias is None else linear.bias[outputs]
     if isinstance(linear, QuantizedLinear):
-        return QuantizedLinear(linear.weight[outputs], linear.scale[outputs], bias)
-    made = nn.Linear(1, 1, bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(linear.weight[outputs], False)
+        return QuantizedLinear(linear.weight[outputs], linear.scale[outputs] * scale, bias)
+    made, weight = nn.Linear(1, 1, bias=bias is not None, device="meta"), linear.weight[outputs]
+    made.weight = nn.Parameter(weight if scale == 1.0 else weight * scale, False)
     made.bias = None if bias is None else nn.Parameter(bias, False)
     return made
 

@@ -83,11 +83,11 @@ class DrafterLoss:
         offset = (inputs.sum(1) + self.step()) % self.stride
         anchors = offset[:, None] + torch.arange(0, inputs.shape[1], self.stride, device=inputs.device)
         found = guesses(drafter, self.verifier, batch, anchors)
-        weight, bias = drafter.head(self.verifier)
+        head = drafter.guess_head(self.verifier)
         places = drafter.places(found.labels)
         kept = places != -100
         states = conditioned(drafter, self.verifier, found)[kept]
-        smooth, plain = SmoothedCrossEntropy.apply(states, weight, bias, places[kept], smoothing, dtype)
+        smooth, plain = SmoothedCrossEntropy.apply(states, head.weight, head.bias, places[kept], smoothing, dtype)
         return smooth, plain, len(states)
 
 
@@ -99,5 +99,5 @@ def block_guesses(
     anchors = torch.arange(0, labels.shape[1], drafter.shape.block_size, device=labels.device)
     found = guesses(drafter, verifier, batch, anchors.expand(len(labels), -1))
     states = conditioned(drafter, verifier, found)
-    weight, bias = (None if part is None else part.to(states.dtype) for part in drafter.head(verifier))
-    yield torch.nn.functional.linear(states, weight, bias).float(), drafter.places(found.labels), found.place
+    head = drafter.guess_head(verifier).to(states.dtype)
+    yield head(states).float(), drafter.places(found.labels), found.place

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spec2seq import io
 from spec2seq.config import check_range
-from spec2seq.errors import Spec2SeqError
+from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.files import write_json
 from spec2seq.models.loading import SHORTLIST_FILE, load_config
 
@@ -40,9 +40,11 @@ def write_shortlist(little: Path, outputs: Path, covered: float = 0.99) -> tuple
         outputs: JSONL that `distill` or `calibrate` wrote with the verifier.
         covered: what share of the tokens there the shortlist has, from 0.5 to 1.
 
-    Raises UsageError for another share, Spec2SeqError for a folder without a model or outputs that are not its.
+    Raises UsageError for another share or no folder, Spec2SeqError for one without a model or outputs that are not its.
     """
     check_range("covered", covered, low=0.5, high=1.0)
+    if not little.is_dir():
+        raise UsageError(f"{little}: no such folder; allowed: that of a little model, which gets the list")
     vocabulary, chosen = load_config(str(little)).vocab_size, sorted(frequent(read_outputs(outputs), covered))
     if not chosen or chosen[-1] >= vocabulary:
         reason = f"token {chosen[-1]}, {little} has {vocabulary}" if chosen else "no tokens"
