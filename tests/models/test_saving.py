@@ -23,14 +23,18 @@ def logits(theirs, sources):
     return theirs(**tiny.encoder_inputs(theirs, sources), decoder_input_ids=ids).logits
 
 
-def check_transformers_loads(folder, theirs):
-    """Without a word, and it computes what `theirs` does."""
+def check_transformers_loads(folder, theirs, unread=None):
+    """Without a word, and it computes what `theirs` does. `unread`: a weight that may be another."""
     back, report = transformers.AutoModelForSeq2SeqLM.from_pretrained(
         folder, dtype=torch.float64, output_loading_info=True
     )
     assert not any(report.values()), report
+    weights = theirs.state_dict()
+    for name, weight in back.state_dict().items():
+        assert name == unread or torch.equal(weight, weights[name]), name
+    # The same weights elsewhere in memory: some processors then add up in another order.
     sources = tiny.sources(theirs, 3)
-    torch.testing.assert_close(logits(back, sources), logits(theirs, sources), atol=0, rtol=0)
+    torch.testing.assert_close(logits(back, sources), logits(theirs, sources))
 
 
 def test_transformers_loads_what_is_saved(family, tmp_path):
@@ -48,7 +52,7 @@ def test_a_model_whose_tables_differ_keeps_a_third_that_nobody_reads(name, tmp_p
     untied.save_pretrained(tmp_path / "theirs")
     tiny.tokenizer(tiny.seq2seq(name)).save_pretrained(tmp_path / "theirs")
     Seq2Seq.from_pretrained(tmp_path / "theirs", dtype="float64").save_pretrained(tmp_path / "ours")
-    check_transformers_loads(tmp_path / "ours", untied)
+    check_transformers_loads(tmp_path / "ours", untied, "shared.weight" if name == "t5" else "model.shared.weight")
 
 
 def test_what_is_saved_is_loaded_back(family, tmp_path):
