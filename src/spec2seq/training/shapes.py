@@ -6,7 +6,9 @@ import torch
 
 from spec2seq.training.recipe import ModelShape
 
-PEAK = 4.0  # added to the score of a head's neighbour
+PEAK = 8.0  # added to the score of the place a head looks at, in a T5's first weights
+LOOKS = 3  # tokens before a place by which it is found
+COPIED = 4.0  # of a token that is read there, against the one that is there already
 
 
 def new_model(shape: ModelShape, tokenizer: Any, max_new_tokens: int = 200) -> Any:
@@ -68,24 +70,49 @@ def _t5(shape: ModelShape, tokenizer: Any) -> Any:
 
 @torch.no_grad()
 def _begin_with_copying(model: Any, shape: ModelShape) -> None:
-    """First weights with which a T5 finds its source, in the manner of mimetic initialisation (Trockman and Kolter,
-    2023): a head of self-attention prefers one neighbour, by PEAK; queries and keys of cross-attention
-    read the same directions; what a head reads it writes back there. From random ones a small T5 needs thousands of
-    steps to find its source (docs/log.md).
+    """First weights with which a T5 copies its source: an induction head across the two stacks that is made, not found.
+
+    One half of the width says which token a place holds. In the first layers heads look back, 1, 2 and 3 tokens from a
+    source position, 0, 1 and 2 from an output position, which holds the token before it; what each sees it sketches
+    into directions of its own of the other half. The first cross-attention scores by those sketches, so it finds where
+    the source has what was written last, and reads the token there. What else enters a residual begins small. Whatever
+    helps is free to change: these are first weights, not constraints.
     """
+    half, looks = shape.width // 2, min(LOOKS, shape.heads)
+    size = min(shape.width // shape.heads, half) // looks  # directions of a sketch
+    for name, weight in model.named_parameters():
+        if name.endswith((".o.weight", ".wo.weight")):
+            weight *= (2 * (shape.encoder_layers + shape.decoder_layers)) ** -0.5
+    model.shared.weight[:, half:] = 0.0
+    model.shared.weight *= 2**0.5
+    sketches = torch.randn(looks, size, half) * half**-0.5  # nearly orthogonal rows
     for stack in (model.encoder, model.decoder):
-        bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
-        half, exact = bias.shape[0] // 2, bias.shape[0] // 4  # buckets of one direction, those of a single distance
+        attention = stack.block[0].layer[0].SelfAttention
+        bias = attention.relative_attention_bias.weight  # [buckets, heads]; its first buckets: 0, 1, … back
         bias.zero_()
         for head in range(shape.heads):
-            if stack is model.encoder:
-                bucket = 1 + head // 2 % (exact - 1) + half * (head % 2)  # 1 back, 1 ahead, 2 back, …
-            else:
-                bucket = (head + 1) % min(half, shape.heads)  # 1 back, 2 back, …, itself
-            bias[bucket, head] = PEAK
-        for layer in (layer for block in stack.block for layer in block.layer[:-1]):
-            crossing = hasattr(layer, "EncDecAttention")
-            attention = layer.EncDecAttention if crossing else layer.SelfAttention
-            attention.o.weight.copy_(attention.v.weight.T)
-            if crossing:
-                attention.k.weight.copy_(attention.q.weight * attention.key_value_proj_dim**0.5)
+            back = head + (stack is model.encoder)
+            if head < looks:
+                _read_and_write(attention, head, sketches[head], half + head * size)
+            elif stack is model.encoder:
+                back = bias.shape[0] // 2 + 1  # the bucket of the place ahead
+            bias[back % bias.shape[0], head] = PEAK
+    crossing, part = model.decoder.block[0].layer[1].EncDecAttention, half // shape.heads
+    for head in range(shape.heads):
+        first = head * crossing.key_value_proj_dim
+        for projection in (crossing.q, crossing.k):
+            rows = projection.weight[first : first + looks * size]
+            rows.zero_()
+            # Normalised places have a norm of √width, sketches of them √(2 size): each that agrees adds about PEAK.
+            rows[:, half : half + looks * size] = (PEAK / (2 * max(1, size))) ** 0.5 * torch.eye(looks * size)
+        _read_and_write(crossing, head, COPIED * torch.eye(half)[head * part : (head + 1) * part], head * part)
+
+
+def _read_and_write(attention: Any, head: int, values: torch.Tensor, at: int) -> None:
+    """`head` writes `values` [n, directions read] of the places it attends to into n directions from `at` on."""
+    (count, read), first = values.shape, head * attention.key_value_proj_dim
+    rows, columns = attention.v.weight[first : first + count], attention.o.weight[:, first : first + count]
+    rows.zero_()
+    rows[:, :read] = values
+    columns.zero_()
+    columns[at : at + count] = torch.eye(count)
