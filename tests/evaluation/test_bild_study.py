@@ -15,14 +15,17 @@ from spec2seq.evaluation.document import as_html, as_markdown
 COMMITTED = Path(__file__).parents[2] / "docs" / "results"
 
 
-@pytest.fixture(scope="module")
-def studied(tmp_path_factory):
+def tiny_study(work):
     theirs = tiny.seq2seq("marian")
     model = Seq2Seq(theirs.model, theirs.config, tiny.tokenizer(theirs), theirs.generation_config)
     little = {mode: tiny.noisy_copy(tiny.seq2seq("marian"), noise).drafter(range(50))
               for mode, noise in (("unaligned", 0.1), ("aligned", 0.01))}  # fmt: skip
-    asked = bild.Study(model, little, pairs(5), pairs(6), pairs(4), tmp_path_factory.mktemp("work"),
-                       (0.1, 0.5), (1.0, 5.0), (1, 2), 6)  # fmt: skip
+    return bild.Study(model, little, pairs(5), pairs(6), pairs(4), work, (0.1, 0.5), (1.0, 5.0), (1, 2), 6)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    asked = tiny_study(tmp_path_factory.mktemp("work"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bild, "CAPS", (1, 4, None))
         found = bild.study(asked)
@@ -54,6 +57,13 @@ def test_every_point_is_measured_on_dev_and_the_chosen_ones_on_test(studied):
     by_name = {row["method"]: row for row in studied["ablations"]["rows"]}
     assert by_name["no rollback"]["stats"]["rollback_percentage"] == 0
     assert by_name["no fallback"]["stats"]["fallback_percentage"] == 0
+
+
+def test_goals_that_chose_one_setting_share_what_was_measured(tmp_path):
+    one, other = ("aligned", (0.5, 1.0, False), 10), ("aligned", (0.5, 5.0, False), 10)
+    rows = bild.on_test(tiny_study(tmp_path), {"a": one, "b": other, "c": one}, 1, lambda: None)
+    assert [row["method"] for row in rows] == ["vanilla", "a", "b", "c"]
+    assert rows[3] == rows[1] | {"method": "c"} and rows[2]["speedup"] != rows[1]["speedup"]
 
 
 def row(method, score, speedup):

@@ -101,12 +101,12 @@ def study(asked: Study) -> dict[str, Any]:
             found = asked.run(f"scores-{mode}", asked.dev, faster, SCORED, advance, timed=False)
             scores[mode] = {row["method"]: row["score"] for row in found}
             chosen[mode] = {goal: settings.get(choose(dev[mode], scores[mode], drop)) for goal, drop in GOALS.items()}
-        methods = {
-            f"{mode}, {goal}{note}": bild(asked.little[mode], setting, cap)
+        points = {
+            f"{mode}, {goal}{note}": (mode, setting, cap)
             for mode, goals in chosen.items() for goal, setting in goals.items() if setting
             for note, cap in (("", 10), (", measured cap", None))
         }  # fmt: skip
-        test = {str(size): asked.run(f"test-{size}", asked.test, methods, size, advance) for size in asked.batch_sizes}
+        test = {str(size): on_test(asked, points, size, advance) for size in asked.batch_sizes}
         mode = list(asked.little)[-1]
         middle = tuple(values[len(values) // 2] for values in (asked.fallbacks, asked.rollbacks))
         base = chosen[mode]["one point"] or (*middle, False)
@@ -118,6 +118,17 @@ def study(asked: Study) -> dict[str, Any]:
         "chosen": chosen, "test": test,
         "ablations": {"mode": mode, "setting": base, "rows": ablations},
     }  # fmt: skip
+
+
+def on_test(
+    asked: Study, points: Mapping[str, tuple[str, Setting, int | None]], batch_size: int, advance: Callable[[], Any]
+) -> list[dict[str, Any]]:
+    """A row of vanilla and of every point; goals that chose one setting share what was measured of it."""
+    measured = {point: name for name, point in reversed(points.items())}  # the first name of each
+    methods = {name: bild(asked.little[mode], setting, cap) for (mode, setting, cap), name in measured.items()}
+    vanilla, *rows = asked.run(f"test-{batch_size}", asked.test, methods, batch_size, advance)
+    found = {row["method"]: row for row in rows}
+    return [vanilla, *(found[measured[point]] | {"method": name} for name, point in points.items())]
 
 
 def unchanged(pairs: Sequence[Pair], metric: str) -> float:
