@@ -114,7 +114,8 @@ class MethodOptions(_Given):
     max_draft_tokens: int | None = _option(int, "the longest draft; auto chooses by measurement, up to 10", 10, "bild",
                                            low=1, word="auto")  # fmt: skip
     policy: str = _option(str, "paper; lossless is greedy's output; sampling draws from both models; compat is the "
-                          "authors' program with its defects", "paper", "bild", choices=tuple(POLICIES))  # fmt: skip
+                          "authors' program with its defects, one text at a time", "paper", "bild",
+                          choices=tuple(POLICIES))  # fmt: skip
     starts: str = _option(str, "who writes the first token", "drafter", "bild", choices=("drafter", "verifier"))
     verify_tail: bool = _option(bool, "verify drafts that end an output, too", False, "bild")
     distance: str = _option(str, "what is compared with the rollback threshold: -ln p of the token under the verifier, "

@@ -4,7 +4,7 @@ import pytest
 
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation import manifest, sample
-from spec2seq.evaluation.metrics import first_difference, paired_speedup, quality, share_identical
+from spec2seq.evaluation.metrics import first_difference, quality, share_identical
 
 
 def test_quality_has_scores_and_signatures():
@@ -30,10 +30,6 @@ def test_identity_is_by_token_ids():
     assert first_difference([1, 2, 3], [1, 2, 3]) is None
     assert first_difference([1, 2, 3], [1, 5, 3]) == 1
     assert first_difference([1, 2], [1, 2, 3]) == 2
-
-
-def test_paired_speedup_is_by_line():
-    assert paired_speedup([1.0, 2.0, 1.0], [2.0, 4.0, 2.0]).median == 2.0
 
 
 def test_fingerprint_is_of_the_weights_alone(tmp_path):

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spec2seq.evaluation.scoring import make_metric
-from spec2seq.evaluation.timing import Spread
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,3 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
         if x != y:
             return place
     return None if len(a) == len(b) else min(len(a), len(b))
-
-
-def paired_speedup(seconds: Sequence[float], baseline: Sequence[float]) -> Spread:
-    """How many times as fast as the baseline each line was: the median line and the middle half of the lines."""
-    return Spread.of([theirs / mine for mine, theirs in zip(seconds, baseline, strict=True)])
