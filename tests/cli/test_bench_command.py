@@ -5,7 +5,7 @@ import pytest
 
 from spec2seq.cli import bench as command
 from spec2seq.config import load_mapping
-from spec2seq.evaluation.bench.recipe import load_recipe
+from spec2seq.evaluation.bench.recipe import Models, load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes" / "bench").glob("*.yaml"))
 
@@ -35,7 +35,7 @@ def test_flags_win_over_the_config_and_only_results_are_printed(run, measured, t
     assert done.exit_code == 0 and done.stderr == ""
     assert done.stdout.split() == [str(out / name) for name in ("results.json", "a", "b")]
     models, file, recipe, call = measured[0]
-    assert (models, file, recipe.rounds, recipe.lines) == (folder, "lines.jsonl", 2, 5)
+    assert (models, file, recipe.rounds, recipe.lines) == (Models(str(folder)), "lines.jsonl", 2, 5)
     assert (recipe.methods, recipe.peers, recipe.batch_sizes) == (("greedy", "lookup"), (), (1, 4))
     assert str(tmp_path) not in call and call.startswith("spec2seq bench --models tiny --data lines.jsonl")
     assert json.loads((out / "results.json").read_text()) == {"recipe": 2} and len(list(out.iterdir())) == 1
@@ -45,6 +45,15 @@ def test_the_study_has_a_file_of_its_own(run, measured, tmp_path, folder):
     done = run("bench", "--models", folder, "--study", "--out", tmp_path / "out")
     assert done.stdout.split() == [str(tmp_path / "out" / "study.json")]
     assert measured[0][3].endswith("--study")
+
+
+def test_models_may_lie_anywhere(run, measured, tmp_path, folder):
+    run("bench", "--models", "google-t5/t5-small", "--little", folder, "--drafter", folder, "--prefix", "summarize: ",
+        "--out", tmp_path / "out")  # fmt: skip
+    models, _, recipe, call = measured[0]
+    assert models == Models("google-t5/t5-small", str(folder), str(folder)) and recipe.prefix == "summarize: "
+    assert call == ("spec2seq bench --models google-t5/t5-small --little tiny --drafter tiny --prefix 'summarize: ' "
+                    f"--out {tmp_path / 'out'}").rpartition(" --out")[0]  # fmt: skip
 
 
 def test_wrong_input_is_named(fails, measured, tmp_path, folder):

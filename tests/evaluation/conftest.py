@@ -7,7 +7,7 @@ from evaluation.tiny_folder import models, pairs
 
 from spec2seq.evaluation import costs
 from spec2seq.evaluation.bench import engines, rows, run, study
-from spec2seq.evaluation.bench.recipe import Grid, Recipe, Variant
+from spec2seq.evaluation.bench.recipe import Grid, Models, Recipe, Variant
 from spec2seq.evaluation.peers import ct2, worker
 
 LINES, TIMED = 6, 4
@@ -42,10 +42,10 @@ def recipe():
 def results(local_workers, recipe):
     """Of a bench of the tiny models: no block drafter lies beside them."""
     said = []
-    made = run.run_bench(models(), pairs(LINES), "lines.tsv", recipe, "the command", said.append)
+    made = run.run_bench(Models(str(models())), pairs(LINES), "lines.tsv", recipe, "the command", said.append)
     return json.loads(json.dumps(made | {"said": said}))
 
 
 @pytest.fixture(scope="session")
 def studied(local_workers, recipe):
-    return json.loads(json.dumps(study.run_study(models(), pairs(20), "lines.tsv", recipe, "the study")))
+    return json.loads(json.dumps(study.run_study(Models(str(models())), pairs(20), "lines.tsv", recipe, "the study")))

@@ -2,6 +2,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from evaluation.local import Local
@@ -9,6 +10,8 @@ from evaluation.tiny_folder import MAX_NEW_TOKENS, models, pairs
 
 from spec2seq import Seq2Seq
 from spec2seq.errors import Spec2SeqError
+from spec2seq.evaluation.bench.engines import make_workload
+from spec2seq.evaluation.bench.recipe import Models, Recipe
 from spec2seq.evaluation.memory import fresh_peaks
 from spec2seq.evaluation.peers import Job, Workload, batches, ct2, load_peer, worker
 from spec2seq.evaluation.peers.worker import Worker
@@ -54,6 +57,27 @@ def test_batches_give_what_lines_alone_give_in_every_engine(method, ours):
 
 def test_beam_search_is_that_of_transformers(ours):
     assert load_peer("hf", workload()).run(Job("beam")).sequences == ours.run(Job("beam")).sequences
+
+
+def test_models_may_lie_elsewhere_and_sources_may_begin_with_a_prefix(tmp_path):
+    (tmp_path / "alone").mkdir()
+    for path in models().iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path / "alone")
+    texts, recipe = [pair.source for pair in pairs(2)], Recipe(prefix="w5 w6 ")
+    named = Models(str(tmp_path / "alone"), little=str(models() / "little"))
+    made, tokenizer = make_workload(named, texts, recipe, "lines.tsv")
+    assert made.little == models() / "little" and made.drafter is None
+    assert [*made.folders()] == ["verifier", "little"]
+    assert made.sources == [tokenizer(f"w5 w6 {text}").input_ids for text in texts]
+    peer = load_peer("spec2seq", replace(made, max_new_tokens=MAX_NEW_TOKENS))
+    assert peer.run(Job("assisted")).sequences == peer.run(Job("greedy")).sequences
+
+
+@pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder"])
+def test_a_little_model_that_is_nowhere(name):
+    with pytest.raises(Spec2SeqError, match=f"{name}: neither a model folder nor an id that could be loaded"):
+        make_workload(Models(str(models()), little=name), ["w5"], Recipe(), "lines.tsv")
 
 
 def test_transformers_refuses_to_speculate_in_batches():

@@ -1,5 +1,6 @@
 """The subcommands that measure: bench, report."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,15 @@ Names = str | None
 
 def bench(
     models: Annotated[
-        Path | None, typer.Option(help="folder with little/ and drafter/ (default: the bundled one)")
+        Names, typer.Option(metavar="NAME", help="folder or hub id of the verifier (default: the bundled one)")
     ] = None,
+    little: Annotated[
+        Names, typer.Option(metavar="NAME", help="of a little model (default: little/ in the verifier's folder)")
+    ] = None,
+    drafter: Annotated[
+        Names, typer.Option(metavar="NAME", help="of a block drafter (default: drafter/ likewise)")
+    ] = None,
+    prefix: Annotated[Names, typer.Option(help="what stands before every source, such as 'summarize: '")] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -53,11 +61,14 @@ def bench(
     given = {
         "methods": methods, "peers": peers, "dtype": dtype, "batch_sizes": batch_sizes, "threads": threads,
         "device": device, "lines": lines, "rounds": rounds, "quality_lines": quality_lines, "metrics": metrics,
+        "prefix": prefix,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
-    command = _command({"models": models, "data": data, "config": config, **given, "study": study})
+    names = {"models": models, "little": little, "drafter": drafter}
+    shown = {key: Path(name) if name and Path(name).exists() else name for key, name in names.items()}
+    command = _command({**shown, "data": data, "config": config, **given, "study": study})
     quiet()
-    from spec2seq.evaluation.bench.recipe import load_recipe
+    from spec2seq.evaluation.bench.recipe import Models, load_recipe
     from spec2seq.evaluation.bench.run import run_bench
     from spec2seq.evaluation.bench.study import run_study
     from spec2seq.evaluation.report import write_report
@@ -66,11 +77,11 @@ def bench(
 
     recipe = load_recipe(config, {name: _split(name, value) for name, value in given.items()})
     pairs, file = pairs_to_measure(data, recipe.fields)
-    folder = models or Path(bundled_model())
+    found = Models(models or bundled_model(), little, drafter)
     if study:
-        write_json(out / "study.json", run_study(folder, pairs, file, recipe, command))
+        write_json(out / "study.json", run_study(found, pairs, file, recipe, command))
     else:
-        write_json(out / "results.json", run_bench(folder, pairs, file, recipe, command, say))
+        write_json(out / "results.json", run_bench(found, pairs, file, recipe, command, say))
     written = [out / ("study.json" if study else "results.json")]
     if (out / "results.json").is_file():
         written += write_report(out)
@@ -116,5 +127,5 @@ def _command(given: dict[str, Any]) -> str:
         words.append("--" + name.replace("_", "-"))
         if isinstance(value, Path):
             value = value.name if value.is_absolute() else value.as_posix()
-        words += [] if value is True else [str(value)]
+        words += [] if value is True else [shlex.quote(str(value))]
     return " ".join(words)

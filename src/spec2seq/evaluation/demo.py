@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
-from spec2seq.evaluation.bench.recipe import Recipe, Variant
+from spec2seq.evaluation.bench.recipe import Models, Recipe, Variant
 from spec2seq.evaluation.bench.run import run_bench
 from spec2seq.evaluation.report import write_report
 from spec2seq.evaluation.sample import committed_sample, read_pairs
@@ -38,7 +38,7 @@ def run_demo(models: Path, sample: Path | None, out: Path, threads: int | None =
         METHODS, (BLOCKS,) if blocks else (), peers=(), dtype=("float32",), batch_sizes=(1,), lines=LINES,
         rounds=rounds, side_rounds=rounds, quality_lines=None, threads=threads, memory=False,
     )  # fmt: skip
-    results = run_bench(Path(models), pairs, file, recipe, "spec2seq demo")
+    results = run_bench(Models(str(models)), pairs, file, recipe, "spec2seq demo")
     write_json(Path(out) / "results.json", results)
     page, _ = write_report(Path(out))
     _print(results, page)

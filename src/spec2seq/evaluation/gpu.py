@@ -29,7 +29,7 @@ from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation import memory
 from spec2seq.evaluation.bench.engines import make_workload
-from spec2seq.evaluation.bench.recipe import Recipe
+from spec2seq.evaluation.bench.recipe import Models, Recipe
 from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.costs import bandwidth, pass_bytes
 from spec2seq.evaluation.gpu_page import page
@@ -155,7 +155,8 @@ def equality(models: Path, device: str) -> list[dict[str, Any]]:
 
 def peaks(models: Path, device: str) -> list[dict[str, Any]]:
     """Peak MiB of the device's memory by batch size, in processes of their own: greedy, SpecDec and the difference."""
-    workload, _ = make_workload(models, [pair.source for pair in committed_sample()], Recipe(device=device), "sample")
+    texts = [pair.source for pair in committed_sample()]
+    workload, _ = make_workload(Models(str(models)), texts, Recipe(device=device), "sample")
     jobs = Job("greedy"), Job("specdec", {"block_size": DRAFTS[1]})  # an adaptive one would measure costs, too
     found = {job.method: memory.fresh_peaks("spec2seq", workload, job, MEMORY_SIZES) for job in jobs}
     return [

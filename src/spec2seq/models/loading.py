@@ -20,6 +20,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
     "vocab-src.json",
 )  # fmt: skip
+# Of a snapshot, what only other frameworks read.
+OF_OTHERS = ("*.h5", "*.msgpack", "*.ot", "*.onnx", "onnx/*")
 
 
 def torch_device(name: str) -> torch.device:
@@ -82,6 +84,17 @@ def _as_one_error(name: str) -> Iterator[None]:
     except Exception as error:
         reason = _first_line(error)
         raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
+
+
+def local_folder(name: str) -> Path:
+    """The folder of that name, or a local copy of the hub's model of that name. Raises Spec2SeqError if there is
+    neither."""
+    if os.path.isdir(name):
+        return Path(name).resolve()
+    from huggingface_hub import snapshot_download
+
+    with _as_one_error(name):
+        return Path(snapshot_download(name, ignore_patterns=OF_OTHERS))
 
 
 def load_tokenizer(name: str) -> Any:

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from spec2seq import Seq2Seq
 from spec2seq.errors import Spec2SeqError
-from spec2seq.evaluation.bench.recipe import Contender, Recipe
+from spec2seq.evaluation.bench.recipe import Contender, Models, Recipe
 from spec2seq.evaluation.memory import fresh_peaks
 from spec2seq.evaluation.peers import Job, Workload, worker
+from spec2seq.models.loading import local_folder
 
 PROBES, CLEAR = 7, 3  # rounds in which an engine shows with how many threads it is faster; fewer if each one says so
 
@@ -151,12 +151,14 @@ def running(workload: Workload, recipe: Recipe, contenders: Iterable[Contender])
         yield engines
 
 
-def make_workload(models: Path, texts: list[str], recipe: Recipe, file: str) -> tuple[Workload, Any]:
+def make_workload(models: Models, texts: list[str], recipe: Recipe, file: str) -> tuple[Workload, Any]:
     """The workload and the tokenizer. Raises Spec2SeqError for a text that is too long for the model."""
-    model = Seq2Seq.from_pretrained(models)
+    model = Seq2Seq.from_pretrained(models.verifier, prefix=recipe.prefix)
     sources = [model.source_ids(text, f"{file}: pair {number}") for number, text in enumerate(texts, 1)]
-    folder = Path(models).resolve()
+    given = {"little": models.little, "drafter": models.drafter}
+    beside = {part: str(local_folder(name)) for part, name in given.items() if name is not None}
     return (
-        Workload(folder, sources, model.max_new_tokens(), recipe.threads, recipe.dtype[0], recipe.device),
+        Workload(local_folder(models.verifier), sources, model.max_new_tokens(), recipe.threads, recipe.dtype[0],
+                 recipe.device, beside),
         model.tokenizer,
-    )
+    )  # fmt: skip

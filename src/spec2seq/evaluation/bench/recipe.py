@@ -44,6 +44,15 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Models:
+    """Folders or ids of the hub. None: little/ and drafter/ in the verifier's folder, where they are there."""
+
+    verifier: str
+    little: str | None = None
+    drafter: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything but the models and the data. An engine runs those dtypes that it has; a baseline that has not a row's
     own runs in the first."""
@@ -60,6 +69,7 @@ class Recipe:
     quality_lines: int | None = 500  # stratified by length; none: all
     metrics: tuple[str, ...] = ("bleu", "chrf")
     fields: tuple[str, ...] = ("source", "reference")  # of a .jsonl
+    prefix: str = ""  # before every source
     threads: int | None = None  # an engine that is faster with one is given one
     device: str = "cpu"
     memory: bool = True

@@ -4,12 +4,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
 from spec2seq.evaluation.bench.engines import Engines, make_workload, running
-from spec2seq.evaluation.bench.recipe import Contender, Recipe, contenders
+from spec2seq.evaluation.bench.recipe import Contender, Models, Recipe, contenders
 from spec2seq.evaluation.bench.rows import (
     Measured,
     Scores,
@@ -34,7 +33,7 @@ START_SECONDS = 5.0  # of a fresh process with its batches, beside another one; 
 
 
 def run_bench(
-    models: Path, pairs: Sequence[Pair], file: str, recipe: Recipe, command: str, say: Callable[[str], Any] = str
+    models: Models, pairs: Sequence[Pair], file: str, recipe: Recipe, command: str, say: Callable[[str], Any] = str
 ) -> dict[str, Any]:
     """What results.json holds. `say` is told how long it will take.
 

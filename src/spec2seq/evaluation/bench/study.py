@@ -5,12 +5,11 @@ A fixed draft shows where it pays; beside it stands how much the adaptive rule o
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
 from spec2seq.evaluation.bench.engines import Engines, make_workload, running
-from spec2seq.evaluation.bench.recipe import Contender, Recipe, our_dtypes
+from spec2seq.evaluation.bench.recipe import Contender, Models, Recipe, our_dtypes
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
 from spec2seq.evaluation.sample import Pair, stratified, stratified_indices
@@ -20,7 +19,7 @@ NEAR = 0.1  # a source may have so much more or fewer words than asked for
 DRAFTS = 0.25  # tokens drafted a pass; below it are only the probes, by which the rule notices a change
 
 
-def run_study(models: Path, pairs: Sequence[Pair], file: str, recipe: Recipe, command: str) -> dict[str, Any]:
+def run_study(models: Models, pairs: Sequence[Pair], file: str, recipe: Recipe, command: str) -> dict[str, Any]:
     """What study.json holds. Raises Spec2SeqError where our greedy cannot run."""
     grid = recipe.study
     sample = stratified(pairs, max(recipe.lines, *grid.batch_sizes))

@@ -11,7 +11,10 @@ ENGINES = ("spec2seq", "hf", "ctranslate2")
 
 @dataclass(frozen=True)
 class Workload:
-    """What every engine is given: folders, source ids (end token included), the cap on new tokens, threads."""
+    """What every engine is given: folders, source ids (end token included), the cap on new tokens, threads.
+
+    `beside`: the folders of "little" and "drafter" where they are not in that of the verifier.
+    """
 
     models: Path
     sources: list[list[int]]
@@ -19,27 +22,29 @@ class Workload:
     threads: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
+    beside: dict[str, str] = field(default_factory=dict)
 
     @property
     def little(self) -> Path:
         """The folder of the little model. Raises Spec2SeqError if there is none."""
-        folder = self.models / "little"
-        if not (folder / "config.json").is_file():
+        folder = self._folder("little")
+        if folder is None:
             raise Spec2SeqError("little/config.json: no little model lies beside the verifier")
         return folder
 
     @property
     def drafter(self) -> Path | None:
         """The folder of the block drafter, if there is one."""
-        folder = self.models / "drafter"
+        return self._folder("drafter")
+
+    def _folder(self, part: str) -> Path | None:
+        folder = Path(self.beside.get(part, self.models / part))
         return folder if (folder / "config.json").is_file() else None
 
     def folders(self) -> dict[str, Path]:
         """Every model by its part, for the manifest."""
-        found = {"verifier": self.models}
-        if (self.models / "little" / "config.json").is_file():
-            found["little"] = self.little
-        return found if self.drafter is None else found | {"drafter": self.drafter}
+        found = {"verifier": self.models, "little": self._folder("little"), "drafter": self.drafter}
+        return {part: folder for part, folder in found.items() if folder is not None}
 
 
 @dataclass(frozen=True)
