@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from spec2seq import Assisted, Beam, Greedy, Sample, Seq2Seq, Spec2SeqError, UsageError
+from spec2seq import Assisted, Beam, BiLD, Greedy, OfficialBiLD, Sample, Seq2Seq, Spec2SeqError, UsageError
 from spec2seq.decoding.stats import Stats
 
 CAP = 12
@@ -167,6 +167,37 @@ def test_max_new_tokens_by_default():
     assert cap() == 256
     assert cap("marian", max_length=512) == 96  # no more than there are positions
     assert tiny.seq2seq("t5").max_new_tokens(5) == 5
+
+
+LIMITED = {
+    "greedy": lambda little: Greedy(),
+    "assisted": lambda little: Assisted(little.drafter(), 3),
+    "bild": lambda little: BiLD(little.drafter()),
+    "compat": lambda little: OfficialBiLD(little.drafter()),
+    "beam": lambda little: Beam(2),
+}
+
+
+@pytest.mark.parametrize("method", LIMITED)
+def test_an_output_is_limited_by_its_source(method):
+    """As if each had been decoded alone with a cap of its own; the smaller of both caps holds."""
+    model, method = named(), LIMITED[method](named(seed=1))
+    limited = model.for_task(max_len_a=0.5, max_len_b=1)
+    caps = [min(4, int(0.5 * len(model.encode_text(text)) + 1)) for text in TEXTS]
+    alone = [model.generate([text], method, max_new_tokens=cap).sequences[0]
+             for text, cap in zip(TEXTS, caps, strict=True)]  # fmt: skip
+    for batch_size in (1, 4):
+        assert limited.generate(TEXTS, method, max_new_tokens=4, batch_size=batch_size).sequences == alone
+    assert [row.tokens for row in limited.stream(TEXTS, method, max_new_tokens=4)] == alone
+    assert len(set(caps)) > 2 and any(len(row) == cap for row, cap in zip(alone, caps, strict=True))
+    assert limited.for_task(prefix="w5 ").max_len_b == 1  # what was set before stays
+
+
+def test_a_limit_by_the_source_leaves_a_token():
+    assert {len(row) for row in named().for_task(max_len_a=0.0).generate(TEXTS).sequences} == {1}
+    for name in ("max_len_a", "max_len_b"):
+        with pytest.raises(UsageError, match=f"{name} is -1"):
+            named().for_task(**{name: -1})
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

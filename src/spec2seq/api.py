@@ -41,6 +41,8 @@ class Seq2Seq:
     src_lang: str | None = None
     tgt_lang: str | None = None
     prefix = ""
+    max_len_a: float | None = None
+    max_len_b: int | None = None
     shortlist: Sequence[int] = ()
 
     def __init__(
@@ -54,7 +56,8 @@ class Seq2Seq:
     def from_pretrained(
         cls, name: str | Path, dtype: str = "float32", device: str = "cpu", executor: str = "auto", *,
         tokenizer: str | Path | None = None, src_lang: str | None = None, tgt_lang: str | None = None,
-        prefix: str | None = None, device_memory: float | None = None,
+        prefix: str | None = None, max_len_a: float | None = None, max_len_b: int | None = None,
+        device_memory: float | None = None,
     ) -> "Seq2Seq":  # fmt: skip
         """Load a folder or a hub id. Raises Spec2SeqError if it is no model of a supported family.
 
@@ -65,7 +68,7 @@ class Seq2Seq:
             executor: what runs the layers: "torch"; "native", compiled on this machine, for float32 and int8 on a CPU;
                 "auto", native where that is possible, and on a GPU a graph for each iteration.
             tokenizer: folder or id of the tokenizer where the model's has none.
-            src_lang, tgt_lang, prefix: see `for_task`.
+            src_lang, tgt_lang, prefix, max_len_a, max_len_b: see `for_task`.
             device_memory: GiB of a GPU that this process may take; None: what is free. Rows in flight are as many as
                 have room in it.
         """
@@ -79,7 +82,7 @@ class Seq2Seq:
         executors.prepare(model.to(where), dtype, executor)
         made = cls(model, config, words, generation_config)
         made.shortlist = loading.load_shortlist(str(name))
-        return made.for_task(src_lang, tgt_lang, prefix)
+        return made.for_task(src_lang, tgt_lang, prefix, max_len_a, max_len_b)
 
     @classmethod
     def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":
@@ -87,19 +90,27 @@ class Seq2Seq:
         return cls(loading.of_module(module, type(module).__name__), module.config, tokenizer, module.generation_config)
 
     def for_task(
-        self, src_lang: str | None = None, tgt_lang: str | None = None, prefix: str | None = None
-    ) -> "Seq2Seq":
+        self, src_lang: str | None = None, tgt_lang: str | None = None, prefix: str | None = None,
+        max_len_a: float | None = None, max_len_b: int | None = None,
+    ) -> "Seq2Seq":  # fmt: skip
         """The same weights for one direction or task; None leaves what was set before.
 
         Args:
             src_lang, tgt_lang: languages of a multilingual model, as its tokenizer names them, such as "eng_Latn".
             prefix: what stands before every source text, such as "translate English to German: ".
+            max_len_a, max_len_b: an output has at most max_len_a × the tokens of its source + max_len_b tokens, the
+                end tokens counted, beside what `max_new_tokens` allows: the names are fairseq's, and so is the use, an
+                output that repeats itself ends early. One alone: the other is 0.
 
-        Raises UsageError if the tokenizer has no such language.
+        Raises UsageError if the tokenizer has no such language, or a number is negative.
         """
         other = copy.copy(self)
         if prefix is not None:
             other.prefix = prefix
+        check_range("max_len_a", max_len_a, low=0.0)
+        check_range("max_len_b", max_len_b, low=0)
+        if max_len_a is not None or max_len_b is not None:
+            other.max_len_a, other.max_len_b = max_len_a or 0.0, max_len_b or 0
         if src_lang is not None:
             languages.language_token(self.tokenizer, "src_lang", src_lang)
             other.src_lang = src_lang
@@ -295,6 +306,12 @@ class Seq2Seq:
             total = getattr(config, "max_length", None)
             value = total - 1 if total and total > 20 else DEFAULT_MAX_NEW_TOKENS  # 20: Transformers' stand-in
         return min(value, most or value)
+
+    def most_tokens(self, source: Sequence[int], cap: int) -> int:
+        """Of an output of `source`: `cap`, or what max_len_a and max_len_b leave of it; at least 1."""
+        if self.max_len_a is None:
+            return cap
+        return max(1, min(cap, int(self.max_len_a * len(source) + self.max_len_b)))
 
     def encode_text(self, text: str, target: bool = False) -> list[int]:
         """Token ids of a source, or of an output if it is the `target`, with the end token."""

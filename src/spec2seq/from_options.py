@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spec2seq.errors import UsageError
-from spec2seq.options import BESIDE, FILTERS, UNSET, MethodOptions, RunOptions, is_block_drafter
+from spec2seq.options import BESIDE, FILTERS, TASK, UNSET, MethodOptions, RunOptions, is_block_drafter
 
 if TYPE_CHECKING:  # both import torch, and the command line must answer --help without it
     from spec2seq.api import Method, Seq2Seq
@@ -22,9 +22,7 @@ def load(run: RunOptions, options: MethodOptions) -> "tuple[Seq2Seq, Method]":
 
         torch.set_num_threads(run.threads)
     place = run.given("dtype", "device", "executor")
-    model = Seq2Seq.from_pretrained(
-        run.model, **place, **run.given("src_lang", "tgt_lang", "prefix", "device_memory")
-    )  # fmt: skip
+    model = Seq2Seq.from_pretrained(run.model, **place, **run.given(*TASK, "device_memory"))
     drafter = None
     if options.drafter is not UNSET:
         drafter = load_drafter(options.drafter, model, languages=run.given("src_lang", "tgt_lang"), **place)

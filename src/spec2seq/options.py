@@ -21,6 +21,8 @@ POLICIES = {
     "sampling": (),
     "compat": (*FILTERS, *_JUDGING, "starts"),
 }
+# What belongs to a task more than to a run.
+TASK = ("src_lang", "tgt_lang", "prefix", "max_len_a", "max_len_b")
 DTYPES = ("float32", "int8", "bfloat16", "float16", "float64")
 EXECUTORS = ("auto", "native", "torch")
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
@@ -58,6 +60,8 @@ class RunOptions(_Given):
     tgt_lang: str = _option(str, "language to write", "the model's, if it has one")
     prefix: str = _option(str, "what stands before every source, such as 'summarize: '", "nothing")
     max_new_tokens: int = _option(int, "the most tokens of an output", "what the model's generation config says", low=1)
+    max_len_a: float = _option(float, "the most tokens of an output per token of its source", "no such limit", low=0.0)
+    max_len_b: int = _option(int, "so many beside --max-len-a", 0, low=0)
     truncate: bool = _option(bool, "cut sources that are longer than the model allows", False)
 
 

@@ -63,7 +63,8 @@ class Runner:
         self.engine.stats = self.stats
         place = {}
         for source, index in zip(sources, indices, strict=True):
-            place[self.engine.submit(source, self.cap, seed_of(self.engine.sampling, index))] = index
+            most = self.seq2seq.most_tokens(source, self.cap)
+            place[self.engine.submit(source, most, seed_of(self.engine.sampling, index))] = index
         done = []
         while self.engine.busy:
             ended = self.engine.step(1 if self.streamed is not None else AT_ONCE)
@@ -75,10 +76,11 @@ class Runner:
     def _beams(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
         done = []
         for start in range(0, len(sources), self.batch_size):
-            places = indices[start : start + self.batch_size]
+            places, batch = indices[start : start + self.batch_size], sources[start : start + self.batch_size]
+            most = [self.seq2seq.most_tokens(source, self.cap) for source in batch]
             found = beam_search(
-                self.seq2seq.model, sources[start : start + self.batch_size], self.method, self.cap, self.processors,
-                self.stats, [seed_of(self.method.sampling, index) for index in places], self.ends,
+                self.seq2seq.model, batch, self.method, most, self.processors, self.stats,
+                [seed_of(self.method.sampling, index) for index in places], self.ends,
             )  # fmt: skip
             done += [(places[completion.id], completion) for completion in found]
         return done
@@ -86,7 +88,8 @@ class Runner:
     def _alone(self, source: list[int]) -> Completion:
         """A source in the official BiLD, whatever the batch size."""
         started = time.perf_counter()
-        completion = self.method.decode(self.seq2seq.model, source, self.cap, self.processors, self.ends)
+        most = self.seq2seq.most_tokens(source, self.cap)
+        completion = self.method.decode(self.seq2seq.model, source, most, self.processors, self.ends)
         counts, stats = completion.counts, self.stats
         stats.add(counts)
         stats.rows += 1

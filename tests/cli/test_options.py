@@ -39,7 +39,7 @@ OTHER = {
 RUN = {
     "model": "m", "dtype": "float64", "device": "cpu", "threads": 1, "batch_size": 3, "max_new_tokens": 5,
     "truncate": True, "src_lang": "a", "tgt_lang": "b", "prefix": "c", "executor": "torch",
-    "device_memory": 1.5,
+    "device_memory": 1.5, "max_len_a": 1.5, "max_len_b": 4,
 }  # fmt: skip
 METHOD_OPTIONS = [name for name, option in OPTIONS.items() if option.of_method]
 PRESETS = {

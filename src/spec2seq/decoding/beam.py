@@ -29,6 +29,7 @@ class _Sentence:
 
     id: int
     source_length: int
+    limit: int  # of tokens, the decoder's start included
     generator: torch.Generator | None = None
     finished: list[tuple[float, int, int, int]] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
@@ -36,11 +37,12 @@ class _Sentence:
 
 @torch.inference_mode()
 def beam_search(
-    verifier: EncoderDecoder, sources: list[list[int]], method: Beam, max_new_tokens: int,
+    verifier: EncoderDecoder, sources: list[list[int]], method: Beam, max_new_tokens: list[int],
     processors: list[Processor], stats: Stats, seeds: list[int], eos_token_ids: tuple[int, ...] = (),
 ) -> list[Completion]:  # fmt: skip
     """Decode one batch of sources by a method that is `completed`; returns the best hypothesis of each, in order, and
-    with it the others that were asked for. Counts go into `stats`. `seeds` are the sources' own, of `method.sampling`.
+    with it the others that were asked for. Counts go into `stats`. `max_new_tokens` and `seeds` are the sources' own,
+    the latter of `method.sampling`.
 
     `eos_token_ids` end a hypothesis; none: the model's own end token. `verifier_calls` counts the passes a sentence
     took part in, all its beams at once.
@@ -63,16 +65,17 @@ class Search:
     what every row continued (a row of the step before) and with which token."""
 
     def __init__(
-        self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: int, processors, seeds, ends=()
+        self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: list[int], processors, seeds, ends=()
     ):  # fmt: skip
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
-        self.ends, self.limit, self.length = ends or (a.eos_token_id,), max_new_tokens + 1, 1
+        self.ends, self.length = ends or (a.eos_token_id,), 1
         self.beams = method.num_beams
         self.wanted = (1 + len(self.ends)) * self.beams  # as many as beams do not end, whatever the others are
         # "never" reckons with the score that a longer hypothesis could come to.
         self.to_the_end = method.early_stopping == "never" and method.length_penalty > 0
-        self.running = [_Sentence(index, len(source)) for index, source in enumerate(sources)]
+        limits = [most + 1 for most in max_new_tokens]
+        self.running = [_Sentence(index, len(source), limits[index]) for index, source in enumerate(sources)]
         if method.sampling is not None:
             for sentence, seed in zip(self.running, seeds, strict=True):
                 sentence.generator = torch.Generator(device).manual_seed(seed)
@@ -83,7 +86,7 @@ class Search:
         rows = len(sources) * self.beams
         self.cache = verifier.new_cache(rows)
         verifier.admit(self.cache, 0, verifier.encode(texts, lengths))
-        self.tokens = torch.full((rows, self.limit), a.pad_token_id, device=device)
+        self.tokens = torch.full((rows, max(limits)), a.pad_token_id, device=device)
         self.tokens[:, 0] = a.decoder_start_token_id
         # Sums of log-probabilities need that much. What is drawn is Transformers' if all is float32, as it is there.
         drawn = method.sampling is not None
@@ -113,7 +116,8 @@ class Search:
         log_probabilities = logits.to(self.scores.dtype).log_softmax(-1)
         if self.processors:
             lengths = torch.full((len(logits),), self.length, device=logits.device)
-            prefix = Prefix(self.tokens, lengths, torch.full_like(lengths, self.limit))
+            limits = lengths.new_tensor([sentence.limit for sentence in self.running]).repeat_interleave(self.beams)
+            prefix = Prefix(self.tokens, lengths, limits)
             for process in self.processors:
                 log_probabilities = process(log_probabilities, prefix)
         if self.method.sampling is not None:
@@ -146,7 +150,7 @@ class Search:
             for rank, (score, place) in enumerate(best[index]):
                 source, word = divmod(int(place), vocabulary)
                 row = index * self.beams + source
-                if rank < self.beams and (word in self.ends or self.length + 1 == self.limit):
+                if rank < self.beams and (word in self.ends or self.length + 1 == sentence.limit):
                     self._finish(sentence, score, row, word)
                 if word not in self.ends:
                     going.append((score, row, word))
@@ -154,7 +158,7 @@ class Search:
                 going.sort(key=lambda candidate: -candidate[0])
             sentence.counts.verifier_calls += 1
             sentence.counts.verifier_tokens += self.beams
-            if self.length + 1 == self.limit or self._is_done(sentence, best_going=going[0][0]):
+            if self.length + 1 == sentence.limit or self._is_done(sentence, best_going=going[0][0]):
                 ended.append(index)
             for score, row, word in going[: self.beams]:
                 rows.append(row)
@@ -198,7 +202,7 @@ class Search:
             return False
         if self.method.early_stopping is True:
             return True
-        length = self.limit - 1 if self.to_the_end else self.length
+        length = sentence.limit - 1 if self.to_the_end else self.length
         attainable = best_going / length**self.method.length_penalty
         return attainable <= sentence.finished[-1][0]
 

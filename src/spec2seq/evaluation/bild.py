@@ -68,7 +68,8 @@ class Study:
         plan = Plan(sources, [pair.reference for pair in pairs], self.metric, batch_size,
                     self.model.max_new_tokens(self.max_new_tokens), CHUNK * batch_size)  # fmt: skip
         settings = {name: repr(replace(method, drafter=None)) for name, method in methods.items()}
-        about = {"name": name, "weights": self.model.fingerprint(), "methods": settings, "little": {
+        limits = [self.model.max_len_a, self.model.max_len_b]
+        about = {"name": name, "weights": self.model.fingerprint(), "limits": limits, "methods": settings, "little": {
             mode: [fingerprint(little.model), None if little.shortlist is None else len(little.shortlist)]
             for mode, little in self.little.items()
         }}  # fmt: skip
@@ -174,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fields", nargs=2, default=FIELDS, metavar=("SOURCE", "REFERENCE"), help="of .jsonl")
     parser.add_argument("--metric", choices=tuple(NAMES), default="bleu")
     parser.add_argument("--max-new-tokens", type=int, help="default: the model's own")
+    parser.add_argument("--max-len-a", type=float, help="tokens of an output by token of its source; default: no limit")
+    parser.add_argument("--max-len-b", type=int, help="so many more")
     parser.add_argument("--models", type=Path, default=Path("models/ende"), help="the large one (%(default)s)")
     parser.add_argument("--aligned", type=Path, help="a little model trained on what it writes (its folder's little/)")
     parser.add_argument("--unaligned", type=Path, help="a little model that was trained on references")
@@ -197,7 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     dev, test = (read_pairs(_file(Path(data), f"{asked.data}.{part}"), asked.fields) for part in ("dev", "test"))
     lines = [stratified(*part) for part in ((dev, asked.timed_lines), (dev, asked.dev_lines), (test, asked.test_lines))]
-    model = Seq2Seq.from_pretrained(asked.models, dtype=asked.dtype)
+    model = Seq2Seq.from_pretrained(
+        asked.models, dtype=asked.dtype, max_len_a=asked.max_len_a, max_len_b=asked.max_len_b
+    )
     found = study(Study(model, little, *lines, asked.work / asked.data, asked.fallbacks, asked.rollbacks,
                         max_new_tokens=asked.max_new_tokens, metric=asked.metric))  # fmt: skip
     found["data"]["name"] = asked.data
@@ -222,8 +227,8 @@ def _command(asked: argparse.Namespace) -> str:
     words = ["python -m spec2seq.evaluation.bild"]
     words += [f"--{name} FOLDER" for name in ("aligned", "unaligned") if getattr(asked, name)]
     names = ["data", "timed_lines", "dev_lines", "test_lines", "dtype", "threads", "fallbacks", "rollbacks"]
-    names += [name for name, usual in (("fields", FIELDS), ("metric", "bleu"), ("max_new_tokens", None))
-              if getattr(asked, name) != usual]  # fmt: skip
+    unusual = {"fields": FIELDS, "metric": "bleu", "max_new_tokens": None, "max_len_a": None, "max_len_b": None}
+    names += [name for name, usual in unusual.items() if getattr(asked, name) != usual]
     for name in names:
         value = getattr(asked, name)
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]

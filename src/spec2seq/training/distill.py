@@ -133,7 +133,8 @@ def distilled_files(
 
 def _description(model: Seq2Seq, corpus: Path, settings: tuple) -> str:
     """What must be the same for two calls to write the same lines."""
-    values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings]
+    limits = model.max_len_a, model.max_len_b
+    values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings, *limits]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
