@@ -165,7 +165,7 @@ def ablated(drafter: LittleModel, setting: Setting) -> dict[str, Method]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and write bild.json, bild.md and bild.html, or for other data bild-DATA.*."""
+    """Measure and write bild.json, bild.md and bild.html; bild-DATA-DTYPE.* for what is not the default."""
     parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.bild", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--work", type=Path, default=Path("out/bild"), help="parts; the same command goes on with them")
@@ -203,12 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = Seq2Seq.from_pretrained(
         asked.models, dtype=asked.dtype, max_len_a=asked.max_len_a, max_len_b=asked.max_len_b
     )
-    found = study(Study(model, little, *lines, asked.work / asked.data, asked.fallbacks, asked.rollbacks,
+    unusual = (getattr(asked, key) for key in ("data", "dtype") if getattr(asked, key) != parser.get_default(key))
+    stem = "-".join(["bild", *unusual])
+    found = study(Study(model, little, *lines, asked.work / stem, asked.fallbacks, asked.rollbacks,
                         max_new_tokens=asked.max_new_tokens, metric=asked.metric))  # fmt: skip
     found["data"]["name"] = asked.data
     weights = {"large": asked.models} | {mode: folders[mode] for mode in little}
     made = {"manifest": manifest(_command(asked), weights, asked.dtype, asked.threads), **found}
-    page, stem = blocks(made), "bild" if asked.data == parser.get_default("data") else f"bild-{asked.data}"
+    page = blocks(made)
     texts = {"md": as_markdown(page), "html": as_html(page[0].text, page)}  # which has the plot
     write_json(asked.out / f"{stem}.json", made)
     for ending, text in texts.items():
