@@ -191,6 +191,7 @@ def test_an_output_is_limited_by_its_source(method):
     assert [row.tokens for row in limited.stream(TEXTS, method, max_new_tokens=4)] == alone
     assert len(set(caps)) > 2 and any(len(row) == cap for row, cap in zip(alone, caps, strict=True))
     assert limited.for_task(prefix="w5 ").max_len_b == 1  # what was set before stays
+    assert limited.for_task(max_len_b=2).max_len_a == 0.5
 
 
 def test_a_limit_by_the_source_leaves_a_token():

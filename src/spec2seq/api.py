@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from spec2seq import limits
 from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
@@ -28,7 +29,6 @@ from spec2seq.options import DTYPES
 from spec2seq.pairing import check_pair
 from spec2seq.runner import LONGEST_SOURCE, Runner
 
-DEFAULT_MAX_NEW_TOKENS = 256
 WINDOW = 16  # batches that are sorted by length together
 
 Method = Speculative | Beam | OfficialBiLD
@@ -109,8 +109,10 @@ class Seq2Seq:
             other.prefix = prefix
         check_range("max_len_a", max_len_a, low=0.0)
         check_range("max_len_b", max_len_b, low=0)
-        if max_len_a is not None or max_len_b is not None:
-            other.max_len_a, other.max_len_b = max_len_a or 0.0, max_len_b or 0
+        if max_len_a is not None:
+            other.max_len_a = max_len_a
+        if max_len_b is not None:
+            other.max_len_b = max_len_b
         if src_lang is not None:
             languages.language_token(self.tokenizer, "src_lang", src_lang)
             other.src_lang = src_lang
@@ -294,24 +296,11 @@ class Seq2Seq:
 
     def max_new_tokens(self, asked: int | None = None) -> int:
         """The cap in force. Raises UsageError if `asked` is not possible."""
-        most = self.model.architecture.max_positions
-        if asked is not None:
-            if asked < 1 or (most is not None and asked > most):
-                allowed = "at least 1" if most is None else f"1 to {most}, the model's positions"
-                raise UsageError(f"max_new_tokens is {asked}; allowed: {allowed}")
-            return asked
-        config = self.generation_config
-        value = getattr(config, "max_new_tokens", None)
-        if value is None:
-            total = getattr(config, "max_length", None)
-            value = total - 1 if total and total > 20 else DEFAULT_MAX_NEW_TOKENS  # 20: Transformers' stand-in
-        return min(value, most or value)
+        return limits.cap(asked, self.generation_config, self.model.architecture.max_positions)
 
     def most_tokens(self, source: Sequence[int], cap: int) -> int:
-        """Of an output of `source`: `cap`, or what max_len_a and max_len_b leave of it; at least 1."""
-        if self.max_len_a is None:
-            return cap
-        return max(1, min(cap, int(self.max_len_a * len(source) + self.max_len_b)))
+        """Of an output of `source`: `cap`, or what `for_task` left of it."""
+        return limits.of_source(source, cap, self.max_len_a, self.max_len_b)
 
     def encode_text(self, text: str, target: bool = False) -> list[int]:
         """Token ids of a source, or of an output if it is the `target`, with the end token."""

@@ -80,6 +80,11 @@ def test_a_little_model_that_is_nowhere(name):
         make_workload(Models(str(models()), little=name), ["w5"], Recipe(), "lines.tsv")
 
 
+def test_a_folder_without_a_little_model_is_refused_by_name(tmp_path):
+    with pytest.raises(Spec2SeqError, match=f"{tmp_path}: no model here: config.json is missing"):
+        make_workload(Models(str(models()), little=str(tmp_path)), ["w5"], Recipe(), "lines.tsv")
+
+
 def test_transformers_refuses_to_speculate_in_batches():
     peer = load_peer("hf", workload())
     for method in ("assisted", "lookup"):

@@ -28,9 +28,9 @@ def readme_table(results: dict[str, Any]) -> str:
         f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, or one where an engine is faster with it, "
         f"{peers}; medians of {recipe['rounds']} passes ({recipe['side_rounds']} of beam search and of peers' "
         f"speculation), each cut into {data['slices']} interleaved rounds, for ratios of the rounds with the "
-        f"interquartile range; a baseline has the row's dtype if its engine has it, else {recipe['dtype'][0]}. Quality "
-        f"of {data['lines']} lines. Revision "
-        f"{manifest['revision']}, `{manifest['command']}`."
+        f"interquartile range; a baseline has the row's dtype if its engine has it, else {recipe['dtype'][0]}. "
+        f"Quality, same tokens and tokens per verifier call are of {data['lines']} lines, decoded apart in batches. "
+        f"Revision {manifest['revision']}, `{manifest['command']}`."
     )
     parts = [
         speed_table(rows, short=True), caption, "Tokens per second by batch size:", throughput_table(throughput),

@@ -41,8 +41,7 @@ def torch_device(name: str) -> torch.device:
 def load_config(name: str) -> Any:
     """A model's configuration, in a folder or of the hub. Raises Spec2SeqError if there is none of an
     encoder–decoder."""
-    if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise Spec2SeqError(f"{name}: no model here: config.json is missing")
+    _check_folder(name)
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
         raise Spec2SeqError(f"{name}: no such folder")
     import transformers  # slow to import, and only loading needs it
@@ -52,6 +51,11 @@ def load_config(name: str) -> Any:
         if not families.knows(config):
             check_kind(config, name)
     return config
+
+
+def _check_folder(name: str) -> None:
+    if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise Spec2SeqError(f"{name}: no model here: config.json is missing")
 
 
 def of_module(module: Any, where: str) -> EncoderDecoder | TransformersModel:
@@ -89,6 +93,7 @@ def _as_one_error(name: str) -> Iterator[None]:
 def local_folder(name: str) -> Path:
     """The folder of that name, or a local copy of the hub's model of that name. Raises Spec2SeqError if there is
     neither."""
+    _check_folder(name)
     if os.path.isdir(name):
         return Path(name).resolve()
     from huggingface_hub import snapshot_download

@@ -153,12 +153,13 @@ def running(workload: Workload, recipe: Recipe, contenders: Iterable[Contender])
 
 def make_workload(models: Models, texts: list[str], recipe: Recipe, file: str) -> tuple[Workload, Any]:
     """The workload and the tokenizer. Raises Spec2SeqError for a text that is too long for the model."""
-    model = Seq2Seq.from_pretrained(models.verifier, prefix=recipe.prefix)
+    verifier = local_folder(models.verifier)
+    model = Seq2Seq.from_pretrained(verifier, prefix=recipe.prefix)
     sources = [model.source_ids(text, f"{file}: pair {number}") for number, text in enumerate(texts, 1)]
     given = {"little": models.little, "drafter": models.drafter}
     beside = {part: str(local_folder(name)) for part, name in given.items() if name is not None}
     return (
-        Workload(local_folder(models.verifier), sources, model.max_new_tokens(), recipe.threads, recipe.dtype[0],
+        Workload(verifier, sources, model.max_new_tokens(), recipe.threads, recipe.dtype[0],
                  recipe.device, beside),
         model.tokenizer,
     )  # fmt: skip
