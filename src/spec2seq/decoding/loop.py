@@ -62,6 +62,7 @@ class Engine:
         self.rows.eos_token_ids = ends
         loop.meanwhile = self.reader.read_ahead
 
+    @torch.inference_mode()
     def _make(self, slots: int, ends: tuple[int, ...], in_one_call: bool) -> None:
         """Tensors of this engine alone, which grow as they must."""
         verifier, method, a = self.verifier, self.method, self.verifier.architecture

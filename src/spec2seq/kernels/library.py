@@ -123,7 +123,7 @@ Iteration = _structure(
 
 FUNCTIONS = {
     "spec2seq_stack": (POINTER(Stack), POINTER(Pass), c_int),
-    "spec2seq_source": (POINTER(Stack), c_void_p, c_int64, c_int64, POINTER(Places), c_int),
+    "spec2seq_source": (POINTER(Stack), POINTER(Pass), POINTER(Places), c_int),
     "spec2seq_linear": (POINTER(Linear), c_void_p, c_int64, c_void_p, c_int),
     "spec2seq_decode": (POINTER(Decoder), POINTER(Pass), POINTER(Scored), c_int),
     "spec2seq_draft": (POINTER(LittleDraft), c_int),

@@ -3,12 +3,14 @@
 #include "beams.h"
 #include "iteration.h"
 
-/* Buffers and phases for a run over `tokens`. Returns the phases; null where memory is short. */
-static Phase *make_work(Work *work, const Stack *stack, int64_t tokens, int64_t keys, int threads) {
-    size_t phases = PHASES(stack->count) * sizeof(Phase);
-    char *memory = buffers(phases + carve(work, NULL, stack, tokens, keys, threads));
+/* Buffers and phases for a run over `tokens`, and room for `alone` floats at `work->places`. Returns the phases; null
+ * where memory is short. */
+static Phase *make_work(Work *work, const Stack *stack, int64_t tokens, int64_t keys, int64_t alone, int threads) {
+    size_t phases = PHASES(stack->count) * sizeof(Phase), used = carve(work, NULL, stack, tokens, keys, threads);
+    char *memory = buffers(phases + used + (size_t)alone * sizeof(float));
     if (!memory) return NULL;
     carve(work, memory + phases, stack, tokens, keys, threads);
+    work->places = (float *)(memory + phases + used);
     return memset(memory, 0, phases);
 }
 
@@ -16,9 +18,8 @@ typedef struct {
     const Stack *stack;
     const Pass *pass;
     const Work *work;
-    const float *states; /* of sources */
     const Places *to;
-    int64_t tokens, length;
+    int64_t tokens;
 } Call;
 
 static void stack_job(void *argument, Team *team) {
@@ -29,28 +30,32 @@ static void stack_job(void *argument, Team *team) {
 
 static void source_job(void *argument, Team *team) {
     const Call *call = argument;
-    Run run = {call->stack, NULL, *call->work, call->tokens, team};
-    run_source(&run, call->states, call->length, call->to);
+    Run run = {call->stack, call->pass, *call->work, call->tokens, team};
+    run_source(&run, call->pass->output, call->to);
 }
 
 /* Run all layers over the tokens of a pass. */
-int spec2seq_stack(const Stack *stack, const Pass *pass, int threads) {
+int spec2seq_stack(const Stack *stack, Pass *pass, int threads) {
     Work work;
-    int64_t tokens = pass->rows * pass->length, keys = largest(pass->horizon, pass->source_horizon);
-    Phase *phases = make_work(&work, stack, tokens, keys, threads);
+    int64_t tokens = first_of(pass, pass->rows), places = pass->rows * pass->length;
+    int64_t keys = largest(pass->horizon, pass->source_horizon), inner = stack->heads * stack->head_width;
+    int64_t alone = pass->own.data ? 0 : 2 * places * inner;
+    Phase *phases = make_work(&work, stack, tokens, keys, alone, threads);
     if (!phases) return -1;
+    if (alone) /* its keys and values, a head's behind one another: strided over a token's, they share few cache sets */
+        pass->own = (Places){work.places, 0, places * inner, pass->length * inner, pass->length * stack->head_width};
     Call call = {.stack = stack, .pass = pass, .work = &work, .tokens = tokens};
     run_team(threads, phases, stack_job, &call);
     return 0;
 }
 
-/* What cross-attention sees of the states [rows * length][width]: every layer's keys and values. */
-int spec2seq_source(const Stack *stack, const float *states, int64_t rows, int64_t length, const Places *to,
-                    int threads) {
+/* What cross-attention sees of the states that a pass over sources wrote: every layer's keys and values. */
+int spec2seq_source(const Stack *stack, const Pass *pass, const Places *to, int threads) {
     Work work;
-    Phase *phases = make_work(&work, stack, rows * length, 0, threads);
+    int64_t tokens = first_of(pass, pass->rows);
+    Phase *phases = make_work(&work, stack, tokens, 0, 0, threads);
     if (!phases) return -1;
-    Call call = {.stack = stack, .work = &work, .states = states, .to = to, .tokens = rows * length, .length = length};
+    Call call = {.stack = stack, .pass = pass, .work = &work, .to = to, .tokens = tokens};
     run_team(threads, phases, source_job, &call);
     return 0;
 }
@@ -130,7 +135,7 @@ static void decoder_job(void *argument, Team *team) {
 int spec2seq_decode(const Decoder *decoder, Pass *pass, const Scored *scored, int threads) {
     DecoderCall call = {decoder, {decoder->stack, pass, .tokens = pass->rows * pass->length}, *scored};
     int64_t keys = largest(pass->horizon, pass->source_horizon);
-    Phase *phases = make_work(&call.run.work, decoder->stack, call.run.tokens, keys, threads);
+    Phase *phases = make_work(&call.run.work, decoder->stack, call.run.tokens, keys, 0, threads);
     if (!phases) return -1;
     pass->input = pass->output;
     run_team(threads, phases, decoder_job, &call);

@@ -28,7 +28,7 @@ typedef struct {
     int64_t rows, length, horizon;
     const int64_t *row_of, *first;   /* of [tokens] its row, and of [rows + 1] where a row's begin, none longer than
                                       * `length`; null: all are that long */
-    Places own;                      /* the cache; data null: an encoder, whose keys are the pass itself */
+    Places own;                      /* the cache; data null: spec2seq_stack makes one for this pass alone */
     const int64_t *origins;          /* [rows][origin_stride], the row in which each place of a row lies; null: its own */
     int64_t origin_stride;
     const int64_t *starts;           /* [rows], where new places begin; null: all at horizon - length */
@@ -43,7 +43,7 @@ typedef struct {
 } Pass;
 
 typedef struct {
-    float *normed, *wide, *query, *mixed, *inner, *scores, *scales;
+    float *normed, *wide, *query, *mixed, *inner, *scores, *scales, *places;
     int8_t *codes;
     int64_t code_stride, score_stride;
 } Work;
@@ -189,19 +189,15 @@ static void self_query(const Run *run, int64_t index, int64_t row, int64_t head,
     const Stack *s = run->stack;
     const Pass *p = run->pass;
     int64_t width = s->head_width, inner = s->heads * width;
-    const float *new = run->work.wide + first_of(p, row) * 3 * inner + head * width;
-    Keys keys = {.keys = new + inner, .values = new + 2 * inner, .key_stride = 3 * inner, .value_stride = 3 * inner,
-                 .visible = end_of(p, row, step), .width = width, .scale = (float)s->scale,
+    Keys keys = {.keys = places_of(&p->own, index, 0, p->origins ? 0 : row, head),
+                 .values = places_of(&p->own, index, 1, p->origins ? 0 : row, head), .key_stride = width,
+                 .value_stride = width, .visible = end_of(p, row, step), .width = width, .scale = (float)s->scale,
                  .place = start_of(p, row) + step, .reach = s->reach, .rows = &FIRST_ROW};
-    if (p->own.data) {
-        if (p->origins) keys.rows = p->origins + row * p->origin_stride, keys.rows_mask = -1, keys.row_stride = p->own.row;
-        keys.keys = places_of(&p->own, index, 0, p->origins ? 0 : row, head);
-        keys.values = places_of(&p->own, index, 1, p->origins ? 0 : row, head);
-        keys.key_stride = keys.value_stride = width;
-    }
+    if (p->origins) keys.rows = p->origins + row * p->origin_stride, keys.rows_mask = -1, keys.row_stride = p->own.row;
     if (s->relative) keys.relative = s->relative + index * s->relative_layer + head * (2 * s->reach + 1) + s->reach;
     if (p->mask) keys.mask = p->mask + row * p->mask_row + head * p->mask_head + step * p->mask_query;
-    attend(&keys, new + step * 3 * inner, own_scores(run), run->work.mixed + (first_of(p, row) + step) * inner + head * width);
+    int64_t at = first_of(p, row) + step;
+    attend(&keys, run->work.wide + at * 3 * inner + head * width, own_scores(run), run->work.mixed + at * inner + head * width);
 }
 
 static void cross_query(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step) {
@@ -249,7 +245,7 @@ static void run_layer(const Run *run, int64_t index) {
     const Layer *layer = &s->layers[index];
     int64_t inner = s->heads * s->head_width;
     apply(run, &layer->self_qkv, enter(run, &layer->self_norm), work->wide);
-    if (run->pass->own.data) write_cache(run, index);
+    write_cache(run, index);
     attention(run, index, self_query);
     leave(run, &layer->self_out, &layer->self_norm, work->mixed, inner);
     if (s->cross) {
@@ -282,17 +278,19 @@ static void run_stack(const Run *run) {
     if (s->final_norm) norm_tokens(run, s->final_norm, p->output, p->output);
 }
 
-/* Cross-attention's keys and values of all layers, for the states [tokens][width] of sources of `length`. */
-static void run_source(const Run *run, const float *states, int64_t length, const Places *to) {
+/* Cross-attention's keys and values of all layers, for the states [tokens][width] of sources. */
+static void run_source(const Run *run, const float *states, const Places *to) {
     const Stack *s = run->stack;
     int64_t token, end;
     prepare(run, states, s->width);
     for (int64_t index = 0; index < s->count; index++) {
         apply(run, &s->layers[index].cross_key_value, states, run->work.wide);
         while (next_share(run->team, run->tokens, &token, &end))
-            for (; token < end; token++)
-                write_place(s, to, index, token / length, token % length,
+            for (; token < end; token++) {
+                int64_t row = row_of(run->pass, token);
+                write_place(s, to, index, row, token - first_of(run->pass, row),
                             run->work.wide + token * 2 * s->heads * s->head_width);
+            }
     }
 }
 

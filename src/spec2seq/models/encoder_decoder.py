@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spec2seq.config import check_range
 from spec2seq.models.architecture import Architecture
-from spec2seq.models.cache import Cache
+from spec2seq.models.cache import Cache, Spare
 from spec2seq.models.layers import Block, CrossAttention, Layer, Stack, cross_keys_values
 from spec2seq.models.quantize import some_outputs
 
@@ -52,6 +52,7 @@ class EncoderDecoder(nn.Module):
             self.head.weight = self.target_embedding
         self.native_head: Any = None  # as Stack.native
         self.native: Any = None
+        self.spare = Spare()
         self.graphs = False  # whether the engine may run iterations over fixed tensors, each a graph on a GPU
 
     @property
@@ -66,7 +67,7 @@ class EncoderDecoder(nn.Module):
         """This model with the first `count` layers of its decoder alone: same weights, same encoder, same head."""
         check_range("early_exit", count, low=1, high=self.architecture.decoder.layers - 1)
         made = _shallow(self)
-        made.decoder = _shallow(self.decoder)
+        made.decoder, made.spare = _shallow(self.decoder), Spare()
         made.decoder.layers = self.decoder.layers[:count]
         shape = dataclasses.replace(self.architecture.decoder, layers=count)
         made.architecture = dataclasses.replace(self.architecture, decoder=shape)
@@ -84,13 +85,14 @@ class EncoderDecoder(nn.Module):
         return made
 
     def new_cache(self, slots: int) -> Cache:
-        return Cache(self.architecture.decoder, slots, self.dtype, self.device)
+        spare = None if self.native is None else self.spare
+        return Cache(self.architecture.decoder, slots, self.dtype, self.device, spare)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
         """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens; a single row has no padding."""
         rows, length = tokens.shape
         x = self.encoder.embed(self.source_embedding, tokens, slice(0, length))
-        x, _ = self.encoder(x, Block(rows, length, length, ends=lengths[:, None] if rows > 1 else None))
+        x, _ = self.encoder(x, Block(rows, length, length, lengths=lengths if rows > 1 else None))
         return Encoded(tokens, lengths, x.view(rows, length, -1))
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
@@ -173,7 +175,8 @@ class EncoderDecoder(nn.Module):
 def put_source(cache: Cache, first_slot: int, encoded: Encoded, layers: Iterable[Layer], native: Any) -> None:
     """Compute what cross-attention of the layers sees of the sources, with the compiled executor where it is given."""
     if native is not None and native.takes(encoded.states):
-        native.keys_values(encoded.states, cache.source_places(first_slot, encoded.lengths, encoded.states.shape[1]))
+        places = cache.source_places(first_slot, encoded.lengths, encoded.states.shape[1])
+        native.keys_values(encoded.states, encoded.lengths, places)
     else:
         cache.put_source(first_slot, cross_keys_values(layers, encoded.states), encoded.lengths)
 

@@ -36,7 +36,8 @@ class Block:
     own. `starts[rows]` says where a row's new places begin; None: all at `horizon - length`. The first `causal` queries
     of a row see nothing behind them, the rest the whole block; `ends` `[rows, length or 1]`, how many keys each query
     sees, stands in for that. `mask`, additive and broadcastable to `[rows, heads, length, horizon]`, stands in for all
-    of it, relative bias included.
+    of it, relative bias included. `lengths[rows]`, of an encoder: how much of each row is real; what is behind it is
+    seen by nobody, and its states are anything.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class Block:
     causal: int = 0
     ends: Tensor | None = None
     mask: Tensor | None = None
+    lengths: Tensor | None = None
 
     def attention(self, x: Tensor, bias_by_distance: Callable[[Tensor], Tensor] | None) -> "SelfAttention":
         """What the layers in PyTorch share for states like `x`."""
@@ -57,13 +59,13 @@ class Block:
         return SelfAttention(self.rows, self.length, mask, store)
 
     def _mask(self, x: Tensor, bias_by_distance: Callable[[Tensor], Tensor] | None) -> Tensor | None:
-        all_seen = self.ends is None and self.starts is None and (self.causal == 0 or self.length == 1)
+        end = self.ends if self.lengths is None else self.lengths[:, None]
+        all_seen = end is None and self.starts is None and (self.causal == 0 or self.length == 1)
         if all_seen and bias_by_distance is None:
             return None
         keys, steps = (torch.arange(n, device=x.device) for n in (self.horizon, self.length))
         first = self.horizon - self.length if self.starts is None else self.starts[:, None]
         query = first + steps[None]  # [rows or 1, length]
-        end = self.ends
         if end is None:
             end = query + 1 if self.causal == self.length else first + torch.where(
                 steps < self.causal, steps + 1, self.length

@@ -174,13 +174,18 @@ class NativeStack:
         self, x: Tensor, block: Block, cross: CrossAttention | None, hidden_layers: tuple[int, ...] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """What `Stack.forward` does."""
-        x = x.contiguous()
+        real = None if block.lengths is None else _Real(block.lengths, block.length)
+        x = x.contiguous() if real is None else x[real.places]
         out, hidden = torch.empty_like(x), {layer: torch.empty_like(x) for layer in hidden_layers}
         kept = [x]
         run = self.describe(block, cross, out, hidden, kept)
         run.input = x.data_ptr()
+        if real is not None:
+            real.name_rows(run)
         call("spec2seq_stack", self.stack, run)
-        return out, hidden
+        if real is None:
+            return out, hidden
+        return real.padded(out), {layer: real.padded(states) for layer, states in hidden.items()}
 
     def describe(
         self, block: Block, cross: CrossAttention | None, out: Tensor, hidden: dict[int, Tensor], kept: list
@@ -201,8 +206,9 @@ class NativeStack:
             run.own = places_of(block.cache.own)
             if block.cache.origins is not None:
                 run.origins, run.origin_stride = block.cache.origins.data_ptr(), block.cache.origins.stride(0)
-        if block.ends is not None:
-            ends = block.ends.expand(block.rows, block.length)
+        ends = block.ends if block.lengths is None else block.lengths[:, None]
+        if ends is not None:
+            ends = ends.expand(block.rows, block.length)
             run.ends = _integers(ends, kept, contiguous=False)
             run.ends_row, run.ends_query = ends.stride()
         if block.mask is not None:
@@ -215,11 +221,16 @@ class NativeStack:
             run.sources, run.source_horizon = cross.key_value.shape[2], cross.key_value.shape[4]
         return run
 
-    def keys_values(self, states: Tensor, to: Tensor) -> None:
-        """What `cross_keys_values` does, of states `[rows, length, width]`, into `to`."""
-        rows, length, _ = states.shape
-        states = states.contiguous()
-        call("spec2seq_source", self.stack, states.data_ptr(), rows, length, places_of(to))
+    def keys_values(self, states: Tensor, lengths: Tensor, to: Tensor) -> None:
+        """What `cross_keys_values` does, of states `[rows, length, width]`, of which `lengths[rows]` are real, into
+        `to`; what is behind them stays as it is."""
+        rows, length, width = states.shape
+        real, states = None if rows == 1 else _Real(lengths, length), states.reshape(-1, width)
+        states = states if real is None else states[real.places]
+        run = c.Pass(output=states.data_ptr(), rows=rows, length=length)
+        if real is not None:
+            real.name_rows(run)
+        call("spec2seq_source", self.stack, run, places_of(to))
 
 
 class NativeDecoder:
@@ -280,6 +291,23 @@ class NativeDecoder:
         asked = c.Scored(tokens.data_ptr(), tokens.stride(0), None if logits is None else logits.data_ptr(), None)
         call("spec2seq_decode", self.decoder, run, asked)
         return out, hidden, logits
+
+
+class _Real:
+    """Which places of padded rows are real, by `lengths[rows]`: the executor does not compute the others."""
+
+    def __init__(self, lengths: Tensor, length: int):
+        self.count = len(lengths) * length
+        self.places = (torch.arange(length) < lengths[:, None]).view(-1).nonzero()[:, 0]
+        self.row_of, self.first = self.places // length, nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+    def name_rows(self, run: c.Pass) -> None:
+        """Tell C which row each token is of."""
+        run.row_of, run.first = self.row_of.data_ptr(), self.first.data_ptr()
+
+    def padded(self, states: Tensor) -> Tensor:
+        """States of the real places → `[rows * length, width]`, zeros elsewhere."""
+        return states.new_zeros(self.count, states.shape[1]).index_copy_(0, self.places, states)
 
 
 def call(name: str, *arguments) -> None:
