@@ -8,11 +8,12 @@ import tiny
 from decoding.replay import Replay
 
 from spec2seq import AdaptiveLength, Assisted, ConfidenceLength, FixedLength, Lookup, Speculative, UsageError
-from spec2seq.decoding import costs
+from spec2seq.decoding import costs, lengths
 from spec2seq.decoding.costs import Costs
 from spec2seq.decoding.loop import Engine
 
 CAP = 16
+TOOK = lengths._Adaptive.took
 ALLOWED = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 
 
@@ -116,11 +117,78 @@ def test_cheap_probes_come_sooner_and_unread_sources_are_part_of_them():
         assert chosen == [0] * (first - 1) + [1]
 
 
-def test_switched_on_it_probes_longer():
+def test_switched_on_it_tries_a_longer_draft_and_none_in_turn():
     chooser = after(adaptive(CAP, made_up(0.02, 0.05)), 0.7)
-    around = [0, *ALLOWED]
-    chosen = [chooser.choose() for _ in range(96)]
-    assert [k for k in chosen if k != chooser.best] == [around[around.index(chooser.best) + 1]] * 3
+    around, most = [0, *ALLOWED], 2 * chooser.PROBE_EVERY + chooser.STINT - 1
+    chosen = [chooser.choose() for _ in range(3 * most)]
+    longer = around[around.index(chooser.best) + 1]
+    assert {k: chosen.count(k) for k in {*chosen} - {chooser.best}} == {0: 3 * chooser.STINT, longer: 3}
+
+
+def test_the_first_looks_at_no_drafts_come_early():
+    chooser = adaptive(CAP, made_up(0.02, 0.05))
+    best, chosen = chooser.best, [chooser.choose() for _ in range(40)]
+    turn = [best] * (chooser.EARLY - 1) + [0] * chooser.STINT
+    assert best and chosen == (turn * 4)[:40][: 3 * len(turn)] + [best] * (40 - 3 * len(turn))
+
+
+class Took:
+    """A chooser at work: what its iterations take is so many times what was measured, with drafts and without."""
+
+    def __init__(self, monkeypatch, seconds: Costs):
+        monkeypatch.setattr(lengths._Adaptive, "took", TOOK)
+        self.chooser, self.seconds, self.chosen = adaptive(CAP, seconds), seconds, []
+
+    def run(self, iterations: int, drafted: float, plain: float, caught_up: float = 1.0) -> list[int]:
+        chosen = []
+        for _ in range(iterations):
+            before, k = (self.chosen or [1])[-1], self.chooser.choose()
+            slower = drafted * (1 if before else caught_up) if k else plain
+            if k:
+                self.chooser.observe(k, k)
+            self.chooser.took(k, slower * self.seconds.iteration(k, 1.0))
+            chosen.append(k)
+            self.chosen.append(k)
+        return chosen
+
+
+def test_what_iterations_take_corrects_what_was_measured(monkeypatch):
+    """Drafts that all stand gain a little by the measured seconds, and lose by those of the rows at hand."""
+    dear = Took(monkeypatch, made_up(0.3, 0.3))
+    chosen = dear.run(200, drafted=2.0, plain=1.0)
+    assert chosen[0] and sum(map(bool, chosen[60:])) <= 3  # but for probes
+    slow = Took(monkeypatch, made_up(0.3, 0.3))  # a machine that is busy is so for both
+    assert sum(map(bool, slow.run(200, drafted=2.0, plain=2.0))) > 150
+
+
+def test_a_bad_moment_is_forgotten(monkeypatch):
+    rule = Took(monkeypatch, made_up(0.3, 0.3))
+    rule.run(200, drafted=2.0, plain=1.0)
+    assert not rule.chooser.best
+    rule.run(100_000, drafted=1.0, plain=1.0)
+    assert rule.chooser.best
+
+
+def test_an_iteration_in_which_the_drafter_catches_up_is_no_measurement(monkeypatch):
+    rule = Took(monkeypatch, made_up(0.3, 0.3))
+    assert sum(map(bool, rule.run(200, drafted=1.0, plain=1.0, caught_up=20.0))) > 150
+
+
+def test_the_engine_says_what_its_iterations_took(monkeypatch):
+    said: list[tuple[int, float]] = []
+    monkeypatch.setattr(lengths._Adaptive, "took", lambda self, k, seconds: said.append((k, seconds)))
+    model = tiny.seq2seq("marian")
+    sources = tiny.sources(model, 3)
+    generation = model.generate(sources, Assisted(model.drafter()), max_new_tokens=30, batch_size=2)
+    assert said and all(seconds > 0 for _, seconds in said) and any(k for k, _ in said)
+    assert sum(seconds for _, seconds in said) < generation.stats.seconds
+    said.clear()
+    model.generate(sources[:1] * 5, Assisted(model.drafter()), max_new_tokens=30, batch_size=4)
+    counted = len(said)
+    assert counted  # but the last row alone is not what was measured
+    said.clear()
+    model.generate(sources[:1] * 4, Assisted(model.drafter()), max_new_tokens=30, batch_size=4)
+    assert len(said) == counted
 
 
 def test_it_returns_when_acceptance_recovers():
@@ -228,6 +296,9 @@ class Observer:
         self.seen.append((asked, accepted))
 
     def filled(self, asked: int, drafted: int) -> None:
+        pass
+
+    def took(self, k: int, seconds: float) -> None:
         pass
 
 

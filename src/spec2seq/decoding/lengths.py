@@ -1,6 +1,8 @@
 """Length rules: how far to draft. k is a host integer, one for a whole pass; shorter rows are masked."""
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,6 +35,10 @@ class Chooser(Protocol):
         """Learn how many of the `asked` tokens were drafted and fed to the verifier, a row in the mean."""
         ...
 
+    def took(self, k: int, seconds: float) -> None:
+        """Learn what an iteration took for which k was chosen, with most slots in use."""
+        ...
+
 
 class LengthRule(Protocol):
     """`cap` is the longest draft; `confidence` ends a draft where the drafter's top probability is below it. `costs`
@@ -61,6 +67,9 @@ class _Constant:
         pass
 
     def filled(self, asked: int, drafted: float) -> None:
+        pass
+
+    def took(self, k: int, seconds: float) -> None:
         pass
 
 
@@ -98,7 +107,7 @@ class ConfidenceLength:
 @dataclass(frozen=True)
 class AdaptiveLength:
     """The k with the most tokens per second, from the acceptance so far and the measured seconds of an iteration; 0
-    where speculation does not pay, with another k now and then to notice when it would."""
+    where speculation does not pay. Another k now and then, 0 among them, shows whether that has changed."""
 
     cap: int = 16
     confidence: float | None = None
@@ -113,13 +122,16 @@ class AdaptiveLength:
 
 class _Adaptive:
     """Estimates the chance that draft position j stands if all before it stood, with decaying counts, and how much of
-    what is asked for is drafted; what an iteration takes is known."""
+    what is asked for is drafted. What an iteration takes was measured on made-up rows; what those of these rows take
+    beside it, with drafts and without, says how much more a draft costs than was measured."""
 
     DECAY = 0.995
     FILLS = 0.98  # decay of the share that is drafted
     PROBE_EVERY = 32  # iterations
     PROBES = 0.02  # of the time, at most, where it is switched off
     RAREST = 1024  # iterations; switched off, it probes ever more seldom
+    EARLY, STINT = 8, 4  # iterations until each of the first looks at what no drafts would take, and of such a look
+    LATELY, ENOUGH = 15, 3  # calls whose seconds are remembered, and with which they count
     PRIOR = (7.0, 10.0)  # stood, tried: optimistic, so that a new drafter gets its chance
     CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 25)
 
@@ -127,29 +139,45 @@ class _Adaptive:
         self.stood, self.tried, self.fill = [0.0] * cap, [0.0] * cap, 1.0
         self.choices, self.costs = [k for k in self.CHOICES if k < cap] + [cap], costs
         self.observed, self.since_probe, self.probe = 0, 0, min(2, cap)
+        self.plainly, self.looks, self.longer, self.drafted = 0, 0, False, True
+        self.slower = {drafts: deque([], self.LATELY) for drafts in (False, True)}
         plain = costs.iteration(0, 1.0)
         extra = costs.iteration(self.probe, 1.0) - plain + SOURCE * costs.reading  # of rows whose sources are unread
         self.seldom = max(self.PROBE_EVERY, math.ceil(extra / (self.PROBES * plain)))
         self.best = self._best()
-        self.patience = self.PROBE_EVERY if self.best else self.seldom
+        self.patience = self.EARLY if self.best else self.seldom
 
     def choose(self) -> int:
+        if self.plainly:
+            self.plainly -= 1
+            return 0
         self.since_probe += 1
         if self.since_probe < self.patience:
             return self.best
         self.since_probe = 0
-        if self.best:
-            return next((k for k in self.choices if k > self.best), self.best)
-        self.patience = min(2 * self.patience, max(self.RAREST, self.seldom))
-        return self.probe
+        if not self.best:
+            self.patience = min(2 * self.patience, max(self.RAREST, self.seldom))
+            if self.slower[True]:  # it may have been a bad moment
+                self.slower[True].popleft()
+            return self.probe
+        early, self.longer = self.looks < self.ENOUGH, not self.longer
+        if early or not self.longer:
+            self.looks += 1
+            self.plainly = self.STINT - 1
+            self.patience = self.EARLY if self.looks < self.ENOUGH else self.PROBE_EVERY
+            return 0
+        return next((k for k in self.choices if k > self.best), self.best)
 
     def more(self, most: int) -> int:
         if not self.since_probe:  # another k is on trial
-            return 0
+            return min(most, self.plainly)
         return min(most, self.patience - 1 - self.since_probe)
 
     def again(self) -> None:
-        self.since_probe += 1
+        if self.plainly:
+            self.plainly -= 1
+        else:
+            self.since_probe += 1
 
     def observe(self, asked: int, accepted: int) -> None:
         for position in range(min(asked, accepted + 1, len(self.tried))):
@@ -157,14 +185,34 @@ class _Adaptive:
             self.stood[position] = self.stood[position] * self.DECAY + (position < accepted)
         self.observed += 1
         if self.observed % 8 == 0 or not self.best:
-            self.best = self._best()
-            self.patience = self.PROBE_EVERY if self.best else max(self.patience, self.seldom)
+            self._decide()
 
     def filled(self, asked: int, drafted: float) -> None:
         self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)
 
+    def took(self, k: int, seconds: float) -> None:
+        drafted, self.drafted = self.drafted, k > 0
+        if k and not drafted:  # the drafter read what had come without it
+            return
+        self.slower[k > 0].append(seconds / self.costs.iteration(k, self.fill))
+        self._decide()
+
+    def _decide(self) -> None:
+        before, self.best = self.best, self._best()
+        if not self.best:
+            self.patience = max(self.patience, self.seldom)
+        elif not before:
+            self.patience = self.PROBE_EVERY
+
+    def _excess(self) -> float:
+        """How many times as much a draft costs beside no draft as was measured."""
+        plain, drafted = self.slower.values()
+        if min(len(plain), len(drafted)) < self.ENOUGH:
+            return 1.0
+        return statistics.median(drafted) / statistics.median(plain)
+
     def _best(self) -> int:
-        best, best_rate = 0, 1 / self.costs.iteration(0, 1.0)
+        best, best_rate, excess = 0, 1 / self.costs.iteration(0, 1.0), self._excess()
         expected, alive, position = 1.0, 1.0, 0
         stood, tried = self.PRIOR
         for k in self.choices:
@@ -175,7 +223,7 @@ class _Adaptive:
                 alive *= chance
                 expected += alive
                 position += 1
-            rate = expected / (self.costs.iteration(k, self.fill) + expected * self.costs.reading)
+            rate = expected / (excess * self.costs.iteration(k, self.fill) + expected * self.costs.reading)
             if rate > best_rate:
                 best, best_rate = k, rate
         return best

@@ -53,7 +53,7 @@ class Engine:
             self._take(borrow(self, verifier, method, slots), ends)
         else:
             self._make(slots, ends, in_one_call)
-        self.stats = Stats()
+        self.stats, self.iterations = Stats(), 0
         self.ids = itertools.count()
 
     def _take(self, loop: StaticLoop, ends: tuple[int, ...]) -> None:
@@ -113,22 +113,30 @@ class Engine:
             self._admit()
         done: list[Completion] = []
         if self.rows.count:
-            k = self._draft_length()
-            done = self._iterate(k) if self.native is None else self._iterate_native(k, most)
+            done = self._iterate(most)
         self.stats.seconds += time.perf_counter() - started
         return done
-
-    def _draft_length(self) -> int:
-        """The k to ask the drafter for; 0 where there is no room for a draft, or no drafter."""
-        return 0 if self.chooser is None or self.rows.room < 1 or self._opening else self.chooser.choose()
 
     @property
     def _opening(self) -> bool:
         """Whether the next token is one that the verifier writes alone."""
         return self.method.starts == "verifier" and self.rows.horizon == 1
 
-    def _iterate(self, k: int) -> list[Completion]:
-        """One iteration over tensors."""
+    def _iterate(self, most: int) -> list[Completion]:
+        """One iteration or several, with the draft length that the method's rule chooses."""
+        iterate = self._iterate_over_tensors if self.native is None else self._iterate_native
+        if self.chooser is None or self.rows.room < 1 or self._opening:
+            return iterate(0, most)
+        full, before, begun = 4 * self.rows.count >= 3 * self.rows.slots, self.iterations, time.perf_counter()
+        k = self.chooser.choose()
+        done = iterate(k, most)
+        if full:
+            spent = getattr(self.native, "spent", None) or time.perf_counter() - begun
+            self.chooser.took(k, spent / (self.iterations - before))
+        return done
+
+    def _iterate_over_tensors(self, k: int, most: int) -> list[Completion]:
+        """One iteration over tensors, however many there may be."""
         with self._phase("draft"):
             draft = self._draft(k)
             tail = self._unverified_tail(draft)
@@ -271,6 +279,7 @@ class Engine:
 
     def _book(self, found: Iterated, finished: list[bool]) -> list[Completion]:
         """Count what every row in flight got, let the length rule learn from it, and release who has `finished`."""
+        self.iterations += 1
         self.stats.verifier_passes += found.passes
         self.stats.drafter_passes += max(found.calls)
         drafting = any(found.calls)

@@ -79,6 +79,7 @@ class NativeLoop:
         self.pending = torch.zeros(rows.slots, self.longest + 2, features)
         self.report = torch.zeros(rows.slots, HEAD + 2 * self.longest + 1, dtype=torch.long)
         self.pointed: dict[str, Tensor] = {}
+        self.spent: float | None = None  # seconds of the last run but for what comes once a row; None: not known
 
     @staticmethod
     def can_run(verifier: EncoderDecoder, method: Speculative, session: Session | None) -> bool:
@@ -130,6 +131,7 @@ class NativeLoop:
         if self.cached is not None:
             self._make_room(k, most)
         reports = self._call(k, most)
+        self.spent = sum(it.seconds)
         it.seconds[0] += reading
         if self.giver is not None and k:
             self.giver.catch_up()
@@ -162,6 +164,7 @@ class NativeLoop:
         it.little = it.lookup = None
         it.given, it.given_stride, it.given_lengths = tokens.data_ptr(), draft.width, lengths.data_ptr()
         (report,) = self._call(draft.width, 1)
+        self.spent = None  # the draft took longer
         done = self._commit(report, draft.asked)
         self.session.commit([len(new) for new in done.emitted], None)
         unsure = [0] * self.rows.count if draft.unsure is None else draft.unsure.tolist()
