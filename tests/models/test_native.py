@@ -13,10 +13,12 @@ from spec2seq import Beam, Greedy, runner
 from spec2seq.decoding import native_loop
 from spec2seq.kernels import library
 from spec2seq.models import native
+from spec2seq.models.layers import Block
 from spec2seq.models.quantize import QuantizedLinear, codes
 
 pytestmark = needs_compiler
 VOCABULARY = tiny.VOCABULARY
+CALL = native.call
 
 
 def words(rows: int, length: int, seed: int = 5) -> torch.Tensor:
@@ -68,6 +70,35 @@ def test_a_token_is_the_same_bits_in_any_block(family, dtype):
     alone = torch.cat(teacher_forced(model, given, list(fed.split(1, 1))), 1)
     for sizes in ([14], [3, 2, 9], [7, 6, 1], [8, 5, 1]):
         assert torch.equal(torch.cat(teacher_forced(model, given, list(fed.split(sizes, 1))), 1), alone), sizes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sources_are_read_without_their_padding(family, dtype, monkeypatch):
+    """Their states are the same bits alone and beside longer ones, and nobody computes what lies behind them."""
+    model, given = native_models.model(family, dtype), sources(family, 5)
+    tokens, lengths = tiny.padded(given, model.architecture.pad_token_id)
+    computed = []
+    monkeypatch.setattr(native, "call", lambda name, *rest: computed.append(rest[1].first) or CALL(name, *rest))
+    together = model.encode(tokens, lengths).states
+    assert len({*map(len, given)}) > 1 and all(computed)
+    for row, source in enumerate(given):
+        alone = model.encode(torch.tensor([source]), lengths[row : row + 1]).states
+        assert torch.equal(together[row, : len(source)], alone[0])
+        assert not together[row, len(source) :].any()
+
+
+def test_states_of_layers_over_padded_sources(family):
+    given = sources(family, 4)
+    ours, exact = native_models.model(family, "float32"), tiny.seq2seq(family).model
+    tokens, lengths = tiny.padded(given, ours.architecture.pad_token_id)
+    found = []
+    for model in (ours, exact):
+        block = Block(*tokens.shape, tokens.shape[1], lengths=lengths)
+        x = model.encoder.embed(model.source_embedding, tokens, slice(0, tokens.shape[1]))
+        found.append(model.encoder(x, block, None, (0, 1))[1])
+    real = (torch.arange(tokens.shape[1]) < lengths[:, None]).view(-1)
+    for layer, states in found[0].items():
+        torch.testing.assert_close(states[real].double(), found[1][layer][real], atol=5e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -81,8 +81,12 @@ class Alternating(FixedLength):
 
     def chooser(self, costs):
         order = itertools.cycle([0, 3, 0, 0, 2, 4])
+
+        def ignore(*given):
+            pass
+
         return SimpleNamespace(
-            choose=lambda: next(order), more=lambda most: 0, observe=lambda *given: None, filled=lambda *given: None
+            choose=lambda: next(order), more=lambda most: 0, observe=ignore, filled=ignore, took=ignore
         )
 
 
