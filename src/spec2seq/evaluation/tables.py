@@ -29,7 +29,8 @@ def readme_table(results: dict[str, Any]) -> str:
         f"{peers}; medians of {recipe['rounds']} passes ({recipe['side_rounds']} of beam search and of peers' "
         f"speculation), each cut into {data['slices']} interleaved rounds, for ratios of the rounds with the "
         f"interquartile range; a baseline has the row's dtype if its engine has it, else {recipe['dtype'][0]}. "
-        f"Quality, same tokens and tokens per verifier call are of {data['lines']} lines, decoded apart in batches. "
+        f"Quality and same tokens are of {data['lines']} lines, decoded apart in batches; so are a peer's tokens per "
+        f"verifier call, ours are of the timed passes. "
         f"Revision {manifest['revision']}, `{manifest['command']}`."
     )
     parts = [

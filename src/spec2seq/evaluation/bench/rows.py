@@ -20,10 +20,12 @@ BINS = 6
 @dataclass(frozen=True)
 class Timed:
     """One batch size: interleaved seconds of every contender, by name; so many rounds as `slices` are a pass over the
-    timed lines, whose `tokens` are given. At batch size 1 also the seconds of each line in each pass."""
+    timed lines, whose `tokens` are given. `per_call` are the tokens that a verifier call gave in all rounds, of those
+    who count while their time is taken. At batch size 1 also the seconds of each line in each pass."""
 
     timings: Timings
     tokens: dict[str, int]
+    per_call: dict[str, float] = field(default_factory=dict)
     line_seconds: dict[str, list[list[float]]] = field(default_factory=dict)
     slices: int = 1
 
@@ -122,7 +124,7 @@ def make_rows(
                 "peak_memory_mb": measured.peaks.get(name, {}).get(size),
             }
             base = baselines(recipe, contenders, contender.dtype)
-            rows.append(identity | _speed(contender, size, measured, base) | quality[name] | memory)
+            rows.append(identity | quality[name] | _speed(contender, size, measured, base) | memory)
     return rows
 
 
@@ -139,6 +141,7 @@ def _speed(contender: Contender, size: int, measured: Measured, base: Mapping[st
         "passes": len(timed.passes(name)),
         "new_tokens": tokens,
         "seconds": seconds.as_dict(),
+        **({"tokens_per_verifier_call": timed.per_call[name]} if name in timed.per_call else {}),
         "ms_per_token": 1000 * seconds.median / tokens,
         "tokens_per_second": tokens / seconds.median,
         **{f"latency_p{p}_ms": percentile(latencies, p) if latencies else None for p in (50, 95, 99)},
@@ -154,7 +157,8 @@ def _speed(contender: Contender, size: int, measured: Measured, base: Mapping[st
 def _qualities(
     contenders: Sequence[Contender], measured: Measured, texts: Mapping[str, list[str]], scores: Scores, greedy: str
 ) -> dict[str, dict[str, Any]]:
-    """What does not depend on the batch size: scores, identity and counts of one decoding of all lines."""
+    """What does not depend on the batch size: scores, identity and counts of one decoding of all lines. The tokens
+    of a verifier call are for those who do not count while their time is taken."""
     beam = next((c.name for c in contenders if c.engine == "spec2seq" and c.method == "beam" and c.name in texts), None)
     beam_statistics = scores.statistics(texts[beam]) if beam else None
     found = {}

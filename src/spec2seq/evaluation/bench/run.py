@@ -225,8 +225,13 @@ class Bench:
         rounds = {c.name: self._rounds(c, size) for c in present}
         timings = interleave({c.name: call(c) for c in present}, max(rounds.values()), 0, fewer=rounds, after=after)
         tokens = {name: sum(answer["new_tokens"] for answer in found[-len(parts) :]) for name, found in answers.items()}
+        counted = {name: found for name, found in answers.items() if all(one["verifier_calls"] for one in found)}
+        per_call = {
+            name: sum(one["new_tokens"] for one in found) / sum(one["verifier_calls"] for one in found)
+            for name, found in counted.items()
+        }
         if size > 1:
-            return Timed(timings, tokens)
+            return Timed(timings, tokens, per_call)
         lines = {
             name: [
                 [seconds for answer in found[start : start + len(parts)] for seconds in answer["line_seconds"]]
@@ -234,7 +239,7 @@ class Bench:
             ]
             for name, found in answers.items()
         }
-        return Timed(timings, tokens, lines, len(parts))
+        return Timed(timings, tokens, per_call, lines, len(parts))
 
     def _first_token(self, contender: Contender) -> float:
         """Median seconds of a call that may write one token only."""

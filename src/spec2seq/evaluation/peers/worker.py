@@ -124,7 +124,11 @@ class Server:
             arguments["job"] = Job(**arguments["job"])
         if do == "time":  # a small answer: writing it belongs to the measured call
             run = self.peer.run(**arguments)
-            return {"line_seconds": run.line_seconds, "new_tokens": run.new_tokens}
+            return {
+                "line_seconds": run.line_seconds,
+                "new_tokens": run.new_tokens,
+                "verifier_calls": run.verifier_calls,
+            }
         if do == "run":
             return asdict(self.peer.run(**arguments, count=True))
         if do == "peak":
