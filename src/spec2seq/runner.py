@@ -40,7 +40,7 @@ class Runner:
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
         self.cap = seq2seq.max_new_tokens(max_new_tokens)
-        if seq2seq.model.device.type == "cuda" and isinstance(method, Speculative):
+        if seq2seq.model.device.type == "cuda" and not isinstance(method, OfficialBiLD):
             most = seq2seq.model.architecture.max_source_positions or LONGEST_SOURCE
             longest = max(map(len, sources)) if sources else most
             self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)

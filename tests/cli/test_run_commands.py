@@ -5,6 +5,7 @@ import json
 import pytest
 from cli.folder import LINES
 
+from spec2seq import Seq2Seq
 from spec2seq.training import distill as distilling
 
 
@@ -36,6 +37,25 @@ def test_evaluate_prints_original_reproduction_ours(run, common, folder, tmp_pat
     assert len((out / "predictions" / "aligned.jsonl").read_text().splitlines()) == 3
     again = run(*command)
     assert again.stdout == result.stdout and again.stderr == ""
+
+
+def test_outputs_are_limited_by_their_sources(run, fails, common, folder, tmp_path):
+    out = tmp_path / "out"
+    limits = ("--max-len-a", 0.5, "--max-len-b", 2)
+    run("evaluate", *common, *limits, "--prefix", "", "--out", out)
+    found = json.loads((out / "results.json").read_text())
+    assert (found["about"]["max_len_a"], found["about"]["max_len_b"]) == (0.5, 2)
+    model = Seq2Seq.from_pretrained(folder, max_len_a=0.5, max_len_b=2)
+    cap = min(127, model.model.architecture.max_positions or 127)
+    rows = [json.loads(line) for line in (out / "predictions" / "vanilla.jsonl").read_text().splitlines()]
+    assert [row["output"] for row in rows] == model.generate(LINES[:5], batch_size=1, max_new_tokens=cap).texts
+    free = Seq2Seq.from_pretrained(folder).generate(LINES[:5], batch_size=1, max_new_tokens=cap).texts
+    assert free != [row["output"] for row in rows]
+    again = ("evaluate", *common, "--prefix", "", "--out", out)
+    fails(2, ["max_len_a 0.5", "now it is None"], *again)  # the parts there have other limits
+    fails(2, ["max_len_a is -1"], "evaluate", *common, "--max-len-a", -1, "--out", tmp_path / "other")
+    fails(2, ["src_lang is 'en'", "no language tokens"], "sweep", *common, "--drafter", folder / "little", "--src-lang",
+          "en", "--out", tmp_path / "other")  # fmt: skip
 
 
 def test_evaluate_names_what_is_wrong(fails, common, folder, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 import tiny
 import torch
 
-from spec2seq import Assisted, Greedy, Lookup, Seq2Seq, SpecDec, UsageError, api, runner
+from spec2seq import Assisted, Beam, Greedy, Lookup, Seq2Seq, SpecDec, UsageError, api, runner
 from spec2seq.decoding import device_memory
+from spec2seq.decoding.beam import Search
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.device_memory import GIB, planned_rows, row_bytes, rows_within
 from spec2seq.models.architecture import Architecture, StackShape
@@ -62,6 +63,21 @@ def test_what_is_planned_holds_what_a_run_allocates(method, monkeypatch):
     cache.reserve(60)
     cache.reserve_source(64)
     assert seen[0] > 1.5 * cache.nbytes
+
+
+@pytest.mark.parametrize("beams", [2, 5])
+def test_the_beams_of_a_sentence_are_planned(beams, monkeypatch):
+    seen, method = [], Beam(beams).completed({})
+    monkeypatch.setattr(device_memory, "_left", lambda device: 10 * GIB)
+    monkeypatch.setattr(device_memory, "rows_within", lambda rows, row, free: seen.append(row) or rows)
+    assert planned_rows(MODEL.model, method, 3, 64, 60) == 3
+    sources = [[5] * 63 + [2]] * 3
+    search = Search(MODEL.model, sources, method, [60] * 3, [], [0] * 3, (-1,))
+    for _ in range(59):
+        search.step()
+    held = search.cache.nbytes + search.tokens.nbytes + search.cache.origins.nbytes
+    assert seen[0] > held / 3
+    assert seen[0] / beams > row_bytes(MODEL.model.architecture, [MODEL.model.architecture.decoder], 0, 8, 64, 60, 0)
 
 
 def test_idle_loops_count_as_room_and_go_where_it_is_short(monkeypatch):
@@ -119,3 +135,4 @@ def test_a_run_on_a_gpu_has_the_planned_rows(monkeypatch):
     assert asked == [(32, 96, 8)] and made.engine.slots == 2
     runner.Runner(MODEL, Greedy(), 8, 32, False, False, [[5, 6, 2], [7, 2]])
     assert asked[1:] == [(2, 3, 8)]
+    assert runner.Runner(MODEL, Beam(3), 8, 32, False, False).batch_size == 2  # sentences

@@ -42,6 +42,15 @@ def _run_flags(
     model: Annotated[str | None, typer.Option(help="the large one (default: the task's published one)")] = None,
     drafter: Annotated[str | None, typer.Option(help="the little one, or a block drafter (default: likewise)")] = None,
     prefix: Annotated[str | None, typer.Option(help="what stands before every source (default: the task's)")] = None,
+    src_lang: Annotated[str | None, typer.Option(help="of a multilingual model, as its tokenizer names it")] = None,
+    tgt_lang: Annotated[str | None, typer.Option(help="likewise")] = None,
+    max_len_a: Annotated[
+        float | None,
+        typer.Option(
+            help="an output has at most so many times its source's tokens, plus --max-len-b (default: no such limit)"
+        ),
+    ] = None,
+    max_len_b: Annotated[int | None, typer.Option(help="see --max-len-a")] = None,
     references: Annotated[Path | None, typer.Option(help="a target a line, where --data has a source a line")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="only the first lines")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="rows in flight")] = 1,

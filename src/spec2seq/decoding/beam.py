@@ -84,7 +84,7 @@ class Search:
         lengths = torch.tensor([len(source) for source in sources], device=device)
         texts = padded(sources, a.pad_token_id).to(device)
         rows = len(sources) * self.beams
-        self.cache = verifier.new_cache(rows)
+        self.cache = verifier.new_cache(rows, len(sources))
         verifier.admit(self.cache, 0, verifier.encode(texts, lengths))
         self.tokens = torch.full((rows, max(limits)), a.pad_token_id, device=device)
         self.tokens[:, 0] = a.decoder_start_token_id

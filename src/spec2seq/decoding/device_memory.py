@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from spec2seq.config import check_range
-from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.methods import Beam, Speculative
 from spec2seq.decoding.static_loop import LEAST, drop_idle, idle_bytes, up
 from spec2seq.errors import UsageError
 from spec2seq.models.architecture import Architecture, StackShape
@@ -31,22 +31,37 @@ def limit(device: torch.device, gib: float) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), index)
 
 
-def planned_rows(verifier: EncoderDecoder, method: Speculative, rows: int, source: int, output: int) -> int:
-    """How many of `rows` rows, of at most so many source and output tokens, may be in flight on the verifier's GPU.
-    Raises UsageError if none has room."""
+def planned_rows(verifier: EncoderDecoder, method: Speculative | Beam, rows: int, source: int, output: int) -> int:
+    """How many of `rows` rows (of beam search: sentences), of at most so many source and output tokens, may be in
+    flight on the verifier's GPU. Raises UsageError if none has room."""
+    take = _sentence if isinstance(method, Beam) else _row
+    row = take(verifier, method, up(source, LEAST, 4), output)
+    free, idle = _left(verifier.device), idle_bytes(verifier)
+    planned = rows_within(rows, row, free + idle)
+    if planned * row > KEPT * free:
+        drop_idle(verifier)
+    return planned
+
+
+def _row(verifier: EncoderDecoder, method: Speculative, source: int, output: int) -> int:
+    """Bytes of a row by a method."""
     drafter, stacks, features = getattr(method.drafter, "model", None), [verifier.architecture.decoder], 0
     if drafter is not None:
         stacks.append(_decoder(drafter))
         features = len(method.drafter.hidden_layers)
     k = method.length.cap if method.drafter is not None else 0
     places = up(output + 2 * k + 2, LEAST) + AHEAD  # of a cache that grew as it may
-    size = verifier.dtype.itemsize
-    row = row_bytes(verifier.architecture, stacks, features, size, up(source, LEAST, 4), places, k)
-    free, idle = _left(verifier.device), idle_bytes(verifier)
-    planned = rows_within(rows, row, free + idle)
-    if planned * row > KEPT * free:
-        drop_idle(verifier)
-    return planned
+    return row_bytes(verifier.architecture, stacks, features, verifier.dtype.itemsize, source, places, k)
+
+
+def _sentence(verifier: EncoderDecoder, method: Beam, source: int, output: int) -> int:
+    """Bytes of a sentence's beams: each is a row, whose scores are compared in float32 and summed up, and whose keys
+    and values of a layer are gathered from where other beams have left them."""
+    a, size, places = verifier.architecture, verifier.dtype.itemsize, up(output + 2, LEAST) + AHEAD
+    scores = 3 * 4 * a.vocabulary
+    gathered = 2 * a.decoder.heads * a.decoder.head_width * places * size
+    books = 3 * 8 * places  # tokens, and in which row each place lies, before and after a step
+    return method.num_beams * (row_bytes(a, [a.decoder], 0, size, source, places, 0) + scores + gathered + books)
 
 
 def row_bytes(

@@ -16,7 +16,7 @@ GRAIN = 32  # capacities are multiples of this, so that growing is rare and shap
 AHEAD = 256  # so much more than is asked for at the most
 
 
-SPARE = 1 << 28  # bytes that a model keeps of a cache at most
+SPARE = 1 << 29  # bytes that a model keeps of a cache at most
 
 
 class Spare:
@@ -27,10 +27,10 @@ class Spare:
     def __init__(self) -> None:
         self.tensors: tuple[Tensor, Tensor] | None = None
 
-    def take(self, slots: int) -> tuple[Tensor, Tensor] | None:
+    def take(self, slots: int, sources: int) -> tuple[Tensor, Tensor] | None:
         """None where there are none that fit."""
         found, self.tensors = self.tensors, None
-        if found is None or found[0].shape[2] != slots:
+        if found is None or (found[0].shape[2], found[1].shape[2]) != (slots, sources):
             return None
         # Outside of inference mode nobody may write to a tensor that was made in it.
         return found if torch.is_inference_mode_enabled() or not found[0].is_inference() else None
@@ -52,13 +52,18 @@ class Cache:
     spare: Spare | None = None
 
     def __init__(
-        self, shape: StackShape, slots: int, dtype: torch.dtype, device: torch.device, spare: Spare | None = None
-    ):
-        """`spare` gives the tensors, if it has some, and gets them back."""
-        size = (shape.layers, 2, slots, shape.heads, 0, shape.head_width)
-        found = None if spare is None else spare.take(slots)
-        self.own, self.source = found or (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
-        self.source_lengths = torch.zeros(slots, dtype=torch.long, device=device)
+        self, shape: StackShape, slots: int, dtype: torch.dtype, device: torch.device, spare: Spare | None = None,
+        sources: int | None = None,
+    ):  # fmt: skip
+        """`spare` gives the tensors, if it has some, and gets them back. `sources`: so many slots have a source, where
+        several rows share one; None: all."""
+        sources = slots if sources is None else sources
+        found = None if spare is None else spare.take(slots, sources)
+        self.own, self.source = found or (
+            torch.zeros(shape.layers, 2, count, shape.heads, 0, shape.head_width, dtype=dtype, device=device)
+            for count in (slots, sources)
+        )
+        self.source_lengths = torch.zeros(sources, dtype=torch.long, device=device)
         self.origins: Tensor | None = None  # `[slots, capacity]`, see `reorder`
         self.spare = spare
 
@@ -78,7 +83,7 @@ class Cache:
     def reserve(self, length: int) -> None:
         """Make room for `length` target positions in every slot."""
         if length > self.own.shape[4]:
-            self.own = _grown(self.own, max(length, min(2 * self.own.shape[4], length + AHEAD)))
+            self.own = self._grown(self.own, max(length, min(2 * self.own.shape[4], length + AHEAD)))
             if self.origins is not None:
                 known = self.origins
                 self.origins = self._own_rows()
@@ -86,7 +91,7 @@ class Cache:
 
     def reserve_source(self, length: int) -> None:
         if length > self.source.shape[4]:
-            self.source = _grown(self.source, length)
+            self.source = self._grown(self.source, length)
 
     def put_source(self, first_slot: int, key_value: Tensor, lengths: Tensor) -> None:
         """Fill the slots from `first_slot` on with `[layers, 2, rows, heads, source length, head_width]`."""
@@ -122,6 +127,13 @@ class Cache:
     def slots_of(self, rows: Tensor, places: Tensor) -> Tensor:
         """In which slots the keys and values of rows at places lie, two tensors that broadcast; so does the result."""
         return rows if self.origins is None else self.origins[rows, places]
+
+    def _grown(self, tensor: Tensor, length: int) -> Tensor:
+        capacity = -(-length // GRAIN) * GRAIN
+        make = tensor.new_zeros if self.spare is None else tensor.new_empty  # pages that nobody uses are never made
+        grown = make(*tensor.shape[:4], capacity, tensor.shape[5])
+        grown[:, :, :, :, : tensor.shape[4]] = tensor
+        return grown
 
     def _own_rows(self) -> Tensor:
         return torch.arange(self.slots, device=self.own.device)[:, None].repeat(1, self.own.shape[4])
@@ -166,10 +178,3 @@ class Cache:
             return lambda layer: visible[layer].unbind(0)
         slot, place = self.origins[:rows, :horizon], torch.arange(horizon, device=self.own.device)
         return lambda layer: tuple(self.own[layer, half][slot, :, place].transpose(1, 2) for half in (0, 1))
-
-
-def _grown(tensor: Tensor, length: int) -> Tensor:
-    capacity = -(-length // GRAIN) * GRAIN
-    grown = tensor.new_zeros(*tensor.shape[:4], capacity, tensor.shape[5])
-    grown[:, :, :, :, : tensor.shape[4]] = tensor
-    return grown

@@ -84,9 +84,10 @@ class EncoderDecoder(nn.Module):
             made.native, made.native_head = self.native.with_head(made.head)
         return made
 
-    def new_cache(self, slots: int) -> Cache:
+    def new_cache(self, slots: int, sources: int | None = None) -> Cache:
+        """`sources`: how many of the slots have a source of their own, see `decode_block`; None: all."""
         spare = None if self.native is None else self.spare
-        return Cache(self.architecture.decoder, slots, self.dtype, self.device, spare)
+        return Cache(self.architecture.decoder, slots, self.dtype, self.device, spare, sources)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
         """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens; a single row has no padding."""

@@ -68,8 +68,8 @@ class TransformersModel(nn.Module):
     def first_layers(self, count: int) -> "TransformersModel":
         raise UsageError(f"early_exit is {count}; a {self.module.config.model_type} model runs whole, in Transformers")
 
-    def new_cache(self, slots: int) -> Cache:
-        return Cache(self.architecture.decoder, slots, self.dtype, self.device)
+    def new_cache(self, slots: int, sources: int | None = None) -> Cache:
+        return Cache(self.architecture.decoder, slots, self.dtype, self.device, sources=sources)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
         """As `EncoderDecoder.encode`, each source by itself: local attention and experts may see padding."""
