@@ -98,7 +98,7 @@ def test_a_moved_row_goes_on_elsewhere(family):
     rows = [words.ids(count) for count in (2, 5, 4)]
     cache = filled(model, sources)
     feed(model, cache, [[], [], []], rows, words)
-    cache.move(2, 0)  # the last row takes the place of the first
+    cache.move(2, 0, len(rows[2]), len(sources[2]))  # the last row takes the place of the first
     new = [words.ids(2), words.ids(3)]
     logits = feed(model, cache, [rows[2], rows[1]], new, words, source_horizon=max(map(len, sources[1:])))
     for place, row in enumerate((2, 1)):

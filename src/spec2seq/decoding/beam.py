@@ -186,7 +186,7 @@ class Search:
         self.done.append(self._completion(sentence))
         if index != last:
             self.running[index] = self.running[last]
-            self.cache.move_source(last, index)
+            self.cache.move_source(last, index, self.running[index].source_length)
         self.running.pop()
         for values in lists:
             values[index * self.beams : (index + 1) * self.beams] = values[last * self.beams :]

@@ -108,7 +108,7 @@ class PaperDrafterSession:
         pass
 
     def move(self, source: int, target: int) -> None:
-        self.cache.move(source, target)
+        self.cache.move(source, target, *self.rows.places(target))
 
 
 def check_vocabulary(drafter: Architecture, verifier: Architecture) -> None:

@@ -162,7 +162,7 @@ class CachedSession:
         self.pending = states
 
     def move(self, source: int, target: int) -> None:
-        self.cache.move(source, target)
+        self.cache.move(source, target, *self.rows.places(target))
         self.pending[target] = self.pending[source]
         self.fed[target] = self.fed[source]
 

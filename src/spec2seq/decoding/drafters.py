@@ -245,7 +245,7 @@ class LittleSession:
             self.fed[slot] = min(self.fed[slot], self.rows.host_lengths[slot] - 1)
 
     def move(self, source: int, target: int) -> None:
-        self.cache.move(source, target)
+        self.cache.move(source, target, *self.rows.places(target))
         self.fed[target], self.has_read[target] = self.fed[source], self.has_read[source]
 
     def _feed_pending(self) -> Tensor:

@@ -324,7 +324,7 @@ class Engine:
     def _leave(self, slot: int) -> Request:
         last = self.rows.leave(slot)
         if last != slot:
-            self.cache.move(last, slot)
+            self.cache.move(last, slot, *self.rows.places(slot))
             if self.session is not None:
                 self.session.move(last, slot)
             if self.native is not None:

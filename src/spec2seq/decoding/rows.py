@@ -50,6 +50,10 @@ class Rows:
         """Whether all rows in flight have the same length."""
         return min(self.host_lengths[: self.count]) == self.horizon
 
+    def places(self, slot: int) -> tuple[int, int]:
+        """How many tokens the row at a slot has, and its source."""
+        return self.host_lengths[slot], self.host_sources[slot]
+
     def ends(self, tokens: Tensor) -> Tensor:
         """Which of the tokens `[...]` end a row."""
         if len(self.eos_token_ids) == 1:

@@ -104,14 +104,15 @@ class Cache:
         self.source_lengths[rows] = lengths
         return self.source[:, :, rows, :, :longest]
 
-    def move(self, source: int, target: int) -> None:
-        """Copy slot `source` over slot `target`: the last row in flight takes the place of a finished one."""
-        self.own[:, :, target] = self.own[:, :, source]
-        self.move_source(source, target)
+    def move(self, source: int, target: int, length: int, source_length: int) -> None:
+        """Copy slot `source` over slot `target`, so many places of each: the last row in flight takes the place of a
+        finished one."""
+        self.own[:, :, target, :, :length] = self.own[:, :, source, :, :length]
+        self.move_source(source, target, source_length)
 
-    def move_source(self, source: int, target: int) -> None:
+    def move_source(self, source: int, target: int, length: int) -> None:
         """The same for what the slot has of its source alone."""
-        self.source[:, :, target] = self.source[:, :, source]
+        self.source[:, :, target, :, :length] = self.source[:, :, source, :, :length]
         self.source_lengths[target] = self.source_lengths[source]
 
     def reorder(self, rows: Tensor, horizon: int) -> None:
