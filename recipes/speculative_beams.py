@@ -143,6 +143,8 @@ def runs(items: list[tuple[int, int, int, int]], branches: int, lookup: bool) ->
 def pass_costs(model: EncoderDecoder, count: int, lengths: list[int], repeats: int) -> dict[int, float]:
     """Milliseconds of a pass over `count` beams with so many tokens each, behind 16 others."""
     cache, source, past = model.new_cache(count), torch.full((1, 30), 9), 16
+    cache.reserve(past)
+    cache.own.zero_()  # what nobody has written may be anything
     model.admit(cache, 0, model.encode(source, torch.tensor([30])))
     starts = torch.full((count,), past)
 

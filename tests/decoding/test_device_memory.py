@@ -77,7 +77,11 @@ def test_the_beams_of_a_sentence_are_planned(beams, monkeypatch):
         search.step()
     held = search.cache.nbytes + search.tokens.nbytes + search.cache.origins.nbytes
     assert seen[0] > held / 3
-    assert seen[0] / beams > row_bytes(MODEL.model.architecture, [MODEL.model.architecture.decoder], 0, 8, 64, 60, 0)
+    a = MODEL.model.architecture
+    assert seen[0] / beams > row_bytes(a, [a.decoder], 0, 8, 0, 60, 0)
+    assert planned_rows(MODEL.model, method, 3, 256, 60) == 3  # a longer source counts once
+    more = row_bytes(a, [a.decoder], 0, 8, 256, 0, 0) - row_bytes(a, [a.decoder], 0, 8, 64, 0, 0)
+    assert seen[1] - seen[0] == more
 
 
 def test_idle_loops_count_as_room_and_go_where_it_is_short(monkeypatch):

@@ -119,10 +119,11 @@ def test_cheap_probes_come_sooner_and_unread_sources_are_part_of_them():
 
 def test_switched_on_it_tries_a_longer_draft_and_none_in_turn():
     chooser = after(adaptive(CAP, made_up(0.02, 0.05)), 0.7)
-    around, most = [0, *ALLOWED], 2 * chooser.PROBE_EVERY + chooser.STINT - 1
-    chosen = [chooser.choose() for _ in range(3 * most)]
+    around, turn = [0, *ALLOWED], chooser.LONGER * chooser.PROBE_EVERY + chooser.STINT - 1
+    chosen = [chooser.choose() for _ in range(3 * turn)]
     longer = around[around.index(chooser.best) + 1]
-    assert {k: chosen.count(k) for k in {*chosen} - {chooser.best}} == {0: 3 * chooser.STINT, longer: 3}
+    trials = {0: 3 * chooser.STINT, longer: 3 * (chooser.LONGER - 1)}
+    assert {k: chosen.count(k) for k in {*chosen} - {chooser.best}} == trials
 
 
 def test_the_first_looks_at_no_drafts_come_early():
@@ -146,7 +147,7 @@ class Took:
             slower = drafted * (1 if before else caught_up) if k else plain
             if k:
                 self.chooser.observe(k, k)
-            self.chooser.took(k, slower * self.seconds.iteration(k, 1.0))
+            self.chooser.took(k, float(k), slower * self.seconds.iteration(k, 1.0))
             chosen.append(k)
             self.chosen.append(k)
         return chosen
@@ -169,6 +170,14 @@ def test_a_bad_moment_is_forgotten(monkeypatch):
     assert rule.chooser.best
 
 
+def test_a_short_draft_is_compared_with_what_a_short_one_takes(monkeypatch):
+    """Drafts that come out short, and take what short ones take, are no excess."""
+    rule = Took(monkeypatch, made_up(0.3, 0.3))
+    for k in [8] * 10 + [0] * 10:
+        rule.chooser.took(k, k / 16, rule.seconds.iteration(k, 1 / 16))
+    assert rule.chooser._excess() == 1.0 and len(rule.chooser.slower[True]) == 10
+
+
 def test_an_iteration_in_which_the_drafter_catches_up_is_no_measurement(monkeypatch):
     rule = Took(monkeypatch, made_up(0.3, 0.3))
     assert sum(map(bool, rule.run(200, drafted=1.0, plain=1.0, caught_up=20.0))) > 150
@@ -176,18 +185,22 @@ def test_an_iteration_in_which_the_drafter_catches_up_is_no_measurement(monkeypa
 
 def test_the_engine_says_what_its_iterations_took(monkeypatch):
     said: list[tuple[int, float]] = []
-    monkeypatch.setattr(lengths._Adaptive, "took", lambda self, k, seconds: said.append((k, seconds)))
+    monkeypatch.setattr(lengths._Adaptive, "took", lambda self, k, drafted, seconds: said.append((k, seconds)))
     model = tiny.seq2seq("marian")
+
+    def short():
+        return Speculative(model.drafter(), AdaptiveLength(2))
+
     sources = tiny.sources(model, 3)
-    generation = model.generate(sources, Assisted(model.drafter()), max_new_tokens=30, batch_size=2)
+    generation = model.generate(sources, short(), max_new_tokens=30, batch_size=2)
     assert said and all(seconds > 0 for _, seconds in said) and any(k for k, _ in said)
     assert sum(seconds for _, seconds in said) < generation.stats.seconds
     said.clear()
-    model.generate(sources[:1] * 5, Assisted(model.drafter()), max_new_tokens=30, batch_size=4)
+    model.generate(sources[:1] * 5, short(), max_new_tokens=30, batch_size=4)
     counted = len(said)
     assert counted  # but the last row alone is not what was measured
     said.clear()
-    model.generate(sources[:1] * 4, Assisted(model.drafter()), max_new_tokens=30, batch_size=4)
+    model.generate(sources[:1] * 4, short(), max_new_tokens=30, batch_size=4)
     assert len(said) == counted
 
 
@@ -298,7 +311,7 @@ class Observer:
     def filled(self, asked: int, drafted: int) -> None:
         pass
 
-    def took(self, k: int, seconds: float) -> None:
+    def took(self, k: int, drafted: float, seconds: float) -> None:
         pass
 
 

@@ -25,7 +25,6 @@ from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.version import __version__
 
 if TYPE_CHECKING:
-    from spec2seq.decoding.loop import Engine
     from spec2seq.decoding.methods import Speculative
 
 LENGTHS = (0, 1, 2, 4, 8, 16)
@@ -114,14 +113,14 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         engine.chooser.k = k
         turn = time.perf_counter()
         engine.step()  # which finds the caches as another length left them
-        new = _makes_graphs(engine)
+        new = not (engine.native is None or engine.native.settled)
         if not engine.rows.count or engine.rows.room < k:
             continue
         stats, started = engine.stats, time.perf_counter()
         drafted, passes = stats.phases.get("draft", 0.0), stats.verifier_passes
         engine.step(ON_END)
-        seconds, passes = time.perf_counter() - started, stats.verifier_passes - passes
-        if new or _makes_graphs(engine):
+        seconds, passes = engine.spent(started), stats.verifier_passes - passes
+        if new or seconds is None:
             began += time.perf_counter() - turn
             continue
         drafted = stats.phases.get("draft", 0.0) - drafted
@@ -134,12 +133,6 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     # The least: whatever else the machine does only adds to it.
     least = ({k: min(seconds) for k, seconds in part.items() if seconds} for part in (drafting, rest))
     return Costs(*least, reading)
-
-
-def _makes_graphs(engine: "Engine") -> bool:
-    """Whether its last iteration made a graph, which takes long and happens once."""
-    graphs = getattr(engine.native, "graphs", None)
-    return graphs is not None and not graphs.settled
 
 
 def _between(seconds: dict[int, float], k: float) -> float:

@@ -55,13 +55,14 @@ def _row(verifier: EncoderDecoder, method: Speculative, source: int, output: int
 
 
 def _sentence(verifier: EncoderDecoder, method: Beam, source: int, output: int) -> int:
-    """Bytes of a sentence's beams: each is a row, whose scores are compared in float32 and summed up, and whose keys
-    and values of a layer are gathered from where other beams have left them."""
+    """Bytes of a sentence: its source is there once, its beams have rows of their own, whose scores are compared in
+    float32 and summed up, and whose keys and values of a layer are gathered from where other beams have left them."""
     a, size, places = verifier.architecture, verifier.dtype.itemsize, up(output + 2, LEAST) + AHEAD
     scores = 3 * 4 * a.vocabulary
     gathered = 2 * a.decoder.heads * a.decoder.head_width * places * size
     books = 3 * 8 * places  # tokens, and in which row each place lies, before and after a step
-    return method.num_beams * (row_bytes(a, [a.decoder], 0, size, source, places, 0) + scores + gathered + books)
+    beam = row_bytes(a, [a.decoder], 0, size, 0, places, 0) + scores + gathered + books
+    return row_bytes(a, [a.decoder], 0, size, source, 0, 0) + method.num_beams * beam
 
 
 def row_bytes(

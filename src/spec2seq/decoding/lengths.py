@@ -35,8 +35,9 @@ class Chooser(Protocol):
         """Learn how many of the `asked` tokens were drafted and fed to the verifier, a row in the mean."""
         ...
 
-    def took(self, k: int, seconds: float) -> None:
-        """Learn what an iteration took for which k was chosen, with most slots in use."""
+    def took(self, k: int, drafted: float, seconds: float) -> None:
+        """Learn what an iteration took for which k was chosen, with most slots in use: so many of the k were drafted
+        and fed to the verifier, a row in the mean."""
         ...
 
 
@@ -69,7 +70,7 @@ class _Constant:
     def filled(self, asked: int, drafted: float) -> None:
         pass
 
-    def took(self, k: int, seconds: float) -> None:
+    def took(self, k: int, drafted: float, seconds: float) -> None:
         pass
 
 
@@ -131,6 +132,7 @@ class _Adaptive:
     PROBES = 0.02  # of the time, at most, where it is switched off
     RAREST = 1024  # iterations; switched off, it probes ever more seldom
     EARLY, STINT = 8, 4  # iterations until each of the first looks at what no drafts would take, and of such a look
+    LONGER = 4  # trials; the last of them is such a look, the others are of a longer draft
     LATELY, ENOUGH = 15, 3  # calls whose seconds are remembered, and with which they count
     PRIOR = (7.0, 10.0)  # stood, tried: optimistic, so that a new drafter gets its chance
     CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 25)
@@ -139,7 +141,7 @@ class _Adaptive:
         self.stood, self.tried, self.fill = [0.0] * cap, [0.0] * cap, 1.0
         self.choices, self.costs = [k for k in self.CHOICES if k < cap] + [cap], costs
         self.observed, self.since_probe, self.probe = 0, 0, min(2, cap)
-        self.plainly, self.looks, self.longer, self.drafted = 0, 0, False, True
+        self.plainly, self.looks, self.trials, self.drafts, self.told = 0, 0, 0, True, 0
         self.slower = {drafts: deque([], self.LATELY) for drafts in (False, True)}
         plain = costs.iteration(0, 1.0)
         extra = costs.iteration(self.probe, 1.0) - plain + SOURCE * costs.reading  # of rows whose sources are unread
@@ -148,7 +150,7 @@ class _Adaptive:
         self.patience = self.EARLY if self.best else self.seldom
 
     def choose(self) -> int:
-        if self.plainly:
+        if self.plainly > 0:
             self.plainly -= 1
             return 0
         self.since_probe += 1
@@ -160,21 +162,22 @@ class _Adaptive:
             if self.slower[True]:  # it may have been a bad moment
                 self.slower[True].popleft()
             return self.probe
-        early, self.longer = self.looks < self.ENOUGH, not self.longer
-        if early or not self.longer:
-            self.looks += 1
-            self.plainly = self.STINT - 1
-            self.patience = self.EARLY if self.looks < self.ENOUGH else self.PROBE_EVERY
-            return 0
-        return next((k for k in self.choices if k > self.best), self.best)
+        if self.looks >= self.ENOUGH:
+            self.trials += 1
+            if self.trials % self.LONGER:
+                return next((k for k in self.choices if k > self.best), self.best)
+        self.looks += 1
+        self.plainly = self.STINT - 1
+        self.patience = self.EARLY if self.looks < self.ENOUGH else self.PROBE_EVERY
+        return 0
 
     def more(self, most: int) -> int:
         if not self.since_probe:  # another k is on trial
             return min(most, self.plainly)
-        return min(most, self.patience - 1 - self.since_probe)
+        return max(0, min(most, self.patience - 1 - self.since_probe))
 
     def again(self) -> None:
-        if self.plainly:
+        if self.plainly > 0:
             self.plainly -= 1
         else:
             self.since_probe += 1
@@ -190,12 +193,15 @@ class _Adaptive:
     def filled(self, asked: int, drafted: float) -> None:
         self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)
 
-    def took(self, k: int, seconds: float) -> None:
-        drafted, self.drafted = self.drafted, k > 0
-        if k and not drafted:  # the drafter read what had come without it
+    def took(self, k: int, drafted: float, seconds: float) -> None:
+        before, self.drafts = self.drafts, k > 0
+        if k and not before:  # the drafter read what had come without it
             return
-        self.slower[k > 0].append(seconds / self.costs.iteration(k, self.fill))
-        self._decide()
+        known = self.slower[k > 0]
+        known.append(seconds / self.costs.iteration(k, drafted / max(k, 1)))
+        self.told += 1
+        if self.told % 8 == 0 or len(known) == self.ENOUGH:
+            self._decide()
 
     def _decide(self) -> None:
         before, self.best = self.best, self._best()

@@ -53,7 +53,9 @@ class Engine:
             self._take(borrow(self, verifier, method, slots), ends)
         else:
             self._make(slots, ends, in_one_call)
-        self.stats, self.iterations = Stats(), 0
+        self.stats = Stats()
+        self.iterations, self.fed = 0, 0.0  # of the last call, and the drafted tokens that a row was fed in the mean
+        self.unread = False  # whether rows have come whose sources the drafter has yet to read
         self.ids = itertools.count()
 
     def _take(self, loop: StaticLoop, ends: tuple[int, ...]) -> None:
@@ -127,13 +129,23 @@ class Engine:
         iterate = self._iterate_over_tensors if self.native is None else self._iterate_native
         if self.chooser is None or self.rows.room < 1 or self._opening:
             return iterate(0, most)
-        full, before, begun = 4 * self.rows.count >= 3 * self.rows.slots, self.iterations, time.perf_counter()
+        full, begun = 4 * self.rows.count >= 3 * self.rows.slots, time.perf_counter()
+        self.iterations, self.fed = 0, 0.0
         k = self.chooser.choose()
         done = iterate(k, most)
-        if full:
-            spent = getattr(self.native, "spent", None) or time.perf_counter() - begun
-            self.chooser.took(k, spent / (self.iterations - before))
+        spent = self.spent(begun)
+        if full and spent is not None:
+            self.chooser.took(k, self.fed / self.iterations, spent / self.iterations)
         return done
+
+    def spent(self, begun: float) -> float | None:
+        """Seconds that the last call of `iterate` took, which began then; None where they say nothing of the next:
+        sources were read in between, or a graph was made."""
+        if self.native is not None and self.native.spent is not None:
+            return self.native.spent
+        unread, self.unread = self.unread, False
+        settled = self.native is None or self.native.settled
+        return None if unread or not settled else time.perf_counter() - begun
 
     def _iterate_over_tensors(self, k: int, most: int) -> list[Completion]:
         """One iteration over tensors, however many there may be."""
@@ -180,6 +192,7 @@ class Engine:
 
     def _admit(self) -> None:
         for group, encoded in self.reader.read(self.scheduler.admissible()):
+            self.unread = True
             first = self.rows.admit(encoded.tokens, group)
             self.verifier.admit(self.cache, first, encoded)
             if self.session is not None:
@@ -285,7 +298,9 @@ class Engine:
         drafting = any(found.calls)
         if drafting:
             ragged = self.native is not None and self.native.ragged  # else all rows are fed as many as the longest
-            self.chooser.filled(found.asked, sum(found.drafted) / self.rows.count if ragged else len(found.tokens))
+            fed = sum(found.drafted) / self.rows.count if ragged else len(found.tokens)
+            self.chooser.filled(found.asked, fed)
+            self.fed += fed
         for slot, request in enumerate(self.scheduler.running):
             new, drafted, accepted = found.emitted[slot], found.drafted[slot], found.accepted[slot]
             booked = request.counts

@@ -52,6 +52,7 @@ class NativeLoop:
 
     several = True  # iterations in one call
     ragged = True  # a pass has of each row what was drafted for it
+    settled = True  # what an iteration took is what the next one will
 
     def __init__(
         self, verifier: EncoderDecoder, method: Speculative, rows: Rows, cache: Cache, session: Session | None

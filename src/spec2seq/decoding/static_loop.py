@@ -30,6 +30,7 @@ class StaticLoop:
 
     drafts, several, ragged = True, False, False
     seconds: dict[str, float] = {}  # of the phases of an iteration: it has none
+    spent = None
 
     def __init__(self, verifier: EncoderDecoder, drafter: CachedBlockDrafter | None, slots: int):
         a, device = verifier.architecture, verifier.device
@@ -62,6 +63,11 @@ class StaticLoop:
             return False
         plain = method.verify_tail and method.starts == "drafter" and method.length.confidence is None
         return drafter is None or (isinstance(drafter, CachedBlockDrafter) and plain)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last iteration made no graph, which takes long and happens once."""
+        return self.graphs.settled
 
     @property
     def nbytes(self) -> int:

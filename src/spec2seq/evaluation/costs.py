@@ -20,6 +20,8 @@ def pass_seconds(model: EncoderDecoder, rows: int, lengths: Sequence[int] = LENG
     device = model.device
     tokens = torch.full((rows, SOURCE), model.architecture.eos_token_id, device=device)
     cache = model.new_cache(rows)
+    cache.reserve(PREFIX)
+    cache.own.zero_()  # what nobody has written may be anything
     model.admit(cache, 0, model.encode(tokens, torch.full((rows,), SOURCE, device=device)))
     starts = torch.full((rows,), PREFIX, device=device)
     least = dict.fromkeys(lengths, float("inf"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spec2seq.errors import Spec2SeqError
+from spec2seq.models.cache import Cache
 
 if TYPE_CHECKING:
     from spec2seq.evaluation.peers import Job, Workload
@@ -26,7 +27,8 @@ def tensor_bytes(ours: "Ours") -> dict[str, Any]:
         models["drafter"] = ours.blocks.model
     found = {}
     for name, model in models.items():
-        cache = model.new_cache(1)
+        stack = getattr(model, "stack", None) or model.architecture.decoder  # of a drafter, or a model's
+        cache = Cache(stack, 1, model.dtype, model.device)  # not one that has grown in another call
         cache.reserve(NEW_TOKENS)
         cache.reserve_source(SOURCE)
         weights = {id(weight): weight for weight in model.parameters()}.values()

@@ -5,6 +5,7 @@ of lengths: its user does, and rolling a row back is using a smaller length.
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -25,19 +26,23 @@ class Spare:
     written: what the last user left there may be anything."""
 
     def __init__(self) -> None:
-        self.tensors: tuple[Tensor, Tensor] | None = None
+        self.kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=1)  # taken and kept by any thread
 
     def take(self, slots: int, sources: int) -> tuple[Tensor, Tensor] | None:
         """None where there are none that fit."""
-        found, self.tensors = self.tensors, None
-        if found is None or (found[0].shape[2], found[1].shape[2]) != (slots, sources):
+        try:
+            found = self.kept.pop()
+        except IndexError:
+            return None
+        if [tensor.shape[2] for tensor in found] != [slots, sources]:
             return None
         # Outside of inference mode nobody may write to a tensor that was made in it.
-        return found if torch.is_inference_mode_enabled() or not found[0].is_inference() else None
+        usable = torch.is_inference_mode_enabled() or not any(tensor.is_inference() for tensor in found)
+        return found if usable else None
 
     def keep(self, own: Tensor, source: Tensor) -> None:
         if own.nbytes + source.nbytes <= SPARE:
-            self.tensors = own, source
+            self.kept.append((own, source))
 
     def __deepcopy__(self, memo: dict) -> "Spare":
         return Spare()

@@ -86,7 +86,8 @@ class EncoderDecoder(nn.Module):
 
     def new_cache(self, slots: int, sources: int | None = None) -> Cache:
         """`sources`: how many of the slots have a source of their own, see `decode_block`; None: all."""
-        spare = None if self.native is None else self.spare
+        compiled = self.native is not None and self.native.takes(self.target_embedding)
+        spare = self.spare if compiled else None
         return Cache(self.architecture.decoder, slots, self.dtype, self.device, spare, sources)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:

@@ -175,7 +175,7 @@ class NativeStack:
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """What `Stack.forward` does."""
         real = None if block.lengths is None else _Real(block.lengths, block.length)
-        x = x.contiguous() if real is None else x[real.places]
+        x = x.contiguous() if real is None else x.index_select(0, real.places)
         out, hidden = torch.empty_like(x), {layer: torch.empty_like(x) for layer in hidden_layers}
         kept = [x]
         run = self.describe(block, cross, out, hidden, kept)
@@ -225,8 +225,9 @@ class NativeStack:
         """What `cross_keys_values` does, of states `[rows, length, width]`, of which `lengths[rows]` are real, into
         `to`; what is behind them stays as it is."""
         rows, length, width = states.shape
-        real, states = None if rows == 1 else _Real(lengths, length), states.reshape(-1, width)
-        states = states if real is None else states[real.places]
+        whole = rows == 1 and int(lengths[0]) >= length
+        real, states = None if whole else _Real(lengths, length), states.reshape(-1, width)
+        states = states.contiguous() if real is None else states.index_select(0, real.places)
         run = c.Pass(output=states.data_ptr(), rows=rows, length=length)
         if real is not None:
             real.name_rows(run)
@@ -297,7 +298,7 @@ class _Real:
     """Which places of padded rows are real, by `lengths[rows]`: the executor does not compute the others."""
 
     def __init__(self, lengths: Tensor, length: int):
-        self.count = len(lengths) * length
+        self.count, lengths = len(lengths) * length, lengths.clamp(max=length)
         self.places = (torch.arange(length) < lengths[:, None]).view(-1).nonzero()[:, 0]
         self.row_of, self.first = self.places // length, nn.functional.pad(lengths.cumsum(0), (1, 0))
 
