@@ -113,13 +113,13 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         engine.chooser.k = k
         turn = time.perf_counter()
         engine.step()  # which finds the caches as another length left them
-        new = not (engine.native is None or engine.native.settled)
+        new = engine.pace.seconds(engine.native) is None
         if not engine.rows.count or engine.rows.room < k:
             continue
-        stats, started = engine.stats, time.perf_counter()
+        stats = engine.stats
         drafted, passes = stats.phases.get("draft", 0.0), stats.verifier_passes
         engine.step(ON_END)
-        seconds, passes = engine.spent(started), stats.verifier_passes - passes
+        seconds, passes = engine.pace.seconds(engine.native), stats.verifier_passes - passes
         if new or seconds is None:
             began += time.perf_counter() - turn
             continue

@@ -141,7 +141,7 @@ class _Adaptive:
         self.stood, self.tried, self.fill = [0.0] * cap, [0.0] * cap, 1.0
         self.choices, self.costs = [k for k in self.CHOICES if k < cap] + [cap], costs
         self.observed, self.since_probe, self.probe = 0, 0, min(2, cap)
-        self.plainly, self.looks, self.trials, self.drafts, self.told = 0, 0, 0, True, 0
+        self.plainly, self.trials, self.drafts = 0, 0, True
         self.slower = {drafts: deque([], self.LATELY) for drafts in (False, True)}
         plain = costs.iteration(0, 1.0)
         extra = costs.iteration(self.probe, 1.0) - plain + SOURCE * costs.reading  # of rows whose sources are unread
@@ -162,13 +162,11 @@ class _Adaptive:
             if self.slower[True]:  # it may have been a bad moment
                 self.slower[True].popleft()
             return self.probe
-        if self.looks >= self.ENOUGH:
-            self.trials += 1
-            if self.trials % self.LONGER:
-                return next((k for k in self.choices if k > self.best), self.best)
-        self.looks += 1
+        self.trials += 1
+        if self.trials > self.ENOUGH and (self.trials - self.ENOUGH) % self.LONGER:
+            return next((k for k in self.choices if k > self.best), self.best)
         self.plainly = self.STINT - 1
-        self.patience = self.EARLY if self.looks < self.ENOUGH else self.PROBE_EVERY
+        self.patience = self.EARLY if self.trials < self.ENOUGH else self.PROBE_EVERY
         return 0
 
     def more(self, most: int) -> int:
@@ -186,9 +184,7 @@ class _Adaptive:
         for position in range(min(asked, accepted + 1, len(self.tried))):
             self.tried[position] = self.tried[position] * self.DECAY + 1
             self.stood[position] = self.stood[position] * self.DECAY + (position < accepted)
-        self.observed += 1
-        if self.observed % 8 == 0 or not self.best:
-            self._decide()
+        self._learned(at_once=not self.best)
 
     def filled(self, asked: int, drafted: float) -> None:
         self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)
@@ -199,11 +195,13 @@ class _Adaptive:
             return
         known = self.slower[k > 0]
         known.append(seconds / self.costs.iteration(k, drafted / max(k, 1)))
-        self.told += 1
-        if self.told % 8 == 0 or len(known) == self.ENOUGH:
-            self._decide()
+        self._learned(at_once=len(known) == self.ENOUGH)
 
-    def _decide(self) -> None:
+    def _learned(self, at_once: bool) -> None:
+        """Choose anew, though not after each of many observations."""
+        self.observed += 1
+        if self.observed % 8 and not at_once:
+            return
         before, self.best = self.best, self._best()
         if not self.best:
             self.patience = max(self.patience, self.seldom)

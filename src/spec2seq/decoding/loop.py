@@ -14,6 +14,7 @@ from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
+from spec2seq.decoding.pace import Pace
 from spec2seq.decoding.reader import Reader
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling, seed_of
@@ -53,9 +54,7 @@ class Engine:
             self._take(borrow(self, verifier, method, slots), ends)
         else:
             self._make(slots, ends, in_one_call)
-        self.stats = Stats()
-        self.iterations, self.fed = 0, 0.0  # of the last call, and the drafted tokens that a row was fed in the mean
-        self.unread = False  # whether rows have come whose sources the drafter has yet to read
+        self.stats, self.pace = Stats(), Pace()
         self.ids = itertools.count()
 
     def _take(self, loop: StaticLoop, ends: tuple[int, ...]) -> None:
@@ -64,7 +63,7 @@ class Engine:
         self.rows.eos_token_ids = ends
         loop.meanwhile = self.reader.read_ahead
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # as `step`: a cache that is kept can then be the next one's
     def _make(self, slots: int, ends: tuple[int, ...], in_one_call: bool) -> None:
         """Tensors of this engine alone, which grow as they must."""
         verifier, method, a = self.verifier, self.method, self.verifier.architecture
@@ -129,23 +128,14 @@ class Engine:
         iterate = self._iterate_over_tensors if self.native is None else self._iterate_native
         if self.chooser is None or self.rows.room < 1 or self._opening:
             return iterate(0, most)
-        full, begun = 4 * self.rows.count >= 3 * self.rows.slots, time.perf_counter()
-        self.iterations, self.fed = 0, 0.0
+        full = 4 * self.rows.count >= 3 * self.rows.slots  # what a rule knows of costs is of full batches
+        self.pace.begin()
         k = self.chooser.choose()
         done = iterate(k, most)
-        spent = self.spent(begun)
-        if full and spent is not None:
-            self.chooser.took(k, self.fed / self.iterations, spent / self.iterations)
+        if full:
+            self.pace.tell(self.chooser, k, self.native)
+        self.pace.unread = False
         return done
-
-    def spent(self, begun: float) -> float | None:
-        """Seconds that the last call of `iterate` took, which began then; None where they say nothing of the next:
-        sources were read in between, or a graph was made."""
-        if self.native is not None and self.native.spent is not None:
-            return self.native.spent
-        unread, self.unread = self.unread, False
-        settled = self.native is None or self.native.settled
-        return None if unread or not settled else time.perf_counter() - begun
 
     def _iterate_over_tensors(self, k: int, most: int) -> list[Completion]:
         """One iteration over tensors, however many there may be."""
@@ -192,7 +182,7 @@ class Engine:
 
     def _admit(self) -> None:
         for group, encoded in self.reader.read(self.scheduler.admissible()):
-            self.unread = True
+            self.pace.unread = True
             first = self.rows.admit(encoded.tokens, group)
             self.verifier.admit(self.cache, first, encoded)
             if self.session is not None:
@@ -292,15 +282,14 @@ class Engine:
 
     def _book(self, found: Iterated, finished: list[bool]) -> list[Completion]:
         """Count what every row in flight got, let the length rule learn from it, and release who has `finished`."""
-        self.iterations += 1
         self.stats.verifier_passes += found.passes
         self.stats.drafter_passes += max(found.calls)
-        drafting = any(found.calls)
+        drafting, fed = any(found.calls), 0.0
         if drafting:
             ragged = self.native is not None and self.native.ragged  # else all rows are fed as many as the longest
             fed = sum(found.drafted) / self.rows.count if ragged else len(found.tokens)
             self.chooser.filled(found.asked, fed)
-            self.fed += fed
+        self.pace.booked(fed)
         for slot, request in enumerate(self.scheduler.running):
             new, drafted, accepted = found.emitted[slot], found.drafted[slot], found.accepted[slot]
             booked = request.counts

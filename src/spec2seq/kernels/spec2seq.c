@@ -31,7 +31,7 @@ static void stack_job(void *argument, Team *team) {
 static void source_job(void *argument, Team *team) {
     const Call *call = argument;
     Run run = {call->stack, call->pass, *call->work, call->tokens, team};
-    run_source(&run, call->pass->output, call->to);
+    run_source(&run, call->to);
 }
 
 /* Run all layers over the tokens of a pass. */

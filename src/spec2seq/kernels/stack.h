@@ -278,13 +278,13 @@ static void run_stack(const Run *run) {
     if (s->final_norm) norm_tokens(run, s->final_norm, p->output, p->output);
 }
 
-/* Cross-attention's keys and values of all layers, for the states [tokens][width] of sources. */
-static void run_source(const Run *run, const float *states, const Places *to) {
+/* Cross-attention's keys and values of all layers, for the states of sources, the pass's output. */
+static void run_source(const Run *run, const Places *to) {
     const Stack *s = run->stack;
     int64_t token, end;
-    prepare(run, states, s->width);
+    prepare(run, run->pass->output, s->width);
     for (int64_t index = 0; index < s->count; index++) {
-        apply(run, &s->layers[index].cross_key_value, states, run->work.wide);
+        apply(run, &s->layers[index].cross_key_value, run->pass->output, run->work.wide);
         while (next_share(run->team, run->tokens, &token, &end))
             for (; token < end; token++) {
                 int64_t row = row_of(run->pass, token);

@@ -15,8 +15,6 @@ from spec2seq.models.architecture import StackShape
 
 GRAIN = 32  # capacities are multiples of this, so that growing is rare and shapes are few
 AHEAD = 256  # so much more than is asked for at the most
-
-
 SPARE = 1 << 29  # bytes that a model keeps of a cache at most
 
 
@@ -44,11 +42,8 @@ class Spare:
         if own.nbytes + source.nbytes <= SPARE:
             self.kept.append((own, source))
 
-    def __deepcopy__(self, memo: dict) -> "Spare":
-        return Spare()
-
     def __reduce__(self) -> tuple:
-        return Spare, ()
+        return Spare, ()  # a copy begins without
 
 
 class Cache:

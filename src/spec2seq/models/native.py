@@ -22,6 +22,7 @@ from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.layers import Block, CrossAttention, Layer, Stack
 from spec2seq.models.quantize import QuantizedLinear
+from spec2seq.models.real_tokens import RealTokens
 
 LINEARS = ("self_qkv", "self_out", "cross_query", "cross_key_value", "cross_out", "ffn_in", "ffn_out")
 NORMS = ("self_norm", "cross_norm", "ffn_norm")
@@ -174,17 +175,14 @@ class NativeStack:
         self, x: Tensor, block: Block, cross: CrossAttention | None, hidden_layers: tuple[int, ...] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """What `Stack.forward` does."""
-        real = None if block.lengths is None else _Real(block.lengths, block.length)
-        x = x.contiguous() if real is None else x.index_select(0, real.places)
+        real = RealTokens(block.lengths, block.length)
+        x = real.of(x)
         out, hidden = torch.empty_like(x), {layer: torch.empty_like(x) for layer in hidden_layers}
         kept = [x]
         run = self.describe(block, cross, out, hidden, kept)
         run.input = x.data_ptr()
-        if real is not None:
-            real.name_rows(run)
+        real.name_rows(run)
         call("spec2seq_stack", self.stack, run)
-        if real is None:
-            return out, hidden
         return real.padded(out), {layer: real.padded(states) for layer, states in hidden.items()}
 
     def describe(
@@ -225,12 +223,10 @@ class NativeStack:
         """What `cross_keys_values` does, of states `[rows, length, width]`, of which `lengths[rows]` are real, into
         `to`; what is behind them stays as it is."""
         rows, length, width = states.shape
-        whole = rows == 1 and int(lengths[0]) >= length
-        real, states = None if whole else _Real(lengths, length), states.reshape(-1, width)
-        states = states.contiguous() if real is None else states.index_select(0, real.places)
+        real = RealTokens(lengths, length)
+        states = real.of(states.reshape(-1, width))
         run = c.Pass(output=states.data_ptr(), rows=rows, length=length)
-        if real is not None:
-            real.name_rows(run)
+        real.name_rows(run)
         call("spec2seq_source", self.stack, run, places_of(to))
 
 
@@ -292,23 +288,6 @@ class NativeDecoder:
         asked = c.Scored(tokens.data_ptr(), tokens.stride(0), None if logits is None else logits.data_ptr(), None)
         call("spec2seq_decode", self.decoder, run, asked)
         return out, hidden, logits
-
-
-class _Real:
-    """Which places of padded rows are real, by `lengths[rows]`: the executor does not compute the others."""
-
-    def __init__(self, lengths: Tensor, length: int):
-        self.count, lengths = len(lengths) * length, lengths.clamp(max=length)
-        self.places = (torch.arange(length) < lengths[:, None]).view(-1).nonzero()[:, 0]
-        self.row_of, self.first = self.places // length, nn.functional.pad(lengths.cumsum(0), (1, 0))
-
-    def name_rows(self, run: c.Pass) -> None:
-        """Tell C which row each token is of."""
-        run.row_of, run.first = self.row_of.data_ptr(), self.first.data_ptr()
-
-    def padded(self, states: Tensor) -> Tensor:
-        """States of the real places → `[rows * length, width]`, zeros elsewhere."""
-        return states.new_zeros(self.count, states.shape[1]).index_copy_(0, self.places, states)
 
 
 def call(name: str, *arguments) -> None:

@@ -1,0 +1,37 @@
+"""What iterations of the engine take, for a length rule to learn from."""
+
+import time
+from typing import Any
+
+from spec2seq.decoding.lengths import Chooser
+
+
+class Pace:
+    """Seconds and drafted tokens of the iterations since `begin`. `unread`: rows have come whose sources the drafter
+    may have to read in the next one."""
+
+    def __init__(self) -> None:
+        self.iterations, self.fed, self.begun, self.unread = 0, 0.0, 0.0, False
+
+    def begin(self) -> None:
+        self.iterations, self.fed, self.begun = 0, 0.0, time.perf_counter()
+
+    def booked(self, fed: float) -> None:
+        """An iteration has run, in which so many drafted tokens were fed to the verifier, a row in the mean."""
+        self.iterations += 1
+        self.fed += fed
+
+    def seconds(self, loop: Any) -> float | None:
+        """By the loop's own clock if it has one, else all that passed; None where that says nothing of the next
+        iteration: sources may have been read in between, or a graph was made."""
+        if loop is not None and loop.spent is not None:
+            return loop.spent
+        if self.unread or not (loop is None or loop.settled):
+            return None
+        return time.perf_counter() - self.begun
+
+    def tell(self, chooser: Chooser, k: int, loop: Any) -> None:
+        """Let a length rule learn from the iterations for which it chose k."""
+        seconds = self.seconds(loop)
+        if seconds is not None:
+            chooser.took(k, self.fed / self.iterations, seconds / self.iterations)
