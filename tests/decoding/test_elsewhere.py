@@ -1,0 +1,113 @@
+"""What a machine without a GPU can tell of one: on a made-up device (`elsewhere`) all methods write the same tokens,
+tensors of it and of the host never meet, and an iteration that a GPU would replay is left alone by the host."""
+
+import copy
+
+import elsewhere
+import pytest
+import tiny
+import torch
+
+from spec2seq import Assisted, Beam, BiLD, Greedy, Lookup, Rollback, Sample, Seq2Seq, SpecDec, Speculative
+from spec2seq.decoding import static_loop
+from spec2seq.decoding.block_drafters import PaperBlockDrafter
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.decoding.lengths import FixedLength
+from spec2seq.evaluation.lossless import compare_with_greedy
+
+CAP, SLOTS, ROWS = 12, 4, 9
+GRAPHS = ["greedy", "specdec", "relaxed", "rollback"]
+OTHERS = ["paper", "assisted", "shortlist", "confidence", "bild", "lookup", "sample", "rejection", "early exit", "beam"]
+
+
+def method(name: str, model: Seq2Seq, served: Seq2Seq, put):
+    """For `served`, which is `model` after `put`."""
+    block = CachedBlockDrafter(put(tiny.cached_drafter(model, shortlist=40).model))
+    little = Seq2Seq(put(tiny.noisy_copy(model, 0.02).model), model.config, None, None).drafter()
+    return {
+        "greedy": Greedy, "specdec": lambda: SpecDec(block, 4), "relaxed": lambda: SpecDec(block, 4, beta=20, tau=6.0),
+        "rollback": lambda: Speculative(block, FixedLength(4), Rollback(6.0)),
+        "paper": lambda: SpecDec(PaperBlockDrafter(put(tiny.paper_drafter(model).model)), 3),
+        "assisted": lambda: Assisted(little, 3), "shortlist": lambda: Assisted(little.scoring(range(40)), 3),
+        "confidence": lambda: Assisted(little, 4, 0.3), "bild": lambda: BiLD(little, 0.3, 2.0),
+        "lookup": lambda: Lookup(4), "sample": lambda: Sample(seed=1, top_k=5),
+        "rejection": lambda: Sample(seed=1, drafter=little), "early exit": lambda: Assisted(served.early_exit(1), 3),
+        "beam": lambda: Beam(3),
+    }[name]()  # fmt: skip
+
+
+def moved(model: Seq2Seq) -> Seq2Seq:
+    return Seq2Seq(elsewhere.put(model.model), model.config, None, model.generation_config)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_an_iteration_of_a_graph_has_one_read_behind_it(family, name, monkeypatch):
+    model, inside = tiny.seq2seq(family), []
+    sources = tiny.sources(model, ROWS, 4)
+    wanted = model.generate(sources, method(name, model, model, copy.copy), max_new_tokens=CAP, batch_size=SLOTS)
+
+    def iterate(*given, real=static_loop.iterate):
+        before = len(elsewhere.reads), len(elsewhere.copies)
+        report = real(*given)
+        inside.append((elsewhere.reads[before[0] :], elsewhere.copies[before[1] :]))
+        return report
+
+    monkeypatch.setattr(static_loop, "iterate", iterate)
+    with elsewhere.device(monkeypatch):
+        there = moved(model)
+        there.model.graphs = True
+        found = there.generate(sources, method(name, model, there, elsewhere.put), max_new_tokens=CAP, batch_size=SLOTS)
+    assert found.sequences == wanted.sequences
+    assert inside == [([], [])] * found.stats.verifier_passes
+    assert elsewhere.reads == ["tolist"] * len(inside)
+
+
+@pytest.mark.parametrize("family", ["marian", "t5-gated"])
+@pytest.mark.parametrize("name", GRAPHS + OTHERS)
+def test_the_same_tokens(family, name, monkeypatch):
+    model = tiny.seq2seq(family)
+    sources = tiny.sources(model, ROWS, 4)
+    wanted = model.generate(sources, method(name, model, model, copy.copy), max_new_tokens=CAP, batch_size=SLOTS)
+    with elsewhere.device(monkeypatch):
+        there = moved(model)
+        found = there.generate(sources, method(name, model, there, elsewhere.put), max_new_tokens=CAP, batch_size=SLOTS)
+    assert found.sequences == wanted.sequences
+
+
+@pytest.mark.parametrize("chosen", [Greedy(), Lookup(3), Beam(2)], ids=["greedy", "lookup", "beam"])
+def test_under_the_generation_configs_processors(chosen, monkeypatch):
+    model = tiny.seq2seq("marian")
+    config = copy.deepcopy(model.generation_config)
+    config.update(
+        no_repeat_ngram_size=2, repetition_penalty=1.2, min_length=5, suppress_tokens=[7], begin_suppress_tokens=[8],
+        bad_words_ids=[[9], [10, 11]], sequence_bias=[[[12], 2.5]], exponential_decay_length_penalty=(3, 1.4),
+    )  # fmt: skip
+    model = Seq2Seq(model.model, model.config, None, config)
+    sources = tiny.sources(model, ROWS, 4)
+    wanted = model.generate(sources, chosen, max_new_tokens=CAP, batch_size=SLOTS)
+    with elsewhere.device(monkeypatch):
+        found = moved(model).generate(sources, chosen, max_new_tokens=CAP, batch_size=SLOTS)
+    assert found.sequences == wanted.sequences
+
+
+def test_the_comparison_with_greedy(monkeypatch):
+    model = tiny.seq2seq("marian")
+    sources = tiny.sources(model, ROWS, 4)
+    with elsewhere.device(monkeypatch):
+        there = moved(model)
+        limits = {"batch_size": SLOTS, "max_new_tokens": CAP}
+        lossless = compare_with_greedy(there, sources, Lookup(3), **limits)
+        relaxed = compare_with_greedy(there, sources, method("relaxed", model, there, elsewhere.put), **limits)
+    assert not lossless.divergences and relaxed.bugs
+
+
+def test_the_device_refuses_what_a_gpu_refuses(monkeypatch):
+    with elsewhere.device(monkeypatch) as device:
+        there = torch.arange(3, device=device)
+        with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+            there + torch.ones(3)
+        assert not elsewhere.reads + elsewhere.copies
+        assert (there + torch.tensor(1)).tolist() == [1, 2, 3] and int(there[1]) == 1
+        assert elsewhere.reads == ["tolist", "_local_scalar_dense"]
+        assert there.cpu().sum() == torch.tensor([3], device=device).to("cpu")[0]
+        assert elsewhere.copies == ["_to_copy", "tensor", "_to_copy"]

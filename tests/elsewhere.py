@@ -1,0 +1,139 @@
+"""A device that is made up: its tensors have their numbers on the host, and nobody may take them for the host's.
+
+What a GPU refuses is refused here: operators over tensors of both. What it would wait for is recorded: numbers that
+are read (`reads`), and tensors that come from the host or go there (`copies`).
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+NAME = "elsewhere"
+# Their results' shapes depend on numbers, or they are numbers; a GPU has to be waited for.
+READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2",
+         "repeat_interleave"}  # fmt: skip
+COPIES = {"_to_copy", "copy_"}
+backend_registration._setup_privateuseone_for_python_backend(NAME)
+reads: list[str] = []
+copies: list[str] = []
+
+
+class There(torch.Tensor):
+    """A tensor of the device; `held` is the host's that has its numbers."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, real):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, real.shape, strides=real.stride(), storage_offset=real.storage_offset(), dtype=real.dtype,
+            device=torch.device(NAME, 0),
+        )  # fmt: skip
+
+    def __init__(self, real):
+        self.held = real
+
+    def __repr__(self):
+        return f"There({self.held})"
+
+    def tolist(self):
+        reads.append("tolist")
+        return self.held.tolist()
+
+    def new_tensor(self, data):
+        return torch.tensor(data, device=self.device)
+
+    def __getitem__(self, index):
+        return super().__getitem__(_indices(index))
+
+    def __setitem__(self, index, value):
+        super().__setitem__(_indices(index), value)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+
+class Made(TorchDispatchMode):
+    """Catches what makes a tensor of none."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        with self:  # in inference mode operators come whole that are made of others
+            parts = func.decompose(*args, **(kwargs or {}))
+        return _run(func, args, kwargs or {}) if parts is NotImplemented else parts
+
+
+def _run(func, args, kwargs):
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    mine, name = [one for one in tensors if isinstance(one, There)], func._schema.name.removeprefix("aten::")
+    target = kwargs.get("device")
+    stays = bool(mine) if target is None else torch.device(target).type == NAME
+    if mine and name in READS:
+        reads.append(name)
+    # A GPU takes numbers of the host beside its tensors; as an index it takes tensors, too, which are copied.
+    foreign = [one for one in tensors if not isinstance(one, There) and one.dim()]
+    if name in COPIES and tensors and (bool(mine) is not stays or foreign and mine):
+        copies.append(name)
+    elif mine and foreign:
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found {NAME} and cpu")
+    if not mine and not stays:
+        return func(*args, **kwargs)
+    real_args, real_kwargs = tree_map(lambda leaf: leaf.held if isinstance(leaf, There) else leaf, (args, kwargs))
+    if target is not None:
+        real_kwargs["device"] = torch.device("cpu")
+    made = func(*real_args, **real_kwargs)
+    if not stays:
+        return made
+    with torch.inference_mode(torch.is_inference_mode_enabled() and all(one.is_inference() for one in mine)):
+        made = tree_map(lambda leaf: There(leaf) if isinstance(leaf, torch.Tensor) else leaf, made)
+    return return_and_correct_aliasing(func, args, kwargs, made)
+
+
+_tensor = torch.tensor
+
+
+def _indices(index):
+    """PyTorch would make tensors of lists past all modes, too."""
+    parts = index if isinstance(index, tuple) else (index,)
+    made = tuple(torch.tensor(part, device=torch.device(NAME, 0)) if isinstance(part, list) else part for part in parts)
+    return made if isinstance(index, tuple) else made[0]
+
+
+def _tensor_of(data, *, dtype=None, device=None, **more):
+    """PyTorch makes a tensor of numbers on the host and copies it, past all modes."""
+    made = _tensor(data, dtype=dtype, **more)
+    if device is None or torch.device(device).type != NAME:
+        return _tensor(data, dtype=dtype, device=device, **more)
+    copies.append("tensor")
+    return There(made)
+
+
+def put(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a module there; what was one tensor stays one."""
+    module, there = copy.deepcopy(module), {}
+    for part in module.modules():
+        for kept in (part._parameters, part._buffers):
+            for name, tensor in kept.items():
+                if tensor is not None:
+                    if tensor not in there:
+                        moved = There(tensor.detach())
+                        if kept is part._parameters:
+                            moved = torch.nn.Parameter(moved, tensor.requires_grad)
+                        there[tensor] = moved
+                    kept[name] = there[tensor]
+    return module
+
+
+@contextlib.contextmanager
+def device(monkeypatch) -> Iterator[torch.device]:
+    """Within it tensors can be made there."""
+    monkeypatch.setattr(torch, "tensor", _tensor_of)
+    reads.clear()
+    copies.clear()
+    with Made():
+        yield torch.device(NAME, 0)
