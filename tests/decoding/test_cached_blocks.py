@@ -1,6 +1,7 @@
 """The cached block drafter: what it drafts from its cache is what it would draft from scratch."""
 
 import dataclasses
+import itertools
 
 import pytest
 import tiny
@@ -124,6 +125,42 @@ def test_passes_without_a_draft_are_caught_up(family):
     for batch_size in (1, 3):
         assert model.generate(sources, method, max_new_tokens=20, batch_size=batch_size).sequences == wanted
     assert any(method.chooser(model.model, 1).tried)
+
+
+class Seldom(FixedLength):
+    """Three tokens with every ninth pass."""
+
+    def chooser(self, costs):
+        order = itertools.cycle([0] * 8 + [3])
+        made = super().chooser(costs)
+        made.choose = lambda: next(order)
+        return made
+
+
+def test_sources_are_read_when_a_draft_needs_them(family, monkeypatch):
+    """Rows come, move and leave before; what is drafted is what it would be had they been read at once."""
+    model, read = tiny.seq2seq(family), []
+    sources, drafter = tiny.sources(model, 14, 3), tiny.cached_drafter(model)
+    admit, enter = type(drafter.model).admit, CachedSession.admit
+
+    def counted(self, cache, first_slot, encoded):
+        read.append(len(encoded.lengths))
+        admit(self, cache, first_slot, encoded)
+
+    def at_once(self, first_slot, encoded):
+        enter(self, first_slot, encoded)
+        self.read_sources()
+
+    monkeypatch.setattr(type(drafter.model), "admit", counted)
+    runs = []
+    for change in (False, True):
+        if change:
+            monkeypatch.setattr(CachedSession, "admit", at_once)
+        found = model.generate(sources, Speculative(drafter, Seldom()), max_new_tokens=20, batch_size=4)
+        runs.append((found.sequences, found.stats.drafted_at, found.stats.accepted_at, sum(read)))
+        read.clear()
+    assert runs[0][:3] == runs[1][:3] and sum(runs[0][2]) > 0
+    assert 0 < runs[0][3] < runs[1][3] == len(sources)
 
 
 def test_a_slot_hangs_on_the_token_chosen_before_it():

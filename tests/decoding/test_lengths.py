@@ -97,24 +97,30 @@ def test_drafts_that_are_short_cost_less():
     assert chooser.fill < 0.2 and chooser.best == 8
 
 
-def test_switched_off_it_probes_ever_more_seldom():
-    for cap, probe, first in ((CAP, 2, 200), (1, 1, 100)):  # which take 4 and 2 iterations more: 2% of the time
+def test_switched_off_its_looks_at_drafts_take_a_hundredth_of_the_time():
+    for cap, probe, first in ((CAP, 2, 1600), (1, 1, 800)):  # each of four iterations takes 4 and 2 more than plain
         chooser = adaptive(cap, made_up(0.0, 2.0))
-        chosen = [chooser.choose() for _ in range(7 * first)]
-        assert [place + 1 for place, k in enumerate(chosen) if k] == [first, 3 * first, 7 * first]
-        assert set(chosen) == {0, probe}
-        for _ in range(20_000):
-            chooser.choose()
-        assert any(chooser.choose() for _ in range(chooser.RAREST))
+        chosen = [chooser.choose() for _ in range(3 * (first + chooser.STINT - 1))]
+        assert chosen == ([0] * (first - 1) + [probe] * chooser.STINT) * 3
 
 
-def test_cheap_probes_come_sooner_and_unread_sources_are_part_of_them():
-    for seconds, first in ((made_up(0.02, 0.1), 32), (Costs({1: 0.1}, {0: 1.0, 1: 1.02}, reading=0.5), 32 * 25 + 6)):
+def test_cheap_looks_come_sooner_and_unread_sources_are_part_of_them():
+    dear = Costs({1: 0.1}, {0: 1.0, 1: 1.02}, reading=0.5)  # of each of 32 tokens
+    for seconds, first in ((made_up(0.001, 0.002), 32), (made_up(0.02, 0.1), 48), (dear, 1648)):
         chooser = adaptive(1, seconds)
         for _ in range(200):
             chooser.observe(1, 0)
-        chosen = [chooser.choose() for _ in range(first)]
-        assert chosen == [0] * (first - 1) + [1]
+        chosen = [chooser.choose() for _ in range(2 * first)]
+        assert chosen.index(1) + 1 == pytest.approx(first, abs=1)
+
+
+def test_what_catching_up_takes_makes_looks_rarer(monkeypatch):
+    """The first iteration with drafts takes as long as 40 others: one look in 4,000 and more."""
+    rule = Took(monkeypatch, made_up(0.3, 0.3))
+    rule.run(1_000, drafted=2.0, plain=1.0)
+    chosen = rule.run(50_000, drafted=2.0, plain=1.0, caught_up=20.0)
+    looks = sum(k > 0 and not before for before, k in itertools.pairwise(chosen))
+    assert 5 <= looks <= 14
 
 
 def test_switched_on_it_tries_a_longer_draft_and_none_in_turn():
@@ -175,7 +181,7 @@ def test_a_short_draft_is_compared_with_what_a_short_one_takes(monkeypatch):
     rule = Took(monkeypatch, made_up(0.3, 0.3))
     for k in [8] * 10 + [0] * 10:
         rule.chooser.took(k, k / 16, rule.seconds.iteration(k, 1 / 16))
-    assert rule.chooser._excess() == 1.0 and len(rule.chooser.slower[True]) == 10
+    assert rule.chooser._excess() == 1.0 and len(rule.chooser.slower[True]) == rule.chooser.LATELY
 
 
 def test_an_iteration_in_which_the_drafter_catches_up_is_no_measurement(monkeypatch):

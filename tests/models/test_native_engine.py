@@ -112,7 +112,7 @@ def test_an_iteration_in_one_call_is_the_one_over_tensors(family, dtype, method,
 @needs_compiler
 def test_a_rule_that_is_off_probes_after_as_many_iterations_in_one_call(monkeypatch):
     """Rows end before all the iterations have run that a call might have had."""
-    seconds = costs.Costs({1: 1.0}, {0: 1.0, 1: 1.02})  # drafting does not pay; a probe after 51 iterations, and 102
+    seconds = costs.Costs({1: 1.0}, {0: 1.0, 1: 1.02})  # drafting does not pay
     monkeypatch.setattr(costs, "of_iterations", lambda *given: seconds)
     model, little = native_models.seq2seq("marian", "float32"), little_model("marian", "float32")
     sources, passes = tiny.sources(tiny.transformers_model("marian"), 120), []

@@ -89,18 +89,32 @@ class CachedSession:
         self.model, self.rows, self.verifier = model, rows, verifier
         self.cache, self.head, self.native = model.new_cache(rows.slots), head, native
         self.fed = [0] * rows.slots
+        self.unread: dict[int, tuple[Encoded, int]] = {}  # by slot: where its source is among others
         features = len(model.shape.hidden_layers) * model.architecture.width
         self.pending = torch.zeros(0, 1, features, dtype=verifier.dtype, device=verifier.device)
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
-        self.model.admit(self.cache, first_slot, encoded)
+        self.unread |= {first_slot + row: (encoded, row) for row in range(self.rows.count - first_slot)}
         _, width, features = self.pending.shape
         fresh = self.pending.new_zeros(self.rows.count - first_slot, width, features)
         self.pending = torch.cat([self.pending[:first_slot], fresh])
         for slot in range(first_slot, self.rows.count):
             self.fed[slot] = 0
 
+    def read_sources(self) -> None:
+        """To be called before a draft, which rows may never get."""
+        while self.unread:
+            first, (encoded, row) = self.unread.popitem()
+            end = first + 1
+            while self.unread.get(first - 1, (None, 0))[0] is encoded and self.unread[first - 1][1] == row - 1:
+                first, row = first - 1, row - 1
+                del self.unread[first]
+            end = min(end, self.rows.count)  # others have left
+            if first < end:
+                self.model.admit(self.cache, first, encoded.part(slice(row, row + end - first)))
+
     def draft(self, k: int, room: Tensor, confidence: float | None, sampling: Sampling | None) -> Draft:
+        self.read_sources()
         rows, n = self.rows, self.rows.count
         k = min(k, self.model.shape.block_size)
         fed, host = self.fed[:n], rows.host_lengths[:n]
@@ -162,7 +176,11 @@ class CachedSession:
         self.pending = states
 
     def move(self, source: int, target: int) -> None:
-        self.cache.move(source, target, *self.rows.places(target))
+        self.unread.pop(target, None)
+        if source in self.unread:
+            self.unread[target] = self.unread.pop(source)
+        else:
+            self.cache.move(source, target, *self.rows.places(target))
         self.pending[target] = self.pending[source]
         self.fed[target] = self.fed[source]
 

@@ -155,9 +155,7 @@ class LittleSession:
         encoded = self.model.encode(self._known(tokens), rows.source_lengths[new])
         together = new[-1] - new[0] < len(new)
         for place in range(0, len(new), len(new) if together else 1):
-            part = slice(place, None if together else place + 1)
-            some = Encoded(encoded.tokens[part], encoded.lengths[part], encoded.states[part])
-            self.model.admit(self.cache, new[place], some)
+            self.model.admit(self.cache, new[place], encoded.part(slice(place, None if together else place + 1)))
         for slot in new:
             self.has_read[slot] = True
 

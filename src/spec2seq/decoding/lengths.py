@@ -124,16 +124,17 @@ class AdaptiveLength:
 class _Adaptive:
     """Estimates the chance that draft position j stands if all before it stood, with decaying counts, and how much of
     what is asked for is drafted. What an iteration takes was measured on made-up rows; what those of these rows take
-    beside it, with drafts and without, says how much more a draft costs than was measured."""
+    beside it, with drafts and without, says how much more a draft costs than was measured. For that it looks now and
+    then at what it does not do: a few iterations without drafts, or with some where they are switched off."""
 
     DECAY = 0.995
     FILLS = 0.98  # decay of the share that is drafted
+    GAIN = 1.05  # what drafts must promise: to switch them on and off again costs time, too
     PROBE_EVERY = 32  # iterations
-    PROBES = 0.02  # of the time, at most, where it is switched off
-    RAREST = 1024  # iterations; switched off, it probes ever more seldom
-    EARLY, STINT = 8, 4  # iterations until each of the first looks at what no drafts would take, and of such a look
+    PROBES = 0.01  # of the time, at most, where it is switched off
+    EARLY, STINT = 8, 4  # iterations until each of the first looks at what no drafts would take, and of a look
     LONGER = 4  # trials; the last of them is such a look, the others are of a longer draft
-    LATELY, ENOUGH = 15, 3  # calls whose seconds are remembered, and with which they count
+    LATELY, ENOUGH = 9, 3  # calls whose seconds are remembered, and with which they count
     PRIOR = (7.0, 10.0)  # stood, tried: optimistic, so that a new drafter gets its chance
     CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 25)
 
@@ -141,44 +142,52 @@ class _Adaptive:
         self.stood, self.tried, self.fill = [0.0] * cap, [0.0] * cap, 1.0
         self.choices, self.costs = [k for k in self.CHOICES if k < cap] + [cap], costs
         self.observed, self.since_probe, self.probe = 0, 0, min(2, cap)
-        self.plainly, self.trials, self.drafts = 0, 0, True
+        self.looks, self.trials = 0, 0  # iterations that the present look has left, and trials so far
+        self.before = self.k = self.probe  # of the last two choices
         self.slower = {drafts: deque([], self.LATELY) for drafts in (False, True)}
-        plain = costs.iteration(0, 1.0)
-        extra = costs.iteration(self.probe, 1.0) - plain + SOURCE * costs.reading  # of rows whose sources are unread
-        self.seldom = max(self.PROBE_EVERY, math.ceil(extra / (self.PROBES * plain)))
+        self.seldom = self._seldom(costs.iteration(self.probe, 1.0) + SOURCE * costs.reading)  # sources are unread
         self.best = self._best()
         self.patience = self.EARLY if self.best else self.seldom
 
     def choose(self) -> int:
-        if self.plainly > 0:
-            self.plainly -= 1
-            return 0
+        self.before, self.k = self.k, self._next()
+        return self.k
+
+    def _next(self) -> int:
+        if self.looks:
+            self.looks -= 1
+            return self.k
         self.since_probe += 1
         if self.since_probe < self.patience:
             return self.best
         self.since_probe = 0
         if not self.best:
-            self.patience = min(2 * self.patience, max(self.RAREST, self.seldom))
-            if self.slower[True]:  # it may have been a bad moment
-                self.slower[True].popleft()
+            self.patience, self.looks = self.seldom, self.STINT - 1
             return self.probe
         self.trials += 1
         if self.trials > self.ENOUGH and (self.trials - self.ENOUGH) % self.LONGER:
             return next((k for k in self.choices if k > self.best), self.best)
-        self.plainly = self.STINT - 1
+        self.looks = self.STINT - 1
         self.patience = self.EARLY if self.trials < self.ENOUGH else self.PROBE_EVERY
         return 0
 
     def more(self, most: int) -> int:
+        if self._catches_up:
+            return 0
         if not self.since_probe:  # another k is on trial
-            return min(most, self.plainly)
+            return min(most, self.looks)
         return max(0, min(most, self.patience - 1 - self.since_probe))
 
     def again(self) -> None:
-        if self.plainly > 0:
-            self.plainly -= 1
+        if self.looks:
+            self.looks -= 1
         else:
             self.since_probe += 1
+
+    @property
+    def _catches_up(self) -> bool:
+        """Whether the drafter now reads what came without it, which says nothing of the iterations that follow."""
+        return self.k > 0 and not self.before
 
     def observe(self, asked: int, accepted: int) -> None:
         for position in range(min(asked, accepted + 1, len(self.tried))):
@@ -190,8 +199,9 @@ class _Adaptive:
         self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)
 
     def took(self, k: int, drafted: float, seconds: float) -> None:
-        before, self.drafts = self.drafts, k > 0
-        if k and not before:  # the drafter read what had come without it
+        if self._catches_up:
+            if not self.best:
+                self.patience = self.seldom = self._seldom(seconds)
             return
         known = self.slower[k > 0]
         known.append(seconds / self.costs.iteration(k, drafted / max(k, 1)))
@@ -204,9 +214,17 @@ class _Adaptive:
             return
         before, self.best = self.best, self._best()
         if not self.best:
-            self.patience = max(self.patience, self.seldom)
+            self.patience = self.seldom
         elif not before:
             self.patience = self.PROBE_EVERY
+
+    def _seldom(self, first: float) -> int:
+        """After how many iterations without drafts a look at them may come, the first of which takes so long."""
+        plain, drafted = (
+            self.costs.iteration(k, 1.0) * statistics.median(self.slower[k > 0] or [1.0]) for k in (0, self.probe)
+        )
+        extra = first + (self.STINT - 1) * drafted - self.STINT * plain
+        return max(self.PROBE_EVERY, math.ceil(extra / (self.PROBES * plain)))
 
     def _excess(self) -> float:
         """How many times as much a draft costs beside no draft as was measured."""
@@ -216,7 +234,7 @@ class _Adaptive:
         return statistics.median(drafted) / statistics.median(plain)
 
     def _best(self) -> int:
-        best, best_rate, excess = 0, 1 / self.costs.iteration(0, 1.0), self._excess()
+        best, best_rate, excess = 0, self.GAIN / self.costs.iteration(0, 1.0), self._excess()
         expected, alive, position = 1.0, 1.0, 0
         stood, tried = self.PRIOR
         for k in self.choices:

@@ -117,18 +117,19 @@ class NativeLoop:
         """
         asked, it = k, self.iteration
         it.given = it.little = it.lookup = None
-        reading = 0.0
+        started = time.perf_counter()
         if self.giver is None:
             k = min(k, self.longest)
+            if k:
+                self.cached.read_sources()
         else:
             k = min(k, self.rows.room)  # further passes would be for nothing
             if k:
-                started = time.perf_counter()
                 most = most if self.giver.reads_rows else 1
                 self.rows.reserve(self._furthest(k, most) + k + 1)
                 described = self.giver.describe(k, self.confidence, self._furthest(k, most))
                 setattr(it, self.field, ctypes.pointer(described))
-                reading = time.perf_counter() - started  # sources of new rows, above all
+        reading = time.perf_counter() - started  # sources of new rows, above all
         if self.cached is not None:
             self._make_room(k, most)
         reports = self._call(k, most)

@@ -86,6 +86,7 @@ class StaticLoop:
         self.verifier = self.meanwhile = None
         if self.session is not None:
             self.session.verifier = None
+            self.session.unread.clear()
 
     def admit(self, first_slot: int) -> None:
         """Rows that are new in the slots from `first_slot` on."""
@@ -101,6 +102,8 @@ class StaticLoop:
     def run(self, k: int, most: int = 1) -> Iterator[Iterated]:
         """Draft k tokens, or as many as the drafter can; 0: none. Commit what stands. `most` is 1."""
         n, asked, k = self.rows.count, k, min(k, self.longest)
+        if k:
+            self.session.read_sources()
         report = self.launch(self.shape(k))
         found = read(report[:n], self.meanwhile)
         fed = 0

@@ -25,6 +25,10 @@ class Encoded:
     lengths: Tensor
     states: Tensor
 
+    def part(self, rows: slice) -> "Encoded":
+        """Some of its rows."""
+        return Encoded(self.tokens[rows], self.lengths[rows], self.states[rows])
+
 
 @dataclass(frozen=True)
 class Decoded:
