@@ -1,5 +1,6 @@
 """Texts in and out with the tokenizers of Transformers: language tokens, prefixes, vocabularies with padding."""
 
+import itertools
 import warnings
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 import transformers
 
 from spec2seq import Assisted, Lookup, Seq2Seq, UsageError
+from spec2seq.training import cache as training_cache
+from spec2seq.training.make_drafter import make_drafter
 
 TEXTS = ["the cache is full", "a small model reads the words and writes them", "words"]
 CAP = 12
@@ -114,6 +117,28 @@ def test_an_output_that_is_scored_is_what_the_model_would_write(kind, folders):
     assert ids[-1] == model.config.eos_token_id
     assert (ids[0] == token) == (setting == "forced_bos_token_id")
     assert ids.count(token) == (setting == "forced_bos_token_id")
+
+
+@pytest.mark.parametrize("kind", ["nllb", "mbart"])
+def test_a_drafter_is_made_for_a_direction(kind, folders, tmp_path):
+    """It learns what the model writes in that language, from sources that say which one they are in."""
+    folder, (_, source, target, _) = folders(kind), CASES[kind]
+    direction = {"src_lang": source, "tgt_lang": target}
+    words = " ".join(TEXTS).split()
+    texts = list(dict.fromkeys(" ".join(pair) for pair in itertools.product(words, repeat=2)))[:60]
+    (tmp_path / "sources.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    options = {"minutes": 0.02, "dev_lines": 5, "block_size": 3, "lines": 40}
+    read = []
+    real = training_cache.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_cache, "encode", lambda *given: read.append(real(*given)) or read[-1])
+        made = make_drafter(folder, tmp_path / "sources.txt", tmp_path / "out", **direction, **options)
+    model = Seq2Seq.from_pretrained(folder, **direction)
+    assert made.facts["lossless"]["equal"] == made.facts["lossless"]["lines"] == 5
+    known = {tuple(model.encode_text(text)) for text in texts}
+    assert read[0] and {tuple(ids) for ids in read[0]} <= known
+    with pytest.raises(UsageError, match="nowhere"):
+        make_drafter(folder, tmp_path / "sources.txt", tmp_path / "other", **(direction | {"tgt_lang": "nowhere"}))
 
 
 def test_cutting_keeps_the_end_and_the_language_behind_it(folders):

@@ -48,7 +48,8 @@ def test_make_drafter_passes_everything_on_and_reports(run, monkeypatch, tmp_pat
     monkeypatch.setattr(making, "make_drafter", make)
     command = ("make-drafter", "some/model", "--sources", "a.txt", "--out", tmp_path / "d")
     result = run(*command)
-    defaults = dict(field=None, prefix="", lines=None, minutes=30.0, layers=1, block_size=6, dev_lines=200)
+    defaults = dict(field=None, src_lang=None, tgt_lang=None, prefix="", lines=None, minutes=30.0, layers=1,
+                    block_size=6, dev_lines=200)  # fmt: skip
     assert seen == [("some/model", Path("a.txt"), tmp_path / "d", defaults)]
     assert result.stderr == "step 1\n"
     assert result.stdout.splitlines() == [

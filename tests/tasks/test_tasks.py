@@ -84,6 +84,13 @@ def test_pairs_without_text_are_left_out_and_the_first_so_many_are_taken(tmp_pat
     assert found == [Example("summarize: c", "d"), Example("summarize: e", "f")]
 
 
+def test_a_local_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageError, match="missing.tsv: no such file"):
+        task_named("local").file(data=tmp_path / "missing.tsv")
+    with pytest.raises(UsageError, match="give --data FILE"):
+        task_named("local").file()
+
+
 def test_local_files(tmp_path):
     (tmp_path / "a.tsv").write_text("x\ty\n")
     (tmp_path / "a.jsonl").write_text(json.dumps({"in": "x", "out": {"text": "y"}}) + "\n")

@@ -62,6 +62,8 @@ def make_drafter(
     sources: Annotated[Path, typer.Option(help=".tsv, .jsonl or .txt (a source a line), also .gz")],
     out: Annotated[Path, typer.Option("--out", help="folder to write; must not exist")],
     field: Annotated[str | None, typer.Option(help="of the source (default: 0 in .tsv, source in .jsonl)")] = None,
+    src_lang: Annotated[str | None, typer.Option(help="of a multilingual model, as its tokenizer names it")] = None,
+    tgt_lang: Annotated[str | None, typer.Option(help="the language to write")] = None,
     prefix: Annotated[str, typer.Option(help="what stands before every source, as T5 wants it")] = "",
     lines: Annotated[int | None, typer.Option(help="so many, spread over the usable lines (default: all)")] = None,
     minutes: Annotated[float, typer.Option(help="of training")] = 30.0,
@@ -78,8 +80,8 @@ def make_drafter(
     from spec2seq.training import make_drafter as making
 
     made = making.make_drafter(
-        model, sources, out, field=field, prefix=prefix, lines=lines, minutes=minutes, layers=layers,
-        block_size=block_size, dev_lines=dev_lines, report=report,
+        model, sources, out, field=field, src_lang=src_lang, tgt_lang=tgt_lang, prefix=prefix, lines=lines,
+        minutes=minutes, layers=layers, block_size=block_size, dev_lines=dev_lines, report=report,
     )  # fmt: skip
     print(making.describe_made(made))
 

@@ -55,6 +55,8 @@ class Task:
         if data is not None and data.is_file():
             return data
         if not self.dataset:
+            if data is not None:
+                raise UsageError(f"{data}: no such file")
             raise UsageError(f"task {self.name} has no data of its own; give --data FILE (.tsv, .jsonl, also .gz)")
         parts = [self.dataset, self.config or "", split or self.split, self.revision or ""]
         return resolve("hub:" + ":".join(parts).rstrip(":"), data)

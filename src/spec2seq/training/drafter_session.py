@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from spec2seq import CachedBlockDrafter, Seq2Seq
+from spec2seq.models import languages
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.cached_drafter_shape import CachedDrafterConfig
 from spec2seq.training.batches import Collator
@@ -40,7 +41,11 @@ class DrafterSession(Session):
     def _vocabulary(self) -> Any:
         dtype = str(self._verifier_dtype()).removeprefix("torch.")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.verifier = Seq2Seq.from_pretrained(made_by(self.recipe.drafter.verifier, self.out), dtype, device)
+        asked = self.recipe.drafter
+        self.verifier = Seq2Seq.from_pretrained(
+            made_by(asked.verifier, self.out), dtype, device, src_lang=asked.src_lang, tgt_lang=asked.tgt_lang
+        )
+        languages.set_languages(self.verifier.tokenizer, asked.src_lang, asked.tgt_lang)
         return self.verifier.tokenizer
 
     def _trainer(self, *arguments: Any) -> BudgetTrainer:

@@ -46,6 +46,8 @@ def make_drafter(
     out: Path,
     *,
     field: str | None = None,
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
     prefix: str = "",
     lines: int | None = None,
     minutes: float = 30.0,
@@ -62,6 +64,7 @@ def make_drafter(
         model: folder or hub id of the verifier.
         sources: TSV, JSONL or lines of text (.txt), optionally .gz.
         field: column of a TSV (default 0) or field of a JSONL (default source) with the source.
+        src_lang, tgt_lang: languages of a multilingual model, as its tokenizer names them.
         prefix: what stands before every source, as T5 wants it.
         lines: so many sources, spread evenly over those that can be used; None takes all.
         minutes: of training; distilling comes before, checking and measuring after it.
@@ -77,7 +80,8 @@ def make_drafter(
         raise Spec2SeqError(f"{out}: exists already")
     for name, value in (("lines", lines), ("dev_lines", dev_lines)):
         check_range(name, value, 1)
-    verifier = Seq2Seq.from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    device, direction = "cuda" if torch.cuda.is_available() else "cpu", {"src_lang": src_lang, "tgt_lang": tgt_lang}
+    verifier = Seq2Seq.from_pretrained(model, device=device, **direction)
     if isinstance(verifier.model, TransformersModel):
         raise UsageError(f"{model}: a drafter reads hidden states, which models of other families do not give")
     check_range("layers", layers, 1, verifier.model.architecture.decoder.layers)
@@ -85,7 +89,8 @@ def make_drafter(
     work = out.with_name(f"{out.name}.work")
     data = _corpus(sources, field, prefix, recipe.data.max_tokens)
     _claim(work / "sources.json", {"model": verifier.fingerprint(), "sources": sources.name, "lines": lines,
-                                   "size": sources.stat().st_size, "field": data.source, "prefix": prefix})  # fmt: skip
+                                   "size": sources.stat().st_size, "field": data.source, "prefix": prefix,
+                                   **direction})  # fmt: skip
     if not (work / "train.jsonl").is_file():
         distilled = work / "distilled.jsonl"
         if not distilled.is_file():
@@ -94,7 +99,7 @@ def make_drafter(
         _split(distilled, sources, dev_lines)
     _claim(work / "split.json", {"dev_lines": dev_lines})
     shortlist = len(frequent(read_outputs(work / "train.jsonl")))
-    drafter = dataclasses.replace(recipe.cached_drafter, shortlist=shortlist)
+    drafter = dataclasses.replace(recipe.cached_drafter, shortlist=shortlist, **direction)
     recipe = dataclasses.replace(recipe, cached_drafter=drafter)
     trained = train(recipe, work / "run", work, report=report)
     facts = trained.summary | measure(verifier, trained.folder, work / "test.jsonl", recipe)

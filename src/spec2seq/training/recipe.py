@@ -171,10 +171,12 @@ class CardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedDrafterRecipe(CachedDrafterShape):
-    """A block drafter on top of `verifier`, a trained folder. A block of slots stands behind every `stride`-th token
-    of a training sentence."""
+    """A block drafter on top of `verifier`, a trained folder, which works from `src_lang` into `tgt_lang` if it is
+    multilingual. A block of slots stands behind every `stride`-th token of a training sentence."""
 
     verifier: str
+    src_lang: str | None = None
+    tgt_lang: str | None = None
     stride: int = 3
 
     def __post_init__(self) -> None:
@@ -189,7 +191,8 @@ class CachedDrafterRecipe(CachedDrafterShape):
 
 @dataclass(frozen=True)
 class PaperDrafterRecipe:
-    """The non-autoregressive drafter of SpecDec for `verifier`, a trained folder; see `PaperConfig`.
+    """The non-autoregressive drafter of SpecDec for `verifier`, a trained folder, which works from `src_lang` into
+    `tgt_lang` if it is multilingual; see `PaperConfig`.
 
     With `init_encoder` its embedding and encoder layers start as the verifier's, which need its width, heads,
     feed-forward width and number of encoder layers. Of the slots guessed wrong, a share of `start_p` is revealed at
@@ -197,6 +200,8 @@ class PaperDrafterRecipe:
     """
 
     verifier: str
+    src_lang: str | None = None
+    tgt_lang: str | None = None
     width: int = 512
     heads: int = 8
     feed_forward: int = 2048
