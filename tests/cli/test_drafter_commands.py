@@ -58,7 +58,8 @@ def test_make_drafter_passes_everything_on_and_reports(run, monkeypatch, tmp_pat
         "tokens per verifier call: 2.50 with whole blocks",
         "speed-up over own greedy: 1.50 (quartiles 1.25 to 1.75; batch 1, float32, 2 threads, 4 lines, 5 rounds)",
     ]
-    options = dict(field="text", prefix="to de: ", lines=9, minutes=1.5, layers=2, block_size=4, dev_lines=3)
+    options = dict(field="text", src_lang="en", tgt_lang="de", prefix="to de: ", lines=9, minutes=1.5, layers=2,
+                   block_size=4, dev_lines=3)  # fmt: skip
     run(*command, *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
     assert seen[1][3] == options
 
