@@ -1,7 +1,8 @@
 """A device that is made up: its tensors have their numbers on the host, and nobody may take them for the host's.
 
 What a GPU refuses is refused here: operators over tensors of both. What it would wait for is recorded: numbers that
-are read (`reads`), and tensors that come from the host or go there (`copies`).
+are read (`reads`), and tensors that come from the host or go there (`copies`). A function can be captured as in a CUDA
+graph, which does the same again with the same memory (`Graph`).
 """
 
 import contextlib
@@ -21,6 +22,7 @@ COPIES = {"_to_copy", "copy_"}
 backend_registration._setup_privateuseone_for_python_backend(NAME)
 reads: list[str] = []
 copies: list[str] = []
+_graph: "Graph | None" = None  # that is being captured
 
 
 class There(torch.Tensor):
@@ -42,8 +44,11 @@ class There(torch.Tensor):
         return f"There({self.held})"
 
     def tolist(self):
-        reads.append("tolist")
+        _waits(reads, "tolist")
         return self.held.tolist()
+
+    def data_ptr(self):
+        return self.held.data_ptr()
 
     def new_tensor(self, data):
         return torch.tensor(data, device=self.device)
@@ -74,11 +79,11 @@ def _run(func, args, kwargs):
     target = kwargs.get("device")
     stays = bool(mine) if target is None else torch.device(target).type == NAME
     if mine and name in READS:
-        reads.append(name)
+        _waits(reads, name)
     # A GPU takes numbers of the host beside its tensors; as an index it takes tensors, too, which are copied.
     foreign = [one for one in tensors if not isinstance(one, There) and one.dim()]
     if name in COPIES and tensors and (bool(mine) is not stays or foreign and mine):
-        copies.append(name)
+        _waits(copies, name)
     elif mine and foreign:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found {NAME} and cpu")
     if not mine and not stays:
@@ -86,12 +91,52 @@ def _run(func, args, kwargs):
     real_args, real_kwargs = tree_map(lambda leaf: leaf.held if isinstance(leaf, There) else leaf, (args, kwargs))
     if target is not None:
         real_kwargs["device"] = torch.device("cpu")
+    if _graph is not None and stays:
+        _graph.keep(func, mine)
     made = func(*real_args, **real_kwargs)
     if not stays:
         return made
+    if _graph is not None:
+        _graph.calls.append((func, real_args, real_kwargs, made))
     with torch.inference_mode(torch.is_inference_mode_enabled() and all(one.is_inference() for one in mine)):
         made = tree_map(lambda leaf: There(leaf) if isinstance(leaf, torch.Tensor) else leaf, made)
     return return_and_correct_aliasing(func, args, kwargs, made)
+
+
+class Graph:
+    """What a function does to tensors of the device: as in CUDA graphs it is not done when it is captured, but by each
+    `replay`, with the memory and the numbers of the host that it had then."""
+
+    def __init__(self, function):
+        global _graph
+        self.calls, self.before = [], {}
+        _graph = self
+        try:
+            self.result = function()
+        finally:
+            _graph = None
+            for storage, bytes in self.before.values():
+                storage.copy_(bytes)
+
+    def keep(self, func, tensors):
+        """What the memory has that an operator is about to write to."""
+        if func._schema.is_mutable:
+            for storage in (tensor.held.untyped_storage() for tensor in tensors):
+                if storage.data_ptr() not in self.before:
+                    self.before[storage.data_ptr()] = storage, storage.clone()
+
+    def replay(self):
+        for func, args, kwargs, made in self.calls:
+            again = func(*args, **kwargs)
+            if all(returned.alias_info is None for returned in func._schema.returns):
+                for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+                    old.copy_(new)
+
+
+def _waits(kind, name):
+    if _graph is not None:
+        raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
+    kind.append(name)
 
 
 _tensor = torch.tensor
@@ -109,7 +154,7 @@ def _tensor_of(data, *, dtype=None, device=None, **more):
     made = _tensor(data, dtype=dtype, **more)
     if device is None or torch.device(device).type != NAME:
         return _tensor(data, dtype=dtype, device=device, **more)
-    copies.append("tensor")
+    _waits(copies, "tensor")
     return There(made)
 
 

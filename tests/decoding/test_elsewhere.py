@@ -7,12 +7,15 @@ import elsewhere
 import pytest
 import tiny
 import torch
+from test_static_loop import Switching
 
 from spec2seq import Assisted, Beam, BiLD, Greedy, Lookup, Rollback, Sample, Seq2Seq, SpecDec, Speculative
 from spec2seq.decoding import static_loop
 from spec2seq.decoding.block_drafters import PaperBlockDrafter
 from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.decoding.graphs import Graphs
 from spec2seq.decoding.lengths import FixedLength
+from spec2seq.decoding.loop import Engine
 from spec2seq.evaluation.lossless import compare_with_greedy
 
 CAP, SLOTS, ROWS = 12, 4, 9
@@ -60,6 +63,81 @@ def test_an_iteration_of_a_graph_has_one_read_behind_it(family, name, monkeypatc
     assert found.sequences == wanted.sequences
     assert inside == [([], [])] * found.stats.verifier_passes
     assert elsewhere.reads == ["tolist"] * len(inside)
+
+
+class Captured(Graphs):
+    """Graphs of the made-up device in place of CUDA's."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.captures, self.captured, self.replayed = True, 0, 0
+
+    def _aside(self, function):
+        return function()
+
+    def _capture(self, function):
+        graph, self.captured = elsewhere.Graph(function), self.captured + 1
+
+        def replay():
+            graph.replay()
+            self.replayed += 1
+
+        return replay, graph.result
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_do_with_their_memory_what_calls_do(family, name, monkeypatch):
+    """Texts of several sizes, for which tensors grow in between; rows enter, leave, move and end."""
+    model = tiny.seq2seq(family)
+    texts = [
+        (tiny.sources(model, 7, 4), CAP),
+        (tiny.sources(model, 5, 6, longest=80), 40),
+        (tiny.sources(model, 9, 5), CAP),
+    ]
+    asked = [dict(max_new_tokens=cap, batch_size=SLOTS) for _, cap in texts]
+    chosen = method(name, model, model, copy.copy)
+    wanted = [
+        model.generate(sources, chosen, **more).sequences for (sources, _), more in zip(texts, asked, strict=True)
+    ]
+    monkeypatch.setattr(static_loop, "Graphs", Captured)
+    with elsewhere.device(monkeypatch):
+        there = moved(model)
+        there.model.graphs = True
+        chosen = method(name, model, there, elsewhere.put)
+        for _ in range(2):
+            found = [there.generate(texts[i][0], chosen, **asked[i]).sequences for i in range(len(texts))]
+            assert found == wanted
+        graphs = Engine(there.model, chosen, SLOTS).native.graphs
+    assert 0 < graphs.captured < graphs.replayed and not graphs.failed
+
+
+@pytest.mark.parametrize("lengths", [[0, 0, 4], [5, 1, 0, 2], [0] * 9 + [3]])
+def test_graphs_of_drafts_that_come_and_go(family, lengths, monkeypatch):
+    """Rows are read ahead, wait for sources to be read, leave in the middle, and others take their places."""
+    model = tiny.seq2seq(family)
+    sources, runs = tiny.sources(model, 12, 6, longest=40), []
+    caps = [3 + 5 * number % 19 for number in range(len(sources))]
+    monkeypatch.setattr(static_loop, "Graphs", Captured)
+
+    def run(served: Seq2Seq, put) -> dict:
+        engine, rows = Engine(served.model, method("rollback", model, served, put), 5), {}
+        engine.chooser, engine.reader.overlaps = Switching(lengths), True
+        for number in range(200):
+            for source, cap in zip(sources, caps, strict=False) if number in (0, 5) else ():
+                engine.submit(source, cap)
+            rows |= {done.id: (done.tokens, done.counts.accepted_at) for done in engine.step()}
+            if number in (2, 3, 7):
+                engine.cancel(number)
+        assert not engine.busy
+        return rows | {"captured": getattr(getattr(engine.native, "graphs", None), "captured", 0)}
+
+    runs = [run(model, copy.copy)]
+    with elsewhere.device(monkeypatch):
+        there = moved(model)
+        there.model.graphs = True
+        runs.append(run(there, elsewhere.put))
+    assert runs[1].pop("captured") > 0 == runs[0].pop("captured")
+    assert runs[0] == runs[1] and len(runs[0]) >= 20
 
 
 @pytest.mark.parametrize("family", ["marian", "t5-gated"])
@@ -111,3 +189,24 @@ def test_the_device_refuses_what_a_gpu_refuses(monkeypatch):
         assert elsewhere.reads == ["tolist", "_local_scalar_dense"]
         assert there.cpu().sum() == torch.tensor([3], device=device).to("cpu")[0]
         assert elsewhere.copies == ["_to_copy", "tensor", "_to_copy"]
+
+
+def test_a_graph_does_the_same_again_and_nothing_when_it_is_captured(monkeypatch):
+    with elsewhere.device(monkeypatch) as device:
+        state, factor = torch.ones(3, device=device), 2.0
+
+        def step():
+            doubled = state * factor
+            state[1:] = doubled[1:] + 1
+            return doubled
+
+        graph, factor = elsewhere.Graph(step), 5.0
+        assert state.tolist() == [1, 1, 1]
+        graph.replay()
+        assert state.tolist() == [1, 3, 3] and graph.result.tolist() == [2, 2, 2]
+        graph.replay()
+        assert state.tolist() == [1, 7, 7] and graph.result.tolist() == [2, 6, 6]
+        for waits in (lambda: state.tolist(), lambda: int(state[0]), lambda: torch.tensor([1], device=device)):
+            with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+                elsewhere.Graph(waits)
+        assert state.tolist() == [1, 7, 7]
