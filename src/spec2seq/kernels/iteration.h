@@ -51,7 +51,7 @@ static void judge_row(const Iterate *call, int64_t row) {
 static void iteration_job(void *argument, Team *team) {
     const Iterate *call = argument;
     Iteration *it = call->it;
-    int64_t row, end, began = nanoseconds(), drafted, verified;
+    int64_t row, end, drafted, verified;
     if (own_draft(it)) draft(call, team);
     drafted = nanoseconds();
     Run run = {it->verifier->stack, &call->verify, call->verify_work, call->verify_tokens, team};
@@ -60,7 +60,7 @@ static void iteration_job(void *argument, Team *team) {
     while (next_share(team, it->rows, &row, &end))
         for (; row < end; row++) judge_row(call, row);
     if (team->index) return;
-    it->seconds[0] += (double)(drafted - began) * 1e-9;
+    it->seconds[0] += (double)(drafted - call->began) * 1e-9;
     it->seconds[1] += (double)(verified - drafted) * 1e-9;
     it->seconds[2] += (double)(nanoseconds() - verified) * 1e-9;
 }

@@ -158,10 +158,8 @@ int spec2seq_iterate(Iteration *iteration, int threads) {
     memset(iteration->seconds, 0, sizeof iteration->seconds);
     iteration->ran = 0;
     do {
-        Iterate call = {.it = iteration};
-        int64_t began = nanoseconds();
+        Iterate call = {.it = iteration, .began = nanoseconds()};
         if (!take_drafts(&call, threads)) return -1;
-        iteration->seconds[0] += (double)(nanoseconds() - began) * 1e-9;
         plan_iteration(&call);
         char *memory = buffers(carve_iteration(&call, NULL, threads));
         if (!memory) return -1;
