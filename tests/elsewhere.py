@@ -9,6 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 
+import pytest
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -17,8 +18,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 NAME = "elsewhere"
 # Their results' shapes depend on numbers, or they are numbers; a GPU has to be waited for.
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2",
-         "repeat_interleave"}  # fmt: skip
+         "unique_consecutive", "repeat_interleave", "bincount"}  # fmt: skip
 COPIES = {"_to_copy", "copy_"}
+if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+    pytest.skip("this PyTorch cannot make up a device", allow_module_level=True)
 backend_registration._setup_privateuseone_for_python_backend(NAME)
 reads: list[str] = []
 copies: list[str] = []
@@ -78,9 +81,9 @@ def _run(func, args, kwargs):
     mine, name = [one for one in tensors if isinstance(one, There)], func._schema.name.removeprefix("aten::")
     target = kwargs.get("device")
     stays = bool(mine) if target is None else torch.device(target).type == NAME
-    if mine and name in READS:
+    if mine and (name in READS or name.startswith("index") and _has_mask(args[1])):
         _waits(reads, name)
-    # A GPU takes numbers of the host beside its tensors; as an index it takes tensors, too, which are copied.
+    # A GPU takes numbers of the host beside its tensors. As an index it takes tensors, too, and copies them; not here.
     foreign = [one for one in tensors if not isinstance(one, There) and one.dim()]
     if name in COPIES and tensors and (bool(mine) is not stays or foreign and mine):
         _waits(copies, name)
@@ -103,6 +106,11 @@ def _run(func, args, kwargs):
     return return_and_correct_aliasing(func, args, kwargs, made)
 
 
+def _has_mask(indices):
+    """Whether an index is by truth values, which have to be counted."""
+    return any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in tree_leaves(indices))
+
+
 class Graph:
     """What a function does to tensors of the device: as in CUDA graphs it is not done when it is captured, but by each
     `replay`, with the memory and the numbers of the host that it had then."""
@@ -115,8 +123,8 @@ class Graph:
             self.result = function()
         finally:
             _graph = None
-            for storage, bytes in self.before.values():
-                storage.copy_(bytes)
+            for storage, contents in self.before.values():
+                storage.copy_(contents)
 
     def keep(self, func, tensors):
         """What the memory has that an operator is about to write to."""
@@ -151,11 +159,10 @@ def _indices(index):
 
 def _tensor_of(data, *, dtype=None, device=None, **more):
     """PyTorch makes a tensor of numbers on the host and copies it, past all modes."""
-    made = _tensor(data, dtype=dtype, **more)
     if device is None or torch.device(device).type != NAME:
         return _tensor(data, dtype=dtype, device=device, **more)
     _waits(copies, "tensor")
-    return There(made)
+    return There(_tensor(data, dtype=dtype, **more))
 
 
 def put(module: torch.nn.Module) -> torch.nn.Module:

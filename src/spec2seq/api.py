@@ -325,7 +325,7 @@ class Seq2Seq:
         a = self.model.architecture
         self._check_ids(ids, where, a.source_vocabulary or a.vocabulary)
         most = a.max_source_positions or LONGEST_SOURCE
-        if truncate and len(ids) > most:
+        if truncate:
             ids = languages.cut(ids, most, a.eos_token_id)
         self._check_length(ids, where, a.max_source_positions)
         return ids

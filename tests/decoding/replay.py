@@ -79,3 +79,22 @@ class Expected:
             self.calls += 1
             self.drafted += len(draft)
             self.accepted += stands
+
+
+class Switching:
+    """Drafts that come and go, as those of the adaptive rule do."""
+
+    def __init__(self, lengths):
+        self.lengths, self.at = lengths, 0
+
+    def choose(self):
+        self.at += 1
+        return self.lengths[self.at % len(self.lengths)]
+
+    def observe(self, asked, accepted):
+        pass
+
+    filled = observe
+
+    def took(self, k, drafted, seconds, passed):
+        pass

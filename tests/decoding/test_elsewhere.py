@@ -7,7 +7,7 @@ import elsewhere
 import pytest
 import tiny
 import torch
-from test_static_loop import Switching
+from decoding.replay import Switching
 
 from spec2seq import Assisted, Beam, BiLD, Greedy, Lookup, Rollback, Sample, Seq2Seq, SpecDec, Speculative
 from spec2seq.decoding import static_loop
@@ -115,7 +115,7 @@ def test_graphs_do_with_their_memory_what_calls_do(family, name, monkeypatch):
 def test_graphs_of_drafts_that_come_and_go(family, lengths, monkeypatch):
     """Rows are read ahead, wait for sources to be read, leave in the middle, and others take their places."""
     model = tiny.seq2seq(family)
-    sources, runs = tiny.sources(model, 12, 6, longest=40), []
+    sources = tiny.sources(model, 12, 6, longest=40)
     caps = [3 + 5 * number % 19 for number in range(len(sources))]
     monkeypatch.setattr(static_loop, "Graphs", Captured)
 
@@ -186,7 +186,8 @@ def test_the_device_refuses_what_a_gpu_refuses(monkeypatch):
             there + torch.ones(3)
         assert not elsewhere.reads + elsewhere.copies
         assert (there + torch.tensor(1)).tolist() == [1, 2, 3] and int(there[1]) == 1
-        assert elsewhere.reads == ["tolist", "_local_scalar_dense"]
+        assert there[there > 1].tolist() == [2]
+        assert elsewhere.reads == ["tolist", "_local_scalar_dense", "index", "tolist"]
         assert there.cpu().sum() == torch.tensor([3], device=device).to("cpu")[0]
         assert elsewhere.copies == ["_to_copy", "tensor", "_to_copy"]
 

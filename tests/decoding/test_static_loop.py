@@ -8,6 +8,7 @@ import weakref
 import pytest
 import tiny
 import torch
+from decoding.replay import Switching
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spec2seq import AdaptiveLength, Assisted, FixedLength, Greedy, Rollback, Sample, Seq2Seq, SpecDec, Speculative
@@ -97,25 +98,6 @@ def test_half_precision_stays_half_precision(dtype):
         loop = Engine(mine.model, method, 2).native
         assert {loop.cache.own.dtype, loop.cache.source.dtype, loop.state.features.dtype} == {dtype}
     assert found.stats.drafted > 0
-
-
-class Switching:
-    """Drafts that come and go, as those of the adaptive rule do."""
-
-    def __init__(self, lengths):
-        self.lengths, self.at = lengths, 0
-
-    def choose(self):
-        self.at += 1
-        return self.lengths[self.at % len(self.lengths)]
-
-    def observe(self, asked, accepted):
-        pass
-
-    filled = observe
-
-    def took(self, k, drafted, seconds):
-        pass
 
 
 @pytest.mark.parametrize("lengths", [[0, 0, 4], [5, 1, 0, 2], [0] * 9 + [3]])

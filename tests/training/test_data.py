@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spec2seq.errors import UsageError
-from spec2seq.training.cache import cut
+from spec2seq.models.languages import cut
 from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
 from spec2seq.training.recipe import DataConfig
 
@@ -67,4 +67,4 @@ def test_prefix_fields_within_fields_and_cut_sources(tmp_path):
     assert [(pair.source, pair.target) for pair in read_pairs(path, data)] == [("put: a b c", "d"), ("put: e", "f")]
     with pytest.raises(UsageError, match="no field 'fr'; data.source is 't.fr'"):
         list(read_pairs(path, DataConfig("", "", source="t.fr", target="t.en")))
-    assert cut([1, 2, 3, 4, 9], 3) == [1, 2, 9] and cut([1, 9], 3) == [1, 9]
+    assert cut([1, 2, 3, 4, 9], 3, 9) == [1, 2, 9] and cut([1, 9], 3, 9) == [1, 9]

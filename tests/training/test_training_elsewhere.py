@@ -22,7 +22,7 @@ def gradients(module, found):
     smooth, _, count = found
     smooth.backward()
     grads = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
-    assert len({grad.device for grad in grads.values()}) == 1
+    assert {grad.device for grad in grads.values()} == {smooth.device}
     return float(smooth.detach()), count, {name: grad.cpu() for name, grad in grads.items()}
 
 
@@ -44,7 +44,9 @@ def test_the_loss_of_a_block_drafter(family, monkeypatch):
     here = gradients(drafter, test_drafting.loss_of(model, drafter, batch))
     with elsewhere.device(monkeypatch) as device:
         verifier = Seq2Seq(elsewhere.put(model.model), model.config, None, None)
-        there = gradients(other, test_drafting.loss_of(verifier, other, moved(batch, device)))
+        loss = test_drafting.loss_of(verifier, other, moved(batch, device))
+        assert loss[0].device == device
+        there = gradients(other, loss)
     same(here, there)
 
 

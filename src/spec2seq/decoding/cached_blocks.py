@@ -94,7 +94,8 @@ class CachedSession:
         self.pending = torch.zeros(0, 1, features, dtype=verifier.dtype, device=verifier.device)
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
-        self.unread |= {first_slot + row: (encoded, row) for row in range(self.rows.count - first_slot)}
+        kept = {slot: where for slot, where in self.unread.items() if slot < first_slot}  # others have left
+        self.unread = kept | {first_slot + row: (encoded, row) for row in range(self.rows.count - first_slot)}
         _, width, features = self.pending.shape
         fresh = self.pending.new_zeros(self.rows.count - first_slot, width, features)
         self.pending = torch.cat([self.pending[:first_slot], fresh])

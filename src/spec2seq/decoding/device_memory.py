@@ -80,11 +80,12 @@ def row_bytes(
     """
     places = 2 * sum(stack.layers * stack.heads * stack.head_width for stack in stacks)
     kept = (places * (source + output) + features * a.width * output) * size
+    waiting = a.width * source * size if features else 0  # states that a drafter reads when it first drafts
     logits = (k + 1) * a.vocabulary * (size + 4)  # some rules compare them in float32
     encoding = source * (6 * a.width + 2 * a.encoder.ffn_width) * size
     if a.position_rows is None:  # the biases of all pairs, with and without a mask, and the distances they come from
         encoding += source * source * (2 * a.encoder.heads * size + 5 * 8)
-    return math.ceil(GROWTH * kept) + logits + encoding
+    return math.ceil(GROWTH * kept) + waiting + logits + encoding
 
 
 def rows_within(asked: int, row: int, free: int) -> int:

@@ -35,9 +35,10 @@ class Chooser(Protocol):
         """Learn how many of the `asked` tokens were drafted and fed to the verifier, a row in the mean."""
         ...
 
-    def took(self, k: int, drafted: float, seconds: float) -> None:
+    def took(self, k: int, drafted: float, seconds: float | None, passed: float) -> None:
         """Learn what an iteration took for which k was chosen, with most slots in use: so many of the k were drafted
-        and fed to the verifier, a row in the mean."""
+        and fed to the verifier, a row in the mean. `seconds` are those that another one would take as well, None if
+        they are not known; `passed` are all, of reading sources and of making a graph among them."""
         ...
 
 
@@ -70,7 +71,7 @@ class _Constant:
     def filled(self, asked: int, drafted: float) -> None:
         pass
 
-    def took(self, k: int, drafted: float, seconds: float) -> None:
+    def took(self, k: int, drafted: float, seconds: float | None, passed: float) -> None:
         pass
 
 
@@ -108,7 +109,8 @@ class ConfidenceLength:
 @dataclass(frozen=True)
 class AdaptiveLength:
     """The k with the most tokens per second, from the acceptance so far and the measured seconds of an iteration; 0
-    where speculation does not pay. Another k now and then, 0 among them, shows whether that has changed."""
+    where speculation does not pay, and again a k where it promises a twentieth more. Another one now and then, 0 among
+    them, shows whether that has changed."""
 
     cap: int = 16
     confidence: float | None = None
@@ -129,11 +131,11 @@ class _Adaptive:
 
     DECAY = 0.995
     FILLS = 0.98  # decay of the share that is drafted
-    GAIN = 1.05  # what drafts must promise: to switch them on and off again costs time, too
+    GAIN = 1.05  # what drafts must promise to be switched on: the drafter then has to read what came without it
     PROBE_EVERY = 32  # iterations
-    PROBES = 0.01  # of the time, at most, where it is switched off
+    PROBES, RAREST = 0.01, 1 << 16  # of the time where it is switched off, at most; and of the iterations, at least
     EARLY, STINT = 8, 4  # iterations until each of the first looks at what no drafts would take, and of a look
-    LONGER = 4  # trials; the last of them is such a look, the others are of a longer draft
+    LONGER = 4  # trials; the last of them is a look at no drafts, the others are of a longer draft
     LATELY, ENOUGH = 9, 3  # calls whose seconds are remembered, and with which they count
     PRIOR = (7.0, 10.0)  # stood, tried: optimistic, so that a new drafter gets its chance
     CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 25)
@@ -142,10 +144,11 @@ class _Adaptive:
         self.stood, self.tried, self.fill = [0.0] * cap, [0.0] * cap, 1.0
         self.choices, self.costs = [k for k in self.CHOICES if k < cap] + [cap], costs
         self.observed, self.since_probe, self.probe = 0, 0, min(2, cap)
-        self.looks, self.trials = 0, 0  # iterations that the present look has left, and trials so far
-        self.before = self.k = self.probe  # of the last two choices
+        self.left, self.trials = 0, 0  # iterations of the present look yet to come, and trials so far
+        self.before = self.k = self.probe  # the last two choices
         self.slower = {drafts: deque([], self.LATELY) for drafts in (False, True)}
         self.seldom = self._seldom(costs.iteration(self.probe, 1.0) + SOURCE * costs.reading)  # sources are unread
+        self.best = 0
         self.best = self._best()
         self.patience = self.EARLY if self.best else self.seldom
 
@@ -154,20 +157,20 @@ class _Adaptive:
         return self.k
 
     def _next(self) -> int:
-        if self.looks:
-            self.looks -= 1
+        if self.left:
+            self.left -= 1
             return self.k
         self.since_probe += 1
         if self.since_probe < self.patience:
             return self.best
         self.since_probe = 0
         if not self.best:
-            self.patience, self.looks = self.seldom, self.STINT - 1
+            self.left = self.STINT - 1
             return self.probe
         self.trials += 1
         if self.trials > self.ENOUGH and (self.trials - self.ENOUGH) % self.LONGER:
             return next((k for k in self.choices if k > self.best), self.best)
-        self.looks = self.STINT - 1
+        self.left = self.STINT - 1
         self.patience = self.EARLY if self.trials < self.ENOUGH else self.PROBE_EVERY
         return 0
 
@@ -175,12 +178,12 @@ class _Adaptive:
         if self._catches_up:
             return 0
         if not self.since_probe:  # another k is on trial
-            return min(most, self.looks)
+            return min(most, self.left)
         return max(0, min(most, self.patience - 1 - self.since_probe))
 
     def again(self) -> None:
-        if self.looks:
-            self.looks -= 1
+        if self.left:
+            self.left -= 1
         else:
             self.since_probe += 1
 
@@ -198,10 +201,12 @@ class _Adaptive:
     def filled(self, asked: int, drafted: float) -> None:
         self.fill += (1 - self.FILLS) * (drafted / asked - self.fill)
 
-    def took(self, k: int, drafted: float, seconds: float) -> None:
+    def took(self, k: int, drafted: float, seconds: float | None, passed: float) -> None:
         if self._catches_up:
-            if not self.best:
-                self.patience = self.seldom = self._seldom(seconds)
+            if not self.best and k == self.probe:
+                self.patience = self.seldom = self._seldom(passed)
+            return
+        if seconds is None:
             return
         known = self.slower[k > 0]
         known.append(seconds / self.costs.iteration(k, drafted / max(k, 1)))
@@ -224,7 +229,7 @@ class _Adaptive:
             self.costs.iteration(k, 1.0) * statistics.median(self.slower[k > 0] or [1.0]) for k in (0, self.probe)
         )
         extra = first + (self.STINT - 1) * drafted - self.STINT * plain
-        return max(self.PROBE_EVERY, math.ceil(extra / (self.PROBES * plain)))
+        return min(max(self.PROBE_EVERY, math.ceil(extra / (self.PROBES * plain))), self.RAREST)
 
     def _excess(self) -> float:
         """How many times as much a draft costs beside no draft as was measured."""
@@ -234,7 +239,8 @@ class _Adaptive:
         return statistics.median(drafted) / statistics.median(plain)
 
     def _best(self) -> int:
-        best, best_rate, excess = 0, self.GAIN / self.costs.iteration(0, 1.0), self._excess()
+        plain, excess = self.costs.iteration(0, 1.0), self._excess()
+        best, best_rate = 0, (1.0 if self.best else self.GAIN) / plain
         expected, alive, position = 1.0, 1.0, 0
         stood, tried = self.PRIOR
         for k in self.choices:

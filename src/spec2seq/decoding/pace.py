@@ -7,8 +7,8 @@ from spec2seq.decoding.lengths import Chooser
 
 
 class Pace:
-    """Seconds and drafted tokens of the iterations since `begin`. `unread`: rows have come whose sources the drafter
-    may have to read in the next one."""
+    """Seconds and drafted tokens of the iterations since `begin`. `unread`: rows have just come, whose sources the
+    drafter may read in the next one."""
 
     def __init__(self) -> None:
         self.iterations, self.fed, self.begun, self.unread = 0, 0.0, 0.0, False
@@ -32,6 +32,5 @@ class Pace:
 
     def tell(self, chooser: Chooser, k: int, loop: Any) -> None:
         """Let a length rule learn from the iterations for which it chose k."""
-        seconds = self.seconds(loop)
-        if seconds is not None:
-            chooser.took(k, self.fed / self.iterations, seconds / self.iterations)
+        n, seconds, passed = self.iterations, self.seconds(loop), time.perf_counter() - self.begun
+        chooser.took(k, self.fed / n, None if seconds is None else seconds / n, passed / n)

@@ -165,7 +165,7 @@ class _Run:
                 raise UsageError(f"input {number} is {type(text).__name__}; allowed: a text")
             ids = self.model.encode_text(text)
             most = getattr(self.model.tokenizer, "model_max_length", None)
-            if self.truncate and most and len(ids) > most:
+            if self.truncate and most:
                 ids = languages.cut(ids, most, self.model.model.architecture.eos_token_id)
             ids = self.model.source_ids(ids, f"input {number}", self.truncate)
             self._warn(number, len(ids))

@@ -12,9 +12,9 @@ from spec2seq.evaluation.runs import Outcome, Plan, measure, results, write_pred
 from spec2seq.evaluation.sweeps import write_sweep
 from spec2seq.files import write_json, write_text
 from spec2seq.from_options import load_drafter, make_method
+from spec2seq.models import languages
 from spec2seq.options import MethodOptions
 from spec2seq.tasks import Example, Task
-from spec2seq.training.cache import cut
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def _plan(model: Seq2Seq, asked: TaskRun, examples: list[Example]) -> Plan:
     longest, cap = task.max_source_tokens, task.max_new_tokens
     if positions is not None:
         longest, cap = min(longest, positions), min(cap, positions)
-    sources = [cut(model.encode_text(example.source), longest) for example in examples]
+    end = model.model.architecture.eos_token_id
+    sources = [languages.cut(model.encode_text(example.source), longest, end) for example in examples]
     references = [example.reference for example in examples]
     return Plan(sources, references, task.metric, asked.batch_size, cap, asked.chunk_lines, asked.profile)

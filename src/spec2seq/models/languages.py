@@ -50,6 +50,8 @@ def set_languages(tokenizer: Any, source: str | None, target: str | None) -> Non
 
 
 def cut(ids: list[int], most: int, eos_token_id: int) -> list[int]:
-    """A source that is longer than `most` tokens, cut to that; the end token stays, and a language behind it."""
+    """A source of at most `most` tokens; of a longer one the end token stays, and a language behind it."""
+    if len(ids) <= most:
+        return ids
     behind = 2 if ids[-2] == eos_token_id else 1
     return [*ids[: most - behind], *ids[-behind:]]

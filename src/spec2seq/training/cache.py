@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spec2seq.errors import UsageError
+from spec2seq.models import languages
 from spec2seq.training.batches import TokenizedPairs
 from spec2seq.training.data import filter_pairs, read_pairs
 from spec2seq.training.recipe import DataConfig
@@ -27,7 +28,7 @@ def tokenized(path: Path, data: DataConfig, tokenizer: Any, folder: Path) -> Tok
     pairs = list(filter_pairs(read_pairs(path, data), data))
     sources = encode([pair.source for pair in pairs], tokenizer)
     if data.truncate:
-        sources = [cut(ids, data.max_tokens) for ids in sources]
+        sources = [languages.cut(ids, data.max_tokens, tokenizer.eos_token_id) for ids in sources]
     targets = [pair.tokens for pair in pairs]
     if data.target_tokens is None:
         targets = encode([pair.target for pair in pairs], tokenizer, True)
@@ -42,11 +43,6 @@ def tokenized(path: Path, data: DataConfig, tokenizer: Any, folder: Path) -> Tok
     )
     partial.rename(file)
     return rows
-
-
-def cut(ids: list[int], most: int) -> list[int]:
-    """At most `most` ids, the last one (the end) kept."""
-    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
 
 
 def encode(texts: list[str], tokenizer: Any, is_target: bool = False) -> list[list[int]]:

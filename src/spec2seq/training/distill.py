@@ -18,7 +18,7 @@ import torch
 from spec2seq import Beam, Greedy, Seq2Seq
 from spec2seq.api import Method
 from spec2seq.errors import UsageError
-from spec2seq.training.cache import cut
+from spec2seq.models import languages
 from spec2seq.training.data import Pair, made_by, read_pairs, resolve
 from spec2seq.training.processes import processes
 from spec2seq.training.recipe import DataConfig, Recipe
@@ -83,7 +83,7 @@ def distill(
     for done, index in enumerate(mine, 1):
         ids = [model.encode_text(pair.source) for pair in chunks[index]]
         if data.truncate:
-            ids = [cut(row, data.max_tokens) for row in ids]
+            ids = [languages.cut(row, data.max_tokens, model.model.architecture.eos_token_id) for row in ids]
         kept = [i for i, row in enumerate(ids) if len(row) <= data.max_tokens]
         rows = model.generate(
             [ids[i] for i in kept], method, batch_size=batch_size, max_new_tokens=max_new_tokens or data.max_tokens
@@ -118,7 +118,8 @@ def distilled_files(
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = Seq2Seq.from_pretrained(made_by(asked.model, run), asked.dtype, device)
+        direction = {} if recipe.drafter is None else recipe.drafter.direction
+        model = Seq2Seq.from_pretrained(made_by(asked.model, run), asked.dtype, device, **direction)
     method = Greedy() if asked.num_beams == 1 else Beam(num_beams=asked.num_beams)
     for name, corpus, filters, lines in missing:
         left = None if max_seconds is None else max_seconds - (time.monotonic() - started)

@@ -42,9 +42,7 @@ class DrafterSession(Session):
         dtype = str(self._verifier_dtype()).removeprefix("torch.")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         asked = self.recipe.drafter
-        self.verifier = Seq2Seq.from_pretrained(
-            made_by(asked.verifier, self.out), dtype, device, src_lang=asked.src_lang, tgt_lang=asked.tgt_lang
-        )
+        self.verifier = Seq2Seq.from_pretrained(made_by(asked.verifier, self.out), dtype, device, **asked.direction)
         languages.set_languages(self.verifier.tokenizer, asked.src_lang, asked.tgt_lang)
         return self.verifier.tokenizer
 

@@ -170,13 +170,24 @@ class CardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedDrafterRecipe(CachedDrafterShape):
-    """A block drafter on top of `verifier`, a trained folder, which works from `src_lang` into `tgt_lang` if it is
-    multilingual. A block of slots stands behind every `stride`-th token of a training sentence."""
+class Direction:
+    """The languages of a multilingual verifier: a drafter is of one direction."""
 
-    verifier: str
     src_lang: str | None = None
     tgt_lang: str | None = None
+
+    @property
+    def direction(self) -> dict[str, str | None]:
+        """As `Seq2Seq.from_pretrained` takes them."""
+        return {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedDrafterRecipe(CachedDrafterShape, Direction):
+    """A block drafter on top of `verifier`, a trained folder. A block of slots stands behind every `stride`-th token
+    of a training sentence."""
+
+    verifier: str
     stride: int = 3
 
     def __post_init__(self) -> None:
@@ -190,9 +201,8 @@ class CachedDrafterRecipe(CachedDrafterShape):
 
 
 @dataclass(frozen=True)
-class PaperDrafterRecipe:
-    """The non-autoregressive drafter of SpecDec for `verifier`, a trained folder, which works from `src_lang` into
-    `tgt_lang` if it is multilingual; see `PaperConfig`.
+class PaperDrafterRecipe(Direction):
+    """The non-autoregressive drafter of SpecDec for `verifier`, a trained folder; see `PaperConfig`.
 
     With `init_encoder` its embedding and encoder layers start as the verifier's, which need its width, heads,
     feed-forward width and number of encoder layers. Of the slots guessed wrong, a share of `start_p` is revealed at
@@ -200,8 +210,6 @@ class PaperDrafterRecipe:
     """
 
     verifier: str
-    src_lang: str | None = None
-    tgt_lang: str | None = None
     width: int = 512
     heads: int = 8
     feed_forward: int = 2048
