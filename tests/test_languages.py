@@ -134,6 +134,7 @@ def test_a_drafter_is_made_for_a_direction(kind, folders, tmp_path):
         patch.setattr(training_cache, "encode", lambda *given: read.append(real(*given)) or read[-1])
         made = make_drafter(folder, tmp_path / "sources.txt", tmp_path / "out", **direction, **options)
     model = Seq2Seq.from_pretrained(folder, **direction)
+    assert f", {source} → {target}: 1 layer(s)" in (made.folder / "README.md").read_text(encoding="utf-8")
     lossless = made.facts["lossless"]
     assert lossless["equal"] + lossless["ties"] == lossless["lines"] == 5
     known = {tuple(model.encode_text(text)) for text in texts}

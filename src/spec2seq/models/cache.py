@@ -166,8 +166,7 @@ class Cache:
             position = lengths[:, None] + torch.arange(length, device=self.own.device)
 
             def store(layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
-                for half in (0, 1):
-                    self.own[layer, half][row, :, position] = key_value[:, :, half]
+                self.own[layer][:, row, :, position] = key_value
                 return seen(layer)
 
         return store

@@ -91,9 +91,11 @@ def drafter_card(facts: dict[str, Any], recipe: Recipe) -> str:
     card, verifier = recipe.card, facts["verifier"]
     front = ["---", f"license: {card.licence}", "tags:", "- spec2seq", "- speculative-decoding", "---"]
     share = 100 * facts["parameters"] / verifier["parameters"]
+    languages = " → ".join(filter(None, recipe.drafter.direction.values()))
     what = (
-        f"A block drafter for the verifier `{verifier['folder']}`: {_layers(recipe)}, blocks of "
-        f"{recipe.drafter.block_size} tokens, {facts['parameters']:,} parameters ({share:.1f}% of the verifier's), "
+        f"A block drafter for the verifier `{verifier['folder']}`{', ' if languages else ''}{languages}: "
+        f"{_layers(recipe)}, blocks of {recipe.drafter.block_size} tokens, {facts['parameters']:,} parameters "
+        f"({share:.1f}% of the verifier's), "
         f"stored as float16. {_uses(recipe)} `BlockDrafter.from_pretrained` loads this folder."
     )
     head = "| set | lines | tokens per verifier call, exact | accuracy by place | nats a token |\n|---|---|---|---|---|"
