@@ -91,7 +91,7 @@ def test_graphs_do_with_their_memory_what_calls_do(family, name, monkeypatch):
     model = tiny.seq2seq(family)
     texts = [
         (tiny.sources(model, 7, 4), CAP),
-        (tiny.sources(model, 5, 6, longest=80), 40),
+        (tiny.sources(model, 3, 6, longest=80), 70),
         (tiny.sources(model, 9, 5), CAP),
     ]
     asked = [dict(max_new_tokens=cap, batch_size=SLOTS) for _, cap in texts]
