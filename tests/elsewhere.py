@@ -91,7 +91,7 @@ def _run(func, args, kwargs):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found {NAME} and cpu")
     if not mine and not stays:
         return func(*args, **kwargs)
-    real_args, real_kwargs = tree_map(lambda leaf: leaf.held if isinstance(leaf, There) else leaf, (args, kwargs))
+    real_args, real_kwargs = tree_map(_on_host, (args, kwargs))
     if target is not None:
         real_kwargs["device"] = torch.device("cpu")
     if _graph is not None and stays:
@@ -104,6 +104,13 @@ def _run(func, args, kwargs):
     with torch.inference_mode(torch.is_inference_mode_enabled() and all(one.is_inference() for one in mine)):
         made = tree_map(lambda leaf: There(leaf) if isinstance(leaf, torch.Tensor) else leaf, made)
     return return_and_correct_aliasing(func, args, kwargs, made)
+
+
+def _on_host(leaf):
+    """What an argument is there; a graph keeps a number of the host as it was when it was captured."""
+    if isinstance(leaf, There):
+        return leaf.held
+    return leaf.clone() if _graph is not None and isinstance(leaf, torch.Tensor) else leaf
 
 
 def _has_mask(indices):

@@ -109,8 +109,8 @@ class ConfidenceLength:
 @dataclass(frozen=True)
 class AdaptiveLength:
     """The k with the most tokens per second, from the acceptance so far and the measured seconds of an iteration; 0
-    where speculation does not pay, and again a k where it promises a twentieth more. Another one now and then, 0 among
-    them, shows whether that has changed."""
+    where speculation does not pay, until it promises a twentieth more. Another one now and then, 0 among them, shows
+    whether that has changed."""
 
     cap: int = 16
     confidence: float | None = None
@@ -133,7 +133,7 @@ class _Adaptive:
     FILLS = 0.98  # decay of the share that is drafted
     GAIN = 1.05  # what drafts must promise to be switched on: the drafter then has to read what came without it
     PROBE_EVERY = 32  # iterations
-    PROBES, RAREST = 0.01, 1 << 16  # of the time where it is switched off, at most; and of the iterations, at least
+    PROBES, RAREST = 0.01, 1 << 16  # switched off, the share of the time for looks; after so many iterations one comes
     EARLY, STINT = 8, 4  # iterations until each of the first looks at what no drafts would take, and of a look
     LONGER = 4  # trials; the last of them is a look at no drafts, the others are of a longer draft
     LATELY, ENOUGH = 9, 3  # calls whose seconds are remembered, and with which they count
@@ -226,7 +226,8 @@ class _Adaptive:
     def _seldom(self, first: float) -> int:
         """After how many iterations without drafts a look at them may come, the first of which takes so long."""
         plain, drafted = (
-            self.costs.iteration(k, 1.0) * statistics.median(self.slower[k > 0] or [1.0]) for k in (0, self.probe)
+            self.costs.iteration(k, 1.0) * statistics.median(self.slower[k > 0] or self.slower[False] or [1.0])
+            for k in (0, self.probe)
         )
         extra = first + (self.STINT - 1) * drafted - self.STINT * plain
         return min(max(self.PROBE_EVERY, math.ceil(extra / (self.PROBES * plain))), self.RAREST)

@@ -51,9 +51,11 @@ static void judge_row(const Iterate *call, int64_t row) {
 static void iteration_job(void *argument, Team *team) {
     const Iterate *call = argument;
     Iteration *it = call->it;
-    int64_t row, end, drafted, verified;
-    if (own_draft(it)) draft(call, team);
-    drafted = nanoseconds();
+    int64_t row, end, drafted = call->drafted, verified;
+    if (own_draft(it)) {
+        draft(call, team);
+        drafted = nanoseconds();
+    }
     Run run = {it->verifier->stack, &call->verify, call->verify_work, call->verify_tokens, team};
     if (call->verify_tokens) run_decoder(&run, it->verifier, &call->scored);
     verified = nanoseconds();

@@ -160,6 +160,7 @@ int spec2seq_iterate(Iteration *iteration, int threads) {
     do {
         Iterate call = {.it = iteration, .began = nanoseconds()};
         if (!take_drafts(&call, threads)) return -1;
+        call.drafted = nanoseconds();
         plan_iteration(&call);
         char *memory = buffers(carve_iteration(&call, NULL, threads));
         if (!memory) return -1;

@@ -49,7 +49,9 @@ typedef struct {
     Choice choice;
     int64_t calls, draft_fed; /* passes of a drafter that reads all rows alike, and tokens that a row was fed in them */
     int64_t fresh, draft_tokens, verify_tokens;
-    int64_t began; /* before there were workers, who may do it all while the calling thread waits for its core */
+    /* When the call began, and when it had the drafts that others make: before there are workers, who may do the rest
+     * while the calling thread waits for its core. */
+    int64_t began, drafted;
     int64_t *draft_starts, *draft_ends, *block, *starts, *row_of, *first;
     float *mixed_in, *mixed, *draft_states, *mix_scales;
     int8_t *mix_codes;

@@ -54,4 +54,4 @@ def cut(ids: list[int], most: int, eos_token_id: int) -> list[int]:
     if len(ids) <= most:
         return ids
     behind = 2 if ids[-2] == eos_token_id else 1
-    return [*ids[: most - behind], *ids[-behind:]]
+    return [*ids[: max(0, most - behind)], *ids[-behind:]]

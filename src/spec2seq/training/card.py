@@ -95,8 +95,8 @@ def drafter_card(facts: dict[str, Any], recipe: Recipe) -> str:
     what = (
         f"A block drafter for the verifier `{verifier['folder']}`{', ' if languages else ''}{languages}: "
         f"{_layers(recipe)}, blocks of {recipe.drafter.block_size} tokens, {facts['parameters']:,} parameters "
-        f"({share:.1f}% of the verifier's), "
-        f"stored as float16. {_uses(recipe)} `BlockDrafter.from_pretrained` loads this folder."
+        f"({share:.1f}% of the verifier's), stored as float16. {_uses(recipe)} `BlockDrafter.from_pretrained` loads "
+        "this folder."
     )
     head = "| set | lines | tokens per verifier call, exact | accuracy by place | nats a token |\n|---|---|---|---|---|"
     rows = []

@@ -134,8 +134,8 @@ def distilled_files(
 
 def _description(model: Seq2Seq, corpus: Path, settings: tuple) -> str:
     """What must be the same for two calls to write the same lines."""
-    limits = model.max_len_a, model.max_len_b
-    values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings, *limits]
+    task = model.src_lang, model.tgt_lang, model.max_len_a, model.max_len_b
+    values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings, *task]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
