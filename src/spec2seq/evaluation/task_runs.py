@@ -18,7 +18,7 @@ from spec2seq.tasks import Example, Task
 
 
 @dataclass(frozen=True)
-class TaskRun:
+class TaskRun(languages.Direction):
     """What is run and where its files go. Models are folders or ids of the hub; `batch_size` 1 and the validation
     split are what published figures are of."""
 
@@ -35,18 +35,12 @@ class TaskRun:
     dtype: str = "float32"
     device: str = "cpu"
     profile: bool = False
-    src_lang: str | None = None
-    tgt_lang: str | None = None
     max_len_a: float | None = None
     max_len_b: int | None = None
 
     @property
     def place(self) -> dict[str, str]:
         return {"dtype": self.dtype, "device": self.device}
-
-    @property
-    def languages(self) -> dict[str, str | None]:
-        return {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
 
     @property
     def limits(self) -> dict[str, float | None]:
@@ -101,15 +95,15 @@ def _measured(
 ) -> tuple[Plan, dict[str, Outcome], dict[str, Any]]:
     task = asked.task
     examples = task.examples(asked.split, asked.data, asked.references, asked.max_samples)
-    own = {"tokenizer": asked.tokenizer(asked.model)} | asked.languages | asked.limits
+    own = {"tokenizer": asked.tokenizer(asked.model)} | asked.direction | asked.limits
     large = Seq2Seq.from_pretrained(asked.model, **own, **asked.place)
     drafter = None
     if asked.drafter is not None:
-        drafter = load_drafter(asked.drafter, large, asked.tokenizer(asked.drafter), asked.languages, **asked.place)
+        drafter = load_drafter(asked.drafter, large, asked.tokenizer(asked.drafter), asked.direction, **asked.place)
     methods: dict[str, Method] = {name: make_method(one, drafter) for name, one in options.items()}
     plan = _plan(large, asked, examples)
     about = {"task": task.name, "split": asked.split or task.split, "model": asked.model, "drafter": asked.drafter,
-             "weights": large.fingerprint(), **asked.place, **asked.languages,
+             "weights": large.fingerprint(), **asked.place, **asked.direction,
              **asked.limits}  # fmt: skip
     # A setting's own values are in its parts' name where a grid made them; one alone must not change in its folder.
     alone = {name: repr(vars(one)) for name, one in options.items()} if set(options) & {"aligned", "unaligned"} else {}

@@ -1,9 +1,23 @@
 """Language tokens: how a multilingual model is told what it reads and what it writes."""
 
 import difflib
+from dataclasses import dataclass
 from typing import Any
 
 from spec2seq.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """The languages that a multilingual model is used for: a drafter is of one direction."""
+
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+
+    @property
+    def direction(self) -> dict[str, str | None]:
+        """As `Seq2Seq.from_pretrained` takes them."""
+        return {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
 
 
 def language_tokens(tokenizer: Any) -> dict[str, int]:

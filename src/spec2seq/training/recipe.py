@@ -7,6 +7,7 @@ from typing import Any
 from spec2seq.config import build, check_choice, check_range, load_mapping
 from spec2seq.errors import UsageError
 from spec2seq.models.cached_drafter_shape import CachedDrafterShape
+from spec2seq.models.languages import Direction
 
 FAMILIES = ("marian", "t5")
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -167,19 +168,6 @@ class CardConfig:
     licence: str = "other"
     data: str = ""
     data_licences: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Direction:
-    """The languages of a multilingual verifier: a drafter is of one direction."""
-
-    src_lang: str | None = None
-    tgt_lang: str | None = None
-
-    @property
-    def direction(self) -> dict[str, str | None]:
-        """As `Seq2Seq.from_pretrained` takes them."""
-        return {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
 
 
 @dataclass(frozen=True, kw_only=True)
