@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from spec2seq import limits
+from spec2seq import checks, limits
 from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
-from spec2seq.decoding.logits import Processor, processors_from
+from spec2seq.decoding.logits import OF_SPEECH, Processor, processors_from
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
 from spec2seq.decoding.official import OfficialBiLD
-from spec2seq.decoding.scheduler import Completion
+from spec2seq.decoding.scheduler import Completion, Source
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Stats
 from spec2seq.decoding.streaming import Streamed, check_streamable
@@ -27,7 +27,7 @@ from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES
 from spec2seq.pairing import check_pair
-from spec2seq.runner import LONGEST_SOURCE, Runner
+from spec2seq.runner import Runner
 
 WINDOW = 16  # batches that are sorted by length together
 
@@ -44,6 +44,8 @@ class Seq2Seq:
     max_len_a: float | None = None
     max_len_b: int | None = None
     shortlist: Sequence[int] = ()
+    extractor: Any = None  # of a model that hears, Transformers' feature extractor
+    more_processors: Sequence[Processor] = ()  # behind those of the generation config
 
     def __init__(
         self, model: EncoderDecoder | TransformersModel, config: Any, tokenizer: Any = None,
@@ -82,6 +84,8 @@ class Seq2Seq:
         executors.prepare(model.to(where), dtype, executor)
         made = cls(model, config, words, generation_config)
         made.shortlist = loading.load_shortlist(str(name))
+        if model.architecture.sound is not None:
+            made.extractor = loading.load_extractor(str(name))
         return made.for_task(src_lang, tgt_lang, prefix, max_len_a, max_len_b)
 
     @classmethod
@@ -154,7 +158,8 @@ class Seq2Seq:
 
         Raises Spec2SeqError if `folder` exists. It appears whole or not at all.
         """
-        saving.save(folder, self.model, self.config, [self.tokenizer, self.generation_config], self.shortlist)
+        saving.save(folder, self.model, self.config, [self.tokenizer, self.generation_config, self.extractor],
+                    self.shortlist)  # fmt: skip
 
     def engine(
         self, method: Speculative | None = None, slots: int = 8, *, trace: bool = False, profile: bool = False
@@ -184,11 +189,12 @@ class Seq2Seq:
         trace: bool = False,
         profile: bool = False,
         streamer: Any = None,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | None = None,
     ) -> Generation:
         """Generate an output for every source.
 
         Args:
-            sources: texts, or token ids with the end token.
+            sources: texts, or token ids with the end token; of a model that hears samples `[n]`, or features of them.
             method: Greedy() by default; any preset or Speculative, Beam, or OfficialBiLD.
             max_new_tokens: the most tokens of an output; by default what the model's generation config says.
             batch_size: rows in flight; a finished row's place is taken by the next source.
@@ -196,16 +202,18 @@ class Seq2Seq:
             trace: say for each token which model wrote it.
             profile: time each phase (waits for the device, so it costs time).
             streamer: a streamer of Transformers (`put`, `end`), for one source; not with Beam and OfficialBiLD.
+            prompts: what each output begins with, texts or token ids: it is no part of what is returned.
         """
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
+        begins = checks.prompt_ids(self, prompts, len(ids))
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids)
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids, begins)
         if streamer is not None:
             check_streamable(run.method, len(ids))
             run.streamed = Streamed(streamer)
-            run.streamed.start(self.model.architecture.decoder_start_token_id)
+            run.streamed.start([self.model.architecture.decoder_start_token_id, *begins[0]])
         done = run([ids[index] for index in order], list(order))
         if run.streamed is not None:
             run.streamed.end()
@@ -261,16 +269,14 @@ class Seq2Seq:
         scores = []
         for number, (source, output) in enumerate(zip(sources, outputs, strict=True), 1):
             ids = self.encode_text(output, target=True) if isinstance(output, str) else list(output)
-            if ids:
-                self._check_ids(ids, f"output {number}", self.model.architecture.vocabulary)
-                self._check_length(ids, f"output {number}", self.model.architecture.max_positions)
+            checks.check_output(ids, f"output {number}", self.model.architecture)
             scores.append(log_probability(self.model, self.source_ids(source, f"source {number}"), ids))
         return scores
 
     @property
     def settings(self) -> dict[str, Any]:
         """The model's generation config."""
-        return {} if self.generation_config is None else self.generation_config.to_dict()
+        return {} if self.generation_config is None else dict(vars(self.generation_config))  # to_dict copies deeply
 
     def processors(self) -> list[Processor]:
         """What the model's generation config asks for. Raises Spec2SeqError for what is not supported."""
@@ -280,7 +286,9 @@ class Seq2Seq:
             raise Spec2SeqError(
                 f"generation setting decoder_start_token_id={start!r} is not supported; the model's own is {own}"
             )
-        return processors_from(settings, self.eos_token_ids)
+        if self.model.architecture.sound is not None:  # what these say is in the prompts
+            settings = {name: value for name, value in settings.items() if name not in OF_SPEECH}
+        return [*processors_from(settings, self.eos_token_ids), *self.more_processors]
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -294,9 +302,10 @@ class Seq2Seq:
             raise Spec2SeqError(f"generation setting eos_token_id={found!r}; allowed: ids of 0 to {a.vocabulary - 1}")
         return tuple(dict.fromkeys(ends))
 
-    def max_new_tokens(self, asked: int | None = None) -> int:
-        """The cap in force. Raises UsageError if `asked` is not possible."""
-        return limits.cap(asked, self.generation_config, self.model.architecture.max_positions)
+    def max_new_tokens(self, asked: int | None = None, given: int = 0) -> int:
+        """The cap in force behind a prompt of `given` tokens. Raises UsageError if `asked` is not possible."""
+        positions = self.model.architecture.max_positions
+        return limits.cap(asked, self.generation_config, positions and positions - given)
 
     def most_tokens(self, source: Sequence[int], cap: int) -> int:
         """Of an output of `source`: `cap`, or what `for_task` left of it."""
@@ -314,32 +323,24 @@ class Seq2Seq:
         # mBART puts the language token behind, although its decoder starts with it.
         return ids[:-1] if ids[-1:] == [a.decoder_start_token_id] != [a.eos_token_id] else ids
 
-    def source_ids(self, source: str | Sequence[int], where: str, truncate: bool = False) -> list[int]:
-        """Token ids of a source, end token included, cut to what the model allows if `truncate` says so.
+    def source_ids(self, source: str | Sequence[int] | Any, where: str, truncate: bool = False) -> Source:
+        """Token ids of a source, end token included, cut to what the model allows if `truncate` says so; of a model
+        that hears a spectrogram `[places, 2 * bins]`.
 
-        Raises UsageError for ids that are not the vocabulary's, Spec2SeqError for too many, naming `where`.
+        Raises UsageError for ids that are not the vocabulary's, or what is no sound; Spec2SeqError for too much; both
+        name `where`.
         """
+        a = self.model.architecture
+        if a.sound is not None:
+            return checks.spectrogram(source, where, a.sound, self.extractor)
         ids = self.encode_text(source) if isinstance(source, str) else list(source)
         if not ids:
             raise UsageError(f"{where} has no tokens; a source holds at least the end token")
-        a = self.model.architecture
-        self._check_ids(ids, where, a.source_vocabulary or a.vocabulary)
-        most = a.max_source_positions or LONGEST_SOURCE
         if truncate:
-            ids = languages.cut(ids, most, a.eos_token_id)
-        self._check_length(ids, where, a.max_source_positions)
+            checks.check_ids(ids, where, a.source_vocabulary or a.vocabulary)
+            ids = languages.cut(ids, a.max_source_positions or checks.LONGEST_SOURCE, a.eos_token_id)
+        checks.check_source(ids, where, a)
         return ids
-
-    def _check_ids(self, ids: list[int], where: str, vocabulary: int) -> None:
-        for token in (min(ids), max(ids)):
-            if not 0 <= token < vocabulary:
-                raise UsageError(f"{where} has the token id {token}; allowed: 0 to {vocabulary - 1}")
-
-    def _check_length(self, ids: list[int], where: str, own: int | None) -> None:
-        if len(ids) > (own or LONGEST_SOURCE):
-            unlimited = f"allowed are {LONGEST_SOURCE} (the model has no limit of its own)"
-            allows = f"the model allows {own}" if own else unlimited
-            raise Spec2SeqError(f"{where} has {len(ids)} tokens; {allows}; split or truncate it (--truncate)")
 
     def _row(self, completion: Completion, trace: bool) -> Row:
         hypotheses = tuple(Hypothesis(self._text(ids), ids, score) for score, ids in completion.hypotheses)

@@ -35,7 +35,7 @@ def check_alike(verifier: Architecture, drafter: Architecture, ours: Any, theirs
 
 def check_same_vocabulary(a: Architecture, b: Architecture, ours: Any, theirs: Any) -> None:
     """Raises UsageError naming the first difference. Padded vocabularies of one tokenizer are the same."""
-    for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id", "source_vocabulary"):
+    for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id", "source_vocabulary", "sound"):
         if getattr(a, name) != getattr(b, name):
             raise UsageError(
                 f"verifier and drafter differ: {name} is {getattr(a, name)} and {getattr(b, name)}; they must be equal"

@@ -4,13 +4,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spec2seq.checks import LONGEST_SOURCE
 from spec2seq.decoding.beam import beam_search
 from spec2seq.decoding.device_memory import planned_rows
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.sampling import seed_of
-from spec2seq.decoding.scheduler import Completion
+from spec2seq.decoding.scheduler import Completion, Source
 from spec2seq.decoding.stats import Stats
 from spec2seq.decoding.streaming import Streamed
 from spec2seq.errors import UsageError
@@ -20,16 +21,15 @@ if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
 
 AT_ONCE = 16  # iterations in one call: a keyboard interrupt waits for them
-LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 
 
 class Runner:
     """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`. `sources` are all that
-    there will be, where that is known."""
+    there will be, where that is known; `prompts`, by index, what their outputs begin with."""
 
     def __init__(
         self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
-        profile: bool, sources: Sequence[Sequence[int]] | None = None,
+        profile: bool, sources: Sequence[Source] | None = None, prompts: Sequence[Sequence[int]] = (),
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
@@ -39,11 +39,12 @@ class Runner:
             batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
-        self.cap = seq2seq.max_new_tokens(max_new_tokens)
+        self.prompts, given = prompts, max(map(len, prompts), default=0)
+        self.cap = seq2seq.max_new_tokens(max_new_tokens, given)
         if seq2seq.model.device.type == "cuda" and not isinstance(method, OfficialBiLD):
             most = seq2seq.model.architecture.max_source_positions or LONGEST_SOURCE
             longest = max(map(len, sources)) if sources else most
-            self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap)
+            self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap + given)
         self.engine: Engine | None = None
         self.streamed: Streamed | None = None
         self.stats = Stats()
@@ -53,9 +54,11 @@ class Runner:
         else:
             self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
             if isinstance(method, OfficialBiLD):
+                if given:
+                    raise UsageError("OfficialBiLD takes no prompts; use BiLD")
                 check_pair(seq2seq, method.drafter)
 
-    def __call__(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
+    def __call__(self, sources: list[Source], indices: list[int]) -> list[tuple[int, Completion]]:
         if isinstance(self.method, OfficialBiLD):
             return [(index, self._alone(source)) for source, index in zip(sources, indices, strict=True)]
         if self.engine is None:
@@ -64,7 +67,8 @@ class Runner:
         place = {}
         for source, index in zip(sources, indices, strict=True):
             most = self.seq2seq.most_tokens(source, self.cap)
-            place[self.engine.submit(source, most, seed_of(self.engine.sampling, index))] = index
+            seed = seed_of(self.engine.sampling, index)
+            place[self.engine.submit(source, most, seed, self._prompt(index))] = index
         done = []
         while self.engine.busy:
             ended = self.engine.step(1 if self.streamed is not None else AT_ONCE)
@@ -73,14 +77,21 @@ class Runner:
             done += [(place[completion.id], completion) for completion in ended]
         return done
 
-    def _beams(self, sources: list[list[int]], indices: list[int]) -> list[tuple[int, Completion]]:
-        done = []
-        for start in range(0, len(sources), self.batch_size):
-            places, batch = indices[start : start + self.batch_size], sources[start : start + self.batch_size]
+    def _prompt(self, index: int) -> Sequence[int]:
+        return self.prompts[index] if self.prompts else ()
+
+    def _beams(self, sources: list[Source], indices: list[int]) -> list[tuple[int, Completion]]:
+        done, waiting = [], list(zip(indices, sources, strict=True))
+        while waiting:  # as many as one batch has, with prompts of one length
+            length = len(self._prompt(waiting[0][0]))
+            group = [pair for pair in waiting if len(self._prompt(pair[0])) == length][: self.batch_size]
+            places, batch = map(list, zip(*group, strict=True))
+            waiting = [pair for pair in waiting if pair[0] not in places]
             most = [self.seq2seq.most_tokens(source, self.cap) for source in batch]
             found = beam_search(
                 self.seq2seq.model, batch, self.method, most, self.processors, self.stats,
                 [seed_of(self.method.sampling, index) for index in places], self.ends,
+                [self._prompt(index) for index in places],
             )  # fmt: skip
             done += [(places[completion.id], completion) for completion in found]
         return done

@@ -5,6 +5,7 @@ leaves, and the last one takes its place.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,16 +40,18 @@ class _Sentence:
 def beam_search(
     verifier: EncoderDecoder, sources: list[list[int]], method: Beam, max_new_tokens: list[int],
     processors: list[Processor], stats: Stats, seeds: list[int], eos_token_ids: tuple[int, ...] = (),
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[Completion]:  # fmt: skip
     """Decode one batch of sources by a method that is `completed`; returns the best hypothesis of each, in order, and
     with it the others that were asked for. Counts go into `stats`. `max_new_tokens` and `seeds` are the sources' own,
     the latter of `method.sampling`.
 
-    `eos_token_ids` end a hypothesis; none: the model's own end token. `verifier_calls` counts the passes a sentence
-    took part in, all its beams at once.
+    `eos_token_ids` end a hypothesis; none: the model's own end token. `prompts`, all of one length, are what the
+    outputs begin with, behind the decoder's start; they are no part of a hypothesis. `verifier_calls` counts the passes
+    a sentence took part in, all its beams at once.
     """
     started = time.perf_counter()
-    search = Search(verifier, sources, method, max_new_tokens, processors, seeds, eos_token_ids)
+    search = Search(verifier, sources, method, max_new_tokens, processors, seeds, eos_token_ids, prompts)
     while search.running:
         search.step()
     done = sorted(search.done, key=lambda completion: completion.id)
@@ -65,16 +68,19 @@ class Search:
     what every row continued (a row of the step before) and with which token."""
 
     def __init__(
-        self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: list[int], processors, seeds, ends=()
+        self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: list[int], processors, seeds, ends=(),
+        prompts=None,
     ):  # fmt: skip
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
-        self.ends, self.length = ends or (a.eos_token_id,), 1
+        self.ends = ends or (a.eos_token_id,)
+        begins = [(a.decoder_start_token_id, *prompt) for prompt in prompts or [()] * len(sources)]
+        self.given = self.length = len(begins[0])
         self.beams = method.num_beams
         self.wanted = (1 + len(self.ends)) * self.beams  # as many as beams do not end, whatever the others are
         # "never" reckons with the score that a longer hypothesis could come to.
         self.to_the_end = method.early_stopping == "never" and method.length_penalty > 0
-        limits = [most + 1 for most in max_new_tokens]
+        limits = [most + self.given for most in max_new_tokens]
         self.running = [_Sentence(index, len(source), limits[index]) for index, source in enumerate(sources)]
         if method.sampling is not None:
             for sentence, seed in zip(self.running, seeds, strict=True):
@@ -87,7 +93,7 @@ class Search:
         self.cache = verifier.new_cache(rows, len(sources))
         verifier.admit(self.cache, 0, verifier.encode(texts, lengths))
         self.tokens = torch.full((rows, max(limits)), a.pad_token_id, device=device)
-        self.tokens[:, 0] = a.decoder_start_token_id
+        self.tokens[:, : self.given] = self.tokens.new_tensor(begins).repeat_interleave(self.beams, 0)
         # Sums of log-probabilities need that much. What is drawn is Transformers' if all is float32, as it is there.
         drawn = method.sampling is not None
         dtype = torch.float32 if drawn else torch.promote_types(verifier.dtype, torch.float32)
@@ -95,15 +101,21 @@ class Search:
         self.scores = torch.full((len(sources), self.beams), IMPOSSIBLE, dtype=dtype, device=device)
         self.scores[:, 0] = 0
         self.best = torch.zeros(len(sources), self.wanted, 2, dtype=torch.float64, device=device)
+        if self.given > 1:
+            self._decode(slice(0, self.given - 1), scored=False)
+
+    def _decode(self, places: slice, scored: bool = True) -> Tensor:
+        """Feed what all beams have at some places; logits `[rows, length or 0, vocabulary]`."""
+        tokens = self.tokens[:, places]
+        return self.verifier.decode_block(
+            self.cache, tokens, torch.full_like(tokens[:, 0], places.start), places.stop, uniform=True,
+            source_horizon=max(sentence.source_length for sentence in self.running), sources=len(self.running),
+            logit_positions=None if scored else tokens[:, :0],
+        ).logits  # fmt: skip
 
     def step(self) -> None:
         """One token for every beam of every sentence."""
-        count = len(self.running)
-        lengths = torch.full((count * self.beams,), self.length - 1, device=self.tokens.device)
-        logits = self.verifier.decode_block(
-            self.cache, self.tokens[:, self.length - 1 : self.length], lengths, self.length,
-            uniform=True, source_horizon=max(sentence.source_length for sentence in self.running), sources=count,
-        ).logits  # fmt: skip
+        logits = self._decode(slice(self.length - 1, self.length))
         native = self.verifier.native is not None and self.verifier.native.takes(logits)
         if native and not self.processors and self.method.sampling is None:
             self._score_natively(logits)
@@ -117,7 +129,7 @@ class Search:
         if self.processors:
             lengths = torch.full((len(logits),), self.length, device=logits.device)
             limits = lengths.new_tensor([sentence.limit for sentence in self.running]).repeat_interleave(self.beams)
-            prefix = Prefix(self.tokens, lengths, limits)
+            prefix = Prefix(self.tokens, lengths, limits, torch.full_like(lengths, self.given))
             for process in self.processors:
                 log_probabilities = process(log_probabilities, prefix)
         if self.method.sampling is not None:
@@ -193,7 +205,8 @@ class Search:
             del values[last * self.beams :]
 
     def _finish(self, sentence: _Sentence, score: float, row: int, word: int) -> None:
-        sentence.finished.append((score / self.length**self.method.length_penalty, self.length, row, word))
+        length = self.length - self.given + 1  # of what was written, this token included
+        sentence.finished.append((score / length**self.method.length_penalty, length, row, word))
         sentence.finished.sort(key=lambda hypothesis: -hypothesis[0])
         del sentence.finished[self.beams :]
 
@@ -202,7 +215,7 @@ class Search:
             return False
         if self.method.early_stopping is True:
             return True
-        length = sentence.limit - 1 if self.to_the_end else self.length
+        length = (sentence.limit if self.to_the_end else self.length + 1) - self.given
         attainable = best_going / length**self.method.length_penalty
         return attainable <= sentence.finished[-1][0]
 

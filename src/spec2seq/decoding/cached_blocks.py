@@ -102,6 +102,14 @@ class CachedSession:
         for slot in range(first_slot, self.rows.count):
             self.fed[slot] = 0
 
+    def prompted(self, first_slot: int, decoded: Decoded) -> None:
+        self.pending = with_prompts(self.pending, first_slot, self.features(decoded))
+
+    def features(self, decoded: Decoded) -> Tensor:
+        """What the drafter reads of a pass of the verifier: `[rows, length, features]`."""
+        layers = self.model.shape.hidden_layers
+        return torch.cat([decoded.hidden[layer] for layer in layers], 2) if layers else decoded.states[:, :, :0]
+
     def read_sources(self) -> None:
         """To be called before a draft, which rows may never get."""
         while self.unread:
@@ -165,8 +173,7 @@ class CachedSession:
         return everything.index_copy_(2, self.model.shortlist, q)
 
     def commit(self, counts: list[int], decoded: Decoded) -> None:
-        n, layers = len(counts), self.model.shape.hidden_layers
-        states = torch.cat([decoded.hidden[layer] for layer in layers], 2) if layers else decoded.states[:, :, :0]
+        n, states = len(counts), self.features(decoded)
         waiting = [self.rows.host_lengths[slot] - counts[slot] - self.fed[slot] for slot in range(n)]
         if any(waiting):  # tokens came without a draft
             places = torch.tensor(waiting, device=states.device)[:, None]
@@ -184,6 +191,15 @@ class CachedSession:
             self.cache.move(source, target, *self.rows.places(target))
         self.pending[target] = self.pending[source]
         self.fed[target] = self.fed[source]
+
+
+def with_prompts(pending: Tensor, first: int, states: Tensor) -> Tensor:
+    """States `[slots, places, features]` that chose the tokens at each place, with those `[rows, length, features]` of
+    prompts in the slots from `first` on; no state chose the decoder start."""
+    rows, length, _ = states.shape
+    pending = nn.functional.pad(pending, (0, 0, 0, max(0, length + 1 - pending.shape[1])))
+    pending[first : first + rows, 1 : length + 1] = states
+    return pending
 
 
 def through(ends: Tensor) -> Tensor:

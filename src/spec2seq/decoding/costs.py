@@ -21,6 +21,7 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.files import read_json, write_json
 from spec2seq.kernels import library as c
 from spec2seq.kernels.build import cache_folder, cpu
+from spec2seq.models.architecture import Architecture
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.version import __version__
 
@@ -85,12 +86,8 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     from spec2seq.decoding.loop import Engine
 
     a, drafter, cap = verifier.architecture, method.drafter, method.length.cap
-    words = torch.Generator().manual_seed(0)
-    vocabulary = a.vocabulary if a.source_vocabulary is None else a.source_vocabulary
     most = a.max_positions or SOURCE + OUTPUT + cap
-    length = min(SOURCE, most, drafter.longest_source or SOURCE)
-    sources = torch.randint(vocabulary, (slots, length), generator=words)
-    sources[:, -1] = a.eos_token_id
+    sources = _made_up(a, slots, min(SOURCE, most, drafter.longest_source or SOURCE))
     lengths = [k for k in LENGTHS if k < cap] + [cap]
     drafting: dict[int, list[float]] = {k: [] for k in lengths}
     rest: dict[int, list[float]] = {k: [] for k in lengths}
@@ -104,8 +101,8 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     began, first = time.perf_counter(), [0, min(FIRST, cap)]
     for number, k in enumerate([*first, *lengths * ROUNDS]):
         if 4 * engine.rows.count < 3 * slots:
-            for source in sources[engine.rows.count :].tolist():
-                engine.submit(source, min(OUTPUT + cap, most))
+            for source in sources[engine.rows.count :]:
+                engine.submit(source if a.sound else source.tolist(), min(OUTPUT + cap, most))
             engine.chooser.k = 1
             engine.step()  # in which the drafter reads the new sources
         if number >= len(first) and time.perf_counter() - began > BUDGET:
@@ -128,11 +125,22 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         rest[k].append((seconds - drafted) / passes)
     reading = 0.0
     if isinstance(drafter, LittleModel) and not drafter.shares_encoder:
-        reading = _reading(drafter.model, sources.to(verifier.device)) / SOURCE
+        reading = _reading(drafter.model, sources.to(verifier.device)) / (OUTPUT if a.sound else SOURCE)
     drafting = {} if copies else {k: drafting[k] for k in lengths[1:]}  # to look up takes next to nothing
     # The least: whatever else the machine does only adds to it.
     least = ({k: min(seconds) for k, seconds in part.items() if seconds} for part in (drafting, rest))
     return Costs(*least, reading)
+
+
+def _made_up(a: Architecture, rows: int, length: int) -> Tensor:
+    """Sources `[rows, length]` that nobody wrote, or sounds `[rows, places, 2 * bins]`."""
+    words = torch.Generator().manual_seed(0)
+    if a.sound is not None:
+        return torch.randn(rows, a.sound.places, 2 * a.sound.bins, generator=words)
+    vocabulary = a.vocabulary if a.source_vocabulary is None else a.source_vocabulary
+    sources = torch.randint(vocabulary, (rows, length), generator=words)
+    sources[:, -1] = a.eos_token_id
+    return sources
 
 
 def _between(seconds: dict[int, float], k: float) -> float:
@@ -149,9 +157,13 @@ def _between(seconds: dict[int, float], k: float) -> float:
 
 
 def _reading(little: EncoderDecoder, sources: Tensor) -> float:
-    """Seconds that the little model takes to read sources `[rows, length]`."""
-    sources = sources.clamp(max=little.architecture.vocabulary - 1)
-    lengths, cache = torch.full_like(sources[:, 0], sources.shape[1]), little.new_cache(len(sources))
+    """Seconds that the little model takes to read sources `[rows, length]`, or sounds."""
+    if little.architecture.sound is None:
+        sources = sources.clamp(max=little.architecture.vocabulary - 1)
+    lengths, cache = (
+        sources.new_full((len(sources),), sources.shape[1], dtype=torch.long),
+        little.new_cache(len(sources)),
+    )
     least = math.inf
     for _ in range(3):
         started = time.perf_counter()

@@ -45,6 +45,11 @@ class Session(Protocol):
         """Up to `k` ≥ 1 tokens for every row in flight, at most `room[rows]` for each."""
         ...
 
+    def prompted(self, first_slot: int, decoded: Decoded) -> None:
+        """The rows from `first_slot` on have a prompt; `decoded` is the verifier's pass over the decoder start and it,
+        without its last token. Only for a drafter with `hidden_layers`."""
+        ...
+
     def commit(self, counts: list[int], decoded: Decoded | None) -> None:
         """Row i has `counts[i]` tokens more; `decoded` is the verifier's pass over the last token and the draft. None:
         only for a drafter without `hidden_layers`."""
@@ -152,7 +157,9 @@ class LittleSession:
         if not new:
             return
         tokens = rows.source_tokens[new, : max(rows.host_sources[slot] for slot in new)]
-        encoded = self.model.encode(self._known(tokens), rows.source_lengths[new])
+        if self.model.architecture.sound is None:
+            tokens = self._known(tokens)
+        encoded = self.model.encode(tokens, rows.source_lengths[new])
         together = new[-1] - new[0] < len(new)
         for place in range(0, len(new), len(new) if together else 1):
             self.model.admit(self.cache, new[place], encoded.part(slice(place, None if together else place + 1)))

@@ -17,15 +17,21 @@ from spec2seq.errors import Spec2SeqError
 @dataclass(frozen=True)
 class Prefix:
     """What stands before each scored place: place j of a row comes after `lengths + j` tokens of `tokens`
-    `[rows, capacity]` (decoder start and drafts included). `limits` `[rows]` is the most tokens a row may have."""
+    `[rows, capacity]` (decoder start and drafts included). `limits` `[rows]` is the most tokens a row may have, and
+    `given` `[rows]` how many it began with; None: the decoder start alone."""
 
     tokens: Tensor
     lengths: Tensor
     limits: Tensor
+    given: Tensor | None = None
 
     def before(self, width: int) -> Tensor:
         """How many tokens stand before each place, the decoder start included: `[rows, width]`."""
         return self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
+
+    def written(self, width: int) -> Tensor:
+        """How many of these the row has written itself: `[rows, width]`."""
+        return self.before(width) - (1 if self.given is None else self.given[:, None])
 
     def holds(self, width: int) -> Tensor:
         """Which of `tokens` stand before each place: `[rows, width, capacity]`."""
@@ -50,6 +56,12 @@ _SUPPORTED = {
     "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
     "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "no_repeat_ngram_size", "repetition_penalty",
     "exponential_decay_length_penalty", "remove_invalid_values", "renormalize_logits",
+}  # fmt: skip
+# Of models that hear; what matters of these is said in the prompts of their outputs.
+OF_SPEECH = {
+    "alignment_heads", "forced_decoder_ids", "is_multilingual", "lang_to_id", "language", "max_initial_timestamp_index",
+    "median_filter_width", "no_timestamps_token_id", "prev_sot_token_id", "prompt_condition_type", "return_timestamps",
+    "task", "task_to_id",
 }  # fmt: skip
 _NEUTRAL = {"encoder_repetition_penalty": 1.0, "guidance_scale": 1.0, "num_beam_groups": 1}
 
@@ -81,10 +93,12 @@ def _of_words(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterato
 
 
 def _of_places(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterator[Processor]:
-    fewest = config.get("min_new_tokens")  # where both are given, Transformers takes this one
-    shortest = (config.get("min_length") or 0) if fewest is None else fewest + 1
-    if shortest > 1:
-        yield suppress(list(eos_token_ids), until=shortest)
+    ends, fewest = list(eos_token_ids), config.get("min_new_tokens")
+    if fewest is not None:  # where both are given, Transformers takes this one
+        if fewest:
+            yield suppress(ends, lambda prefix, width: prefix.written(width) < fewest)
+    elif (shortest := config.get("min_length") or 0) > 1:
+        yield suppress(ends, lambda prefix, width: prefix.before(width) < shortest)
     first, last = config.get("forced_bos_token_id"), config.get("forced_eos_token_id")
     if first is not None:
         yield force([first], lambda before, limits: before == 1)
@@ -100,8 +114,7 @@ def _of_numbers(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Itera
     if config.get("suppress_tokens"):
         yield suppress(config["suppress_tokens"])
     if config.get("begin_suppress_tokens"):
-        begin = 2 if config.get("forced_bos_token_id") is not None else 1
-        yield suppress(config["begin_suppress_tokens"], until=begin + 1, since=begin)
+        yield suppress(config["begin_suppress_tokens"], _first(config.get("forced_bos_token_id") is not None))
     if config.get("renormalize_logits"):
         yield lambda logits, prefix: logits.log_softmax(-1)
 
@@ -186,8 +199,18 @@ def favour_the_end(eos_token_ids: tuple[int, ...], start: int, factor: float) ->
     return process
 
 
-def suppress(tokens: list[int], until: int | None = None, since: int = 0) -> Processor:
-    """Tokens that may not come; with `until`, only where fewer than `until` tokens stand before."""
+def _first(forced: bool) -> Callable[[Prefix, int], Tensor]:
+    """Whether a place `[rows, width]` is the first that a row chooses a token for: its second, if its first is
+    `forced`, which it is behind the decoder start alone."""
+
+    def where(prefix: Prefix, width: int) -> Tensor:
+        return prefix.written(width) == (forced if prefix.given is None else forced & (prefix.given == 1)[:, None])
+
+    return where
+
+
+def suppress(tokens: list[int], where: Callable[[Prefix, int], Tensor] | None = None) -> Processor:
+    """Tokens that may not come where `where(prefix, width)` `[rows, width]` holds; None: anywhere."""
 
     @functools.cache  # a copy to a GPU for every pass would stall it
     def on(device: torch.device) -> Tensor:
@@ -195,10 +218,7 @@ def suppress(tokens: list[int], until: int | None = None, since: int = 0) -> Pro
 
     def process(logits: Tensor, prefix: Prefix) -> Tensor:
         banned = logits.index_fill(2, on(logits.device), -torch.inf)
-        if until is None:
-            return banned
-        before = prefix.before(logits.shape[1])
-        return torch.where(((before < until) & (before >= since))[:, :, None], banned, logits)
+        return banned if where is None else torch.where(where(prefix, logits.shape[1])[:, :, None], banned, logits)
 
     return process
 

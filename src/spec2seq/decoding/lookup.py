@@ -36,7 +36,9 @@ class NgramLookup:
         check_range("max_matching_ngram_size", self.max_matching_ngram_size, low=self.min_matching_ngram_size)
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LookupSession":
-        return LookupSession(self, rows, verifier.architecture.source_vocabulary is None, verifier.native is not None)
+        a = verifier.architecture
+        shared = a.source_vocabulary is None and a.sound is None
+        return LookupSession(self, rows, shared, verifier.native is not None)
 
 
 class LookupSession:
@@ -87,11 +89,13 @@ class LookupSession:
     def _draft_over_tensors(self, k: int, room: Tensor) -> Draft:
         rows = self.rows
         n, lengths = rows.count, rows.lengths[: rows.count]
-        longest, source_width = max(rows.host_lengths[:n]), rows.source_horizon
-        hay = torch.cat([rows.source_tokens[:n, :source_width], rows.tokens[:n, :longest]], 1)
+        longest, source_width = max(rows.host_lengths[:n]), rows.source_horizon if self.shared else 0
+        hay = rows.tokens[:n, :longest]
+        if self.shared:
+            hay = torch.cat([rows.source_tokens[:n, :source_width], hay], 1)
         end = source_width + lengths  # one past the last token of each row's output
         place = torch.arange(hay.shape[1], device=hay.device)
-        in_source = (place < rows.source_lengths[:n, None]) & self.shared
+        in_source = place < rows.source_lengths[:n, None].clamp(max=source_width)
         known = in_source | ((place >= source_width) & (place < end[:, None]))
         # match[p]: how many tokens before place p equal the output's last ones, counted from the end.
         match = torch.zeros_like(hay)

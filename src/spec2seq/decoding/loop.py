@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
 from spec2seq.decoding.pace import Pace
+from spec2seq.decoding.prompts import read_prompts
 from spec2seq.decoding.reader import Reader
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling, seed_of
-from spec2seq.decoding.scheduler import Completion, Request, Scheduler
+from spec2seq.decoding.scheduler import Completion, Request, Scheduler, Source
 from spec2seq.decoding.static_loop import StaticLoop, borrow
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
@@ -73,21 +74,23 @@ class Engine:
         if in_one_call and NativeLoop.can_run(verifier, method, self.session):
             self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
 
-    def submit(self, source: list[int], max_new_tokens: int, seed: int | None = None) -> int:
-        """Queue one source (ids, end token included); returns the request's id. `seed` draws differently for
-        each request: by default it is the method's seed and the request's number.
+    def submit(self, source: Source, max_new_tokens: int, seed: int | None = None, prompt: Sequence[int] = ()) -> int:
+        """Queue one source (ids, end token included, or a spectrogram); returns the request's id. `seed` draws
+        differently for each request: by default it is the method's seed and the request's number. The output begins
+        with `prompt`, which is no part of what is returned.
 
         Raises UsageError for an empty source, one longer than the model's positions, or a cap out of range.
         """
         a = self.verifier.architecture
         most = a.max_source_positions
-        if not source or (most is not None and len(source) > most):
+        if not len(source) or (most is not None and len(source) > most):
             raise UsageError(f"the source has {len(source)} tokens; allowed: 1 to {most or 'any number'}")
-        check_range("max_new_tokens", max_new_tokens, low=1, high=a.max_positions)
+        room = None if a.max_positions is None else a.max_positions - len(prompt)
+        check_range("max_new_tokens", max_new_tokens, low=1, high=room)
         request_id = next(self.ids)
         if seed is None:
             seed = seed_of(self.sampling, request_id)
-        self.scheduler.submit(Request(request_id, source, max_new_tokens, seed))
+        self.scheduler.submit(Request(request_id, source, max_new_tokens, seed, tuple(prompt)))
         return request_id
 
     @torch.inference_mode()  # the rows' tensors were made in it, and only there may they change
@@ -121,7 +124,7 @@ class Engine:
     @property
     def _opening(self) -> bool:
         """Whether the next token is one that the verifier writes alone."""
-        return self.method.starts == "verifier" and self.rows.horizon == 1
+        return self.method.starts == "verifier" and self.rows.opening
 
     def _iterate(self, most: int) -> list[Completion]:
         """One iteration or several, with the draft length that the method's rule chooses."""
@@ -189,6 +192,10 @@ class Engine:
                 self.session.admit(first, encoded)
             if self.native is not None:
                 self.native.admit(first)
+            prompted = read_prompts(self.verifier, self.method, self.rows, self.cache, first)
+            for reader in (self.session, self.native):
+                if prompted is not None and prompted.hidden and reader is not None:
+                    reader.prompted(first, prompted)
 
     def _draft(self, k: int) -> Draft:
         rows = self.rows
@@ -199,7 +206,7 @@ class Engine:
         # The verifier adds a token of its own, so a draft leaves room for one.
         spare = rows.limits[:n] - rows.lengths[:n] - 1
         if self.method.starts == "verifier":
-            spare = spare.where(rows.lengths[:n] > 1, 0)
+            spare = spare.where(rows.lengths[:n] > rows.given[:n], 0)
         draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
         return dataclasses.replace(draft, asked=k).cut(rows.room)
 
@@ -248,7 +255,7 @@ class Engine:
         if draft.width:  # the draft stands behind the committed tokens while the places are scored
             places = rows.lengths[:n, None] + torch.arange(draft.width, device=logits.device)
             rows.tokens[:n].scatter_(1, places, draft.tokens)
-        prefix = Prefix(rows.tokens[:n], rows.lengths[:n], rows.limits[:n])
+        prefix = Prefix(rows.tokens[:n], rows.lengths[:n], rows.limits[:n], rows.given[:n])
         for process in self.processors:
             logits = process(logits, prefix)
         return logits

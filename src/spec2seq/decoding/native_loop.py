@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from spec2seq.decoding.acceptance import Draft, Exact, Rollback, TopBeta
-from spec2seq.decoding.cached_blocks import CachedSession
+from spec2seq.decoding.cached_blocks import CachedSession, with_prompts
 from spec2seq.decoding.drafters import LittleSession, Session
 from spec2seq.decoding.lookup import LookupSession
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.rows import Rows
 from spec2seq.kernels import library as c
 from spec2seq.models.cache import Cache
-from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
 from spec2seq.models.native import call, point_to
 
 HEAD = 8  # numbers of a row's report before its tokens: REPORT_HEAD in kernels/state.h
@@ -104,6 +104,11 @@ class NativeLoop:
         """Rows that are new in the slots from `first_slot` on."""
         self.fed[first_slot : self.rows.count] = 0
         self.pending[first_slot : self.rows.count, :1] = 0
+
+    def prompted(self, first_slot: int, decoded: Decoded) -> None:
+        """As `Session.prompted`."""
+        if self.cached is not None:
+            self.pending = with_prompts(self.pending, first_slot, self.cached.features(decoded))
 
     def move(self, source: int, target: int) -> None:
         """As `Session.move`."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spec2seq.decoding.scheduler import Request
+from spec2seq.decoding.scheduler import Request, Source
 
 GRAIN = 64
 
@@ -13,21 +13,23 @@ GRAIN = 64
 class Rows:
     """Tokens, lengths and limits of the rows in flight, with a host mirror of the lengths.
 
-    `tokens[slot]` starts with the decoder start token; `lengths[slot]` of them are committed. The last committed
-    token has not been fed to the verifier yet: the next pass feeds it, with the draft behind it.
+    `tokens[slot]` starts with the decoder start token and the row's prompt, which are `given[slot]` tokens;
+    `lengths[slot]` of them are committed. The last committed token has not been fed to the verifier yet: the next pass
+    feeds it, with the draft behind it.
     """
 
     def __init__(self, slots: int, start: int, ends: tuple[int, ...], pad: int, device: torch.device):
         self.slots, self.start_token_id, self.eos_token_ids, self.pad_token_id = slots, start, ends, pad
         self.count = 0
         self.tokens = torch.full((slots, 0), pad, dtype=torch.long, device=device)
-        self.lengths, self.limits, self.seeds, self.source_lengths = (
-            torch.zeros(slots, dtype=torch.long, device=device) for _ in range(4)
+        self.lengths, self.limits, self.seeds, self.source_lengths, self.given = (
+            torch.zeros(slots, dtype=torch.long, device=device) for _ in range(5)
         )
         self.source_tokens = torch.full((slots, 0), pad, dtype=torch.long, device=device)
         self.host_lengths = [0] * slots
         self.host_limits = [0] * slots
         self.host_sources = [0] * slots
+        self.host_given = [0] * slots
 
     @property
     def source_horizon(self) -> int:
@@ -50,6 +52,11 @@ class Rows:
         """Whether all rows in flight have the same length."""
         return min(self.host_lengths[: self.count]) == self.horizon
 
+    @property
+    def opening(self) -> bool:
+        """Whether no row in flight has written a token."""
+        return self.host_lengths[: self.count] == self.host_given[: self.count]
+
     def places(self, slot: int) -> tuple[int, int]:
         """How many tokens the row at a slot has, and its source."""
         return self.host_lengths[slot], self.host_sources[slot]
@@ -66,20 +73,25 @@ class Rows:
         return tokens[:end]
 
     def admit(self, sources: Tensor, requests: Sequence[Request]) -> int:
-        """Add a row for each request, with its source in `[rows, length]`; returns their first slot."""
+        """Add a row for each request, with its source in `[rows, length]`, or `[rows, length, 2 * bins]` of sounds;
+        returns their first slot."""
         first, rows = self.count, len(requests)
-        lengths, limits = [len(request.source) for request in requests], [r.max_new_tokens + 1 for r in requests]
+        prompts = [(self.start_token_id, *request.prompt) for request in requests]
+        lengths, given = [len(request.source) for request in requests], [len(prompt) for prompt in prompts]
+        limits = [request.max_new_tokens + had for request, had in zip(requests, given, strict=True)]
         new = slice(first, first + rows)
+        if self.source_tokens.shape[2:] != sources.shape[2:]:
+            self.source_tokens = sources.new_empty(self.slots, 0, *sources.shape[2:])
         self.source_tokens = _at_least(self.source_tokens, sources.shape[1], self.pad_token_id)
-        self.reserve(1)
+        self.reserve(max(given))
         self.source_tokens[new] = self.pad_token_id
         self.source_tokens[new, : sources.shape[1]] = sources
         self.source_lengths[new] = self._column(lengths)
-        self.tokens[new, 0] = self.start_token_id
-        self.lengths[new] = 1
+        self.tokens[new, : max(given)] = padded(prompts, self.pad_token_id).to(self.tokens.device)
+        self.lengths[new] = self.given[new] = self._column(given)
         self.limits[new] = self._column(limits)
         self.seeds[new] = self._column([request.seed for request in requests])
-        self.host_lengths[new] = [1] * rows
+        self.host_lengths[new], self.host_given[new] = given, given
         self.host_limits[new], self.host_sources[new] = limits, lengths
         self.count += rows
         return first
@@ -111,16 +123,18 @@ class Rows:
         last = self.count - 1
         if slot != last:
             for tensor in (self.tokens, self.lengths, self.limits, self.seeds, self.source_lengths,
-                           self.source_tokens):  # fmt: skip
+                           self.source_tokens, self.given):  # fmt: skip
                 tensor[slot] = tensor[last]
-            for mirror in (self.host_lengths, self.host_limits, self.host_sources):
+            for mirror in (self.host_lengths, self.host_limits, self.host_sources, self.host_given):
                 mirror[slot] = mirror[last]
         self.count = last
         return last
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Rows of ids as one tensor `[rows, longest]`."""
+def padded(rows: Sequence[Source], pad: int) -> Tensor:
+    """Rows of ids as one tensor `[rows, longest]`; spectrograms, all of one length, `[rows, length, 2 * bins]`."""
+    if isinstance(rows[0], Tensor):
+        return torch.stack(list(rows))
     tokens = torch.full((len(rows), max(map(len, rows))), pad)
     for row, ids in enumerate(rows):
         tokens[row, : len(ids)] = torch.tensor(ids)
@@ -130,6 +144,6 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 def _at_least(tensor: Tensor, length: int, fill: int) -> Tensor:
     if length <= tensor.shape[1]:
         return tensor
-    grown = tensor.new_full((tensor.shape[0], -(-length // GRAIN) * GRAIN), fill)
+    grown = tensor.new_full((tensor.shape[0], -(-length // GRAIN) * GRAIN, *tensor.shape[2:]), fill)
     grown[:, : tensor.shape[1]] = tensor
     return grown

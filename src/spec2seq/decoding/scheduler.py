@@ -2,19 +2,26 @@
 
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from spec2seq.decoding.stats import Counts
+
+Source = Sequence[int] | Tensor  # ids with the end token, or a spectrogram `[places, 2 * bins]`
 
 
 @dataclass
 class Request:
-    """One source on its way through the engine. `trace` has one letter a token: d(rafter) or v(erifier)."""
+    """One source on its way through the engine: ids, or a spectrogram. Its output begins with `prompt`, behind the
+    decoder's start; `tokens` are what comes then. `trace` has one letter for each: d(rafter) or v(erifier)."""
 
     id: int
-    source: list[int]
+    source: Source
     max_new_tokens: int
     seed: int
+    prompt: tuple[int, ...] = ()
     tokens: list[int] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     trace: str = ""
@@ -22,8 +29,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished request: its tokens (without the decoder start, with the end token if it came to one). Of beam search
-    also its hypotheses (score, tokens), best first."""
+    """A finished request: its tokens (without the decoder start and the prompt, with the end token if it came to one).
+    Of beam search also its hypotheses (score, tokens), best first."""
 
     id: int
     tokens: list[int]

@@ -105,7 +105,6 @@ def _commit(
 
 
 def _keep_features(state: State, decoded: Decoded, places: Tensor) -> None:
-    layers = state.session.model.shape.hidden_layers
-    if layers:
-        states = torch.cat([decoded.hidden[layer] for layer in layers], 2)
+    if state.session.model.shape.hidden_layers:
+        states = state.session.features(decoded)
         state.features[: len(places)].scatter_(1, places[:, :, None].expand(-1, -1, states.shape[2]), states)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from spec2seq.decoding.acceptance import AcceptanceRule, Exact, Rollback, TopBeta
-from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter, with_prompts
 from spec2seq.decoding.graphs import Graphs, read
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.static_iteration import HEAD, Shape, State, iterate
-from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
 
 LEAST, FRESH = 64, 16  # places and tokens; fewer cost as much
-LARGEST = Shape(rows=256, source=1024, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
+LARGEST = Shape(rows=256, source=1536, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
 
 
 class StaticLoop:
@@ -93,6 +93,10 @@ class StaticLoop:
         new = slice(first_slot, self.rows.count)
         self.state.fed[new] = 0
         self.state.features[new, :1] = 0
+
+    def prompted(self, first_slot: int, decoded: Decoded) -> None:
+        """As `Session.prompted`."""
+        self.state.features = with_prompts(self.state.features, first_slot, self.session.features(decoded))
 
     def move(self, source: int, target: int) -> None:
         """As `Session.move`."""

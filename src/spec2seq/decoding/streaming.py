@@ -1,7 +1,7 @@
 """Transformers' streamer protocol: `put` with token ids as they are committed, `end` after the last.
 
-The first `put` is the prompt, which of an encoder–decoder model is the decoder start token, `[1, 1]`; each later one
-has the tokens that an iteration committed, `[tokens]`: Transformers' own decoding gives one at a time, a draft several.
+The first `put` is the decoder start token and what the output is to begin with, `[1, length]`; each later one has the
+tokens that an iteration committed, `[tokens]`: Transformers' own decoding gives one at a time, a draft several.
 """
 
 from typing import Any
@@ -20,8 +20,9 @@ class Streamed:
     def __init__(self, streamer: Any):
         self.streamer, self.put = streamer, 0
 
-    def start(self, decoder_start_token_id: int) -> None:
-        self.streamer.put(torch.tensor([[decoder_start_token_id]]))
+    def start(self, prompt: list[int]) -> None:
+        """With what the output begins with, the decoder start included."""
+        self.streamer.put(torch.tensor([prompt]))
 
     def follow(self, engine: Engine, done: list[Completion]) -> None:
         """To be called after each step with what it returned."""

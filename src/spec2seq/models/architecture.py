@@ -14,6 +14,14 @@ class StackShape:
 
 
 @dataclass(frozen=True)
+class SoundShape:
+    """What a model that hears reads: `bins` of a spectrogram in each frame, two frames to each of its `places`."""
+
+    bins: int
+    places: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A Transformer encoder–decoder. `families.py` makes one from a Hugging Face configuration."""
 
@@ -43,6 +51,7 @@ class Architecture:
     skip_padding: bool = False  # a padding token within a text has the row of zeros and no place (fairseq)
     source_vocabulary: int | None = None
     source_positions: int | None = None  # where a source may have another number of tokens than a target
+    sound: SoundShape | None = None  # a source is a spectrogram, not a text
 
     @property
     def max_positions(self) -> int | None:

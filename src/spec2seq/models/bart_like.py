@@ -43,7 +43,7 @@ def bart_like(
     shape = dict(offset=offset, embedding_norm="embedding" in norms, pre_norm="layer" in norms, skip_padding=computed)
     return Family(
         functools.partial(_architecture, **shape),
-        functools.partial(_names, head=head, positions=not computed),
+        functools.partial(names, head=head, positions=not computed),
         positions=_sinusoids if computed else None,
         **more,
     )
@@ -57,8 +57,8 @@ def _architecture(config: Any, *, offset: int | None, embedding_norm: bool, pre_
         vocabulary=target,
         source_vocabulary=None if source == target else source,
         width=config.d_model,
-        encoder=_stack(config, "encoder"),
-        decoder=_stack(config, "decoder"),
+        encoder=stack(config, "encoder"),
+        decoder=stack(config, "decoder"),
         activation=config.activation_function,
         embedding_norm=embedding_norm,
         pre_norm=pre_norm,
@@ -71,33 +71,35 @@ def _architecture(config: Any, *, offset: int | None, embedding_norm: bool, pre_
     )
 
 
-def _stack(config: Any, side: str) -> StackShape:
+def stack(config: Any, side: str) -> StackShape:
+    """The shape of "encoder" or "decoder"."""
     heads = getattr(config, f"{side}_attention_heads")
     return StackShape(
         getattr(config, f"{side}_layers"), heads, config.d_model // heads, getattr(config, f"{side}_ffn_dim")
     )
 
 
-def _names(architecture: Architecture, head: str, positions: bool) -> NameMap:
-    names: NameMap = {
+def names(architecture: Architecture, head: str, positions: bool) -> NameMap:
+    """Transformers' tensors by our parameters, with or without the position tables."""
+    found: NameMap = {
         "source_embedding": ("model.encoder.embed_tokens.weight",),
         "target_embedding": ("model.decoder.embed_tokens.weight",),
         "head.weight": (head,),
     }
     for side, shape in (("encoder", architecture.encoder), ("decoder", architecture.decoder)):
         if positions:
-            names[f"{side}.positions"] = (f"model.{side}.embed_positions.weight",)
+            found[f"{side}.positions"] = (f"model.{side}.embed_positions.weight",)
         parts = SELF_ATTENTION + (CROSS_ATTENTION if side == "decoder" else []) + FEED_FORWARD
         for kind in ("weight", "bias"):
             if architecture.embedding_norm:
-                names[f"{side}.embedding_norm.{kind}"] = (f"model.{side}.layernorm_embedding.{kind}",)
+                found[f"{side}.embedding_norm.{kind}"] = (f"model.{side}.layernorm_embedding.{kind}",)
             if architecture.final_norm:
-                names[f"{side}.final_norm.{kind}"] = (f"model.{side}.layer_norm.{kind}",)
+                found[f"{side}.final_norm.{kind}"] = (f"model.{side}.layer_norm.{kind}",)
             for index in range(shape.layers):
                 for ours, theirs in parts:
                     prefix = f"model.{side}.layers.{index}"
-                    names[f"{side}.layers.{index}.{ours}.{kind}"] = tuple(f"{prefix}.{t}.{kind}" for t in theirs)
-    return names
+                    found[f"{side}.layers.{index}.{ours}.{kind}"] = tuple(f"{prefix}.{t}.{kind}" for t in theirs)
+    return found
 
 
 def _sinusoids(architecture: Architecture) -> Tensor:

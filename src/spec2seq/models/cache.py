@@ -139,6 +139,14 @@ class Cache:
     def _own_rows(self) -> Tensor:
         return torch.arange(self.slots, device=self.own.device)[:, None].repeat(1, self.own.shape[4])
 
+    def slots_from(self, first: int) -> "Cache":
+        """The same tensors without the slots before `first`, for a pass over the last rows; they must not grow."""
+        other = copy.copy(self)
+        other.spare = None
+        other.own, other.source = self.own[:, :, first:], self.source[:, :, first:]
+        other.source_lengths = self.source_lengths[first:]
+        return other
+
     def window(self, source: int) -> "Cache":
         """These tensors with `source` places of every source: a pass that is given no source horizon then looks at so
         many, and hides what lies behind a source's own end."""

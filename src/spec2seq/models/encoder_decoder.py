@@ -14,12 +14,13 @@ from spec2seq.models.architecture import Architecture
 from spec2seq.models.cache import Cache, Spare
 from spec2seq.models.layers import Block, CrossAttention, Layer, Stack, cross_keys_values
 from spec2seq.models.quantize import some_outputs
+from spec2seq.models.sound import SoundFront
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A group of encoded sources: ids `[rows, length]` (right-padded), lengths `[rows]`, states
-    `[rows, length, width]`."""
+    """A group of encoded sources: ids `[rows, length]` (right-padded), or of sounds spectrograms
+    `[rows, length, 2 * bins]`; lengths `[rows]`; states `[rows, length, width]`."""
 
     tokens: Tensor
     lengths: Tensor
@@ -47,7 +48,10 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.architecture = architecture
         width, vocabulary = architecture.width, architecture.vocabulary
-        self.source_embedding = nn.Parameter(torch.empty(architecture.source_vocabulary or vocabulary, width))
+        if architecture.sound is None:
+            self.source_embedding = nn.Parameter(torch.empty(architecture.source_vocabulary or vocabulary, width))
+        else:
+            self.front = SoundFront(architecture.sound, width)
         self.target_embedding = nn.Parameter(torch.empty(vocabulary, width))
         self.encoder = Stack(architecture, architecture.encoder, cross=False)
         self.decoder = Stack(architecture, architecture.decoder, cross=True)
@@ -66,6 +70,11 @@ class EncoderDecoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.target_embedding.device
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether sources and outputs have one table."""
+        return getattr(self, "source_embedding", None) is self.target_embedding
 
     def first_layers(self, count: int) -> "EncoderDecoder":
         """This model with the first `count` layers of its decoder alone: same weights, same encoder, same head."""
@@ -95,10 +104,14 @@ class EncoderDecoder(nn.Module):
         return Cache(self.architecture.decoder, slots, self.dtype, self.device, spare, sources)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
-        """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens; a single row has no padding."""
-        rows, length = tokens.shape
-        x = self.encoder.embed(self.source_embedding, tokens, slice(0, length))
-        x, _ = self.encoder(x, Block(rows, length, length, lengths=lengths if rows > 1 else None))
+        """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens; a single row has no padding. Sounds
+        are `[rows, length, 2 * bins]`, all of one length."""
+        rows, length = tokens.shape[:2]
+        if self.architecture.sound is None:
+            x, real = self.encoder.embed(self.source_embedding, tokens, slice(0, length)), lengths
+        else:
+            x, real = self.front(tokens), None
+        x, _ = self.encoder(x, Block(rows, length, length, lengths=real if rows > 1 else None))
         return Encoded(tokens, lengths, x.view(rows, length, -1))
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:

@@ -15,6 +15,7 @@ from spec2seq.models.bart_like import bart_like
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.family import Family
 from spec2seq.models.t5_like import t5_like
+from spec2seq.models.whisper import whisper
 
 SHARED = "model.shared.weight"
 FAMILIES: dict[str, Family] = {
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
     "plbart": bart_like(offset=2, norms="embedding", shared=SHARED, logit_bias=True),
     "t5": t5_like(),
     "umt5": t5_like(per_layer=True),
+    "whisper": whisper(),
 }
 
 
@@ -43,15 +45,20 @@ def load(config: Any, state: dict[str, Tensor], where: str) -> EncoderDecoder:
     if logit_bias is not None and not logit_bias.any():
         logit_bias = None  # an addition over the whole vocabulary for nothing
     names = family.names(architecture)
-    ours = {name: torch.cat([state[part] for part in parts]) for name, parts in names.items()}
+    ours = {name: torch.cat(_tensors(family, parts, state)) for name, parts in names.items()}
     if family.positions is not None:
         table = family.positions(architecture).to(ours["target_embedding"])
         ours |= {"encoder.positions": table, "decoder.positions": table}
-    shared_table = torch.equal(ours["source_embedding"], ours["target_embedding"])
+    shared_table = "source_embedding" in ours and torch.equal(ours["source_embedding"], ours["target_embedding"])
     tied_head = torch.equal(ours["head.weight"], ours["target_embedding"])
     if logit_bias is not None:
         ours["head.bias"] = logit_bias.flatten()
     return assemble(architecture, ours, shared_table=shared_table, tied_head=tied_head)
+
+
+def _tensors(family: Family, parts: tuple[str, ...], state: dict[str, Tensor]) -> list[Tensor]:
+    """Those of one of our parameters; what Transformers does not have as it is zero has the shape of the last one."""
+    return [torch.zeros_like(state[parts[-1]]) if part.endswith(family.zeros) else state[part] for part in parts]
 
 
 def assemble(
@@ -75,9 +82,9 @@ def export(model: EncoderDecoder, config: Any) -> dict[str, Tensor]:
     theirs: dict[str, Tensor] = {}
     for name, parts in family.names(model.architecture).items():
         for part, tensor in zip(parts, ours[name].chunk(len(parts)), strict=True):
-            theirs[part] = tensor.contiguous()
-    one_table = model.target_embedding is model.source_embedding
-    if family.shared is not None and one_table:
+            if not part.endswith(family.zeros):
+                theirs[part] = tensor.contiguous()
+    if family.shared is not None and model.shares_embedding:
         theirs[family.shared] = ours["source_embedding"]
     elif family.shared is not None and getattr(config, "share_encoder_decoder_embeddings", True):
         theirs[family.shared] = ours["source_embedding"].clone()  # nobody reads it, but it must be there
@@ -90,6 +97,14 @@ def export(model: EncoderDecoder, config: Any) -> dict[str, Tensor]:
 def knows(config: Any) -> bool:
     """Whether our layers can be such a model."""
     return getattr(config, "model_type", None) in FAMILIES and not getattr(config, "use_prompt", False)  # MVP's
+
+
+def auto_class(config: Any) -> Any:
+    """Which of Transformers' classes makes such a model."""
+    import transformers  # slow to import
+
+    heard = config.model_type == "whisper"
+    return transformers.AutoModelForSpeechSeq2Seq if heard else transformers.AutoModelForSeq2SeqLM
 
 
 def family_of(config: Any, where: str) -> Family:

@@ -18,7 +18,8 @@ class Family:
     `names` says which of Transformers' tensors, one behind the other (dimension 0), are each of our parameters.
     `shared` is the third name that it ties both embeddings to, if it has one. `logit_bias`: its head has a bias, under
     a name of its own. `positions` makes the table that both sides add, where Transformers' class computes it and so
-    has no name for it. `half`: it can be used in float16.
+    has no name for it. `half`: it can be used in float16. `zeros`: how the names of tensors end that Transformers'
+    class does not have because they are zero.
     """
 
     architecture: Callable[[Any], Architecture]
@@ -27,6 +28,7 @@ class Family:
     logit_bias: bool = False
     positions: Callable[[Architecture], Tensor] | None = None
     half: bool = True
+    zeros: tuple[str, ...] = ()
 
 
 def token_ids(config: Any) -> dict[str, int]:

@@ -19,7 +19,7 @@ FILE = "int8.safetensors"
 def save(model: EncoderDecoder, folder: Path) -> None:
     """Write the weights of an int8 model into a folder that exists."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.source_embedding is model.target_embedding:
+    if model.shares_embedding:
         del state["source_embedding"]
     safetensors.torch.save_file(state, folder / FILE, {"fingerprint": fingerprint(model)})
 
@@ -38,8 +38,10 @@ def load(config: Any, folder: str | Path) -> EncoderDecoder:
             parent, _, child = name.rpartition(".")
             parts = (state[f"{name}.weight"], state[f"{name}.scale"], state.get(f"{name}.bias"))
             setattr(model.get_submodule(parent), child, QuantizedLinear(*parts))
-        shared = "source_embedding" not in state
-        model.load_state_dict({"source_embedding": state["target_embedding"]} | state, assign=True)
+        shared = architecture.sound is None and "source_embedding" not in state
+        if shared:
+            state["source_embedding"] = state["target_embedding"]
+        model.load_state_dict(state, assign=True)
     except Spec2SeqError:
         raise
     except Exception as error:  # a broken file, or missing, further or misshapen tensors

@@ -208,7 +208,9 @@ class Stack(nn.Module):
         super().__init__()
         self.architecture, self.cross = architecture, cross
         self.layers = nn.ModuleList(Layer(architecture, shape, cross) for _ in range(shape.layers))
-        if architecture.position_rows is not None:
+        if architecture.sound is not None and not cross:
+            pass  # its front adds them
+        elif architecture.position_rows is not None:
             self.positions = nn.Parameter(torch.empty(architecture.position_rows, architecture.width))
         else:
             tables = shape.layers if architecture.relative_per_layer else 1

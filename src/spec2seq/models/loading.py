@@ -121,6 +121,16 @@ def load_tokenizer(name: str) -> Any:
         raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {reason}") from None
 
 
+def load_extractor(name: str) -> Any:
+    """What makes spectrograms for the model in a folder or of the hub. Raises Spec2SeqError if there is none."""
+    import transformers
+
+    try:
+        return transformers.AutoFeatureExtractor.from_pretrained(name)
+    except Exception as error:  # of any kind, as there
+        raise Spec2SeqError(f"{name}: its feature extractor could not be loaded: {_first_line(error)}") from None
+
+
 def load_shortlist(name: str) -> list[int]:
     """The tokens that a little model is to propose, in a folder or of the hub; empty: nothing is said of it. Raises
     Spec2SeqError for a file that is no list of ids."""
@@ -144,7 +154,7 @@ def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder | 
         if dtype != "int8":
             raise UsageError(f'{name}: its weights are int8; load it with dtype="int8" (--dtype int8)')
         return int8_folder.load(config, name), config, transformers.GenerationConfig.from_pretrained(name)
-    theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+    theirs, loading = families.auto_class(config).from_pretrained(
         name, dtype=executor.WEIGHTS[dtype], output_loading_info=True, ignore_mismatched_sizes=True
     )
     _check_complete(name, loading)

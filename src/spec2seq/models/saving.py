@@ -40,9 +40,7 @@ def save(
 
 
 def _save_weights(model: EncoderDecoder, config: Any, folder: Path) -> None:
-    import transformers
-
     with torch.device("meta"):  # only its configuration and its list of tied weights are wanted
-        theirs = transformers.AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=model.dtype)
+        theirs = families.auto_class(config).from_config(copy.deepcopy(config), dtype=model.dtype)
     on_cpu = model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
     theirs.save_pretrained(folder, state_dict=families.export(on_cpu, config))

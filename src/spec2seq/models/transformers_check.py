@@ -12,9 +12,7 @@ REFUSED = {
     "prophetnet": "its decoder takes one token at a time over a cache",
     "seamless_m4t": "its decoder starts with a language that only its own generate knows",
     "seamless_m4t_v2": "its decoder starts with a language that only its own generate knows",
-    **dict.fromkeys(
-        ("whisper", "speech_to_text", "speecht5", "moonshine"), "it reads sound, and sources are texts here"
-    ),
+    **dict.fromkeys(("speech_to_text", "speecht5", "moonshine"), "of models that read sound only Whisper is here"),
 }
 # Of the largest logit. Norms may be in float32 throughout; in half precision another expert may be taken.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.5}

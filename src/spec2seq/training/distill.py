@@ -67,6 +67,8 @@ def distill(
 
     Raises UsageError for a corpus without usable lines, or chunks of another run at `out`.
     """
+    if model.model.architecture.sound is not None:
+        raise UsageError("this model hears, and what is distilled are texts; its drafter may be a little model")
     state = processes()
     method = method or Greedy()
     parts = out.parent / f"{out.name}.parts"

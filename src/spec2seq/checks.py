@@ -1,0 +1,85 @@
+"""What a model may be given to read, checked: token ids of a source, or what it is to hear."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models.architecture import Architecture, SoundShape
+
+LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
+
+
+def check_source(ids: Sequence[int], where: str, a: Architecture) -> None:
+    """Raises UsageError for ids that are not the vocabulary's, Spec2SeqError for too many, naming `where`."""
+    check_ids(ids, where, a.source_vocabulary or a.vocabulary)
+    check_length(ids, where, a.max_source_positions)
+
+
+def check_output(ids: Sequence[int], where: str, a: Architecture) -> None:
+    """The same of an output, which may be empty."""
+    if ids:
+        check_ids(ids, where, a.vocabulary)
+        check_length(ids, where, a.max_positions)
+
+
+def prompt_ids(model: Any, prompts: Any, count: int) -> list[list[int]]:
+    """Token ids that each of `count` outputs of a `Seq2Seq` is to begin with; None: with nothing. Texts are without
+    the end token. Raises UsageError for another number of them, and as `check_output`."""
+    if prompts is None:
+        return [[]] * count
+    if isinstance(prompts, str) or len(prompts) != count:
+        raise UsageError(f"prompts is to be a list of {count}, one for each source")
+    found = []
+    for number, prompt in enumerate(prompts, 1):
+        ids = model.encode_text(prompt, target=True) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            ids = [token for token in ids if token not in model.eos_token_ids]
+        check_output(ids, f"prompt {number}", model.model.architecture)
+        found.append(ids)
+    return found
+
+
+def check_ids(ids: Sequence[int], where: str, vocabulary: int) -> None:
+    for token in (min(ids), max(ids)):
+        if not 0 <= token < vocabulary:
+            raise UsageError(f"{where} has the token id {token}; allowed: 0 to {vocabulary - 1}")
+
+
+def check_length(ids: Sequence[int], where: str, own: int | None) -> None:
+    if len(ids) > (own or LONGEST_SOURCE):
+        unlimited = f"allowed are {LONGEST_SOURCE} (the model has no limit of its own)"
+        allows = f"the model allows {own}" if own else unlimited
+        raise Spec2SeqError(f"{where} has {len(ids)} tokens; {allows}; split or truncate it (--truncate)")
+
+
+def spectrogram(sound: Any, where: str, shape: SoundShape, extractor: Any) -> Tensor:
+    """What a model hears, `[places, 2 * bins]`, of samples `[n]` (an array, mono, at the extractor's rate; a shorter
+    sound is followed by silence), or of features `[bins, frames]` or `[places, 2 * bins]`, which are taken as they are.
+
+    Raises UsageError, naming `where`, for anything else; Spec2SeqError for a sound that is longer than a window.
+    """
+    if isinstance(sound, str) or not hasattr(sound, "ndim"):
+        raise UsageError(f"{where} is no sound; allowed: an array of samples, or features of it")
+    bins, places = shape.bins, shape.places
+    if sound.ndim == 2:
+        features = torch.as_tensor(sound, dtype=torch.float32)
+        if features.shape == (bins, 2 * places):
+            return features.T.reshape(places, 2 * bins)
+        if features.shape == (places, 2 * bins):
+            return features
+    if sound.ndim != 1:
+        raise UsageError(
+            f"{where} has the shape {[*sound.shape]}; allowed: samples [n], or features [{bins}, {2 * places}]"
+        )
+    if extractor is None:
+        raise UsageError("this model was loaded without a feature extractor; pass features")
+    if len(sound) > extractor.n_samples:
+        seconds, most = (n / extractor.sampling_rate for n in (len(sound), extractor.n_samples))
+        raise Spec2SeqError(f"{where} is {seconds:.1f} seconds long; the model hears {most:.0f}; use transcribe")
+    samples = np.asarray(sound, dtype=np.float32)
+    found = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return spectrogram(found.input_features[0], where, shape, extractor)

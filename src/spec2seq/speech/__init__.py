@@ -1,0 +1,1 @@
+"""What a model hears, written down."""

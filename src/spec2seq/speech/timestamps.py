@@ -1,0 +1,68 @@
+"""When something was said: the rules by which timestamps are written, and the segments that lie between them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spec2seq.decoding.logits import Prefix, Processor
+
+
+def timestamp_rules(no_timestamps: int, eos_token_id: int, latest_first: int | None = None) -> Processor:
+    """Timestamps come in pairs, the end of one segment and the start of the next, do not decrease, and come where they
+    are likelier together than any other token; the first token is one (Whisper's `ApplyTimestampRules`).
+
+    Args:
+        no_timestamps: the token behind which timestamps begin.
+        eos_token_id: all tokens before it are text.
+        latest_first: so many timestamps lie before the latest that an output may begin with; None: all.
+    """
+    first = no_timestamps + 1
+
+    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+        width, device = logits.shape[1], logits.device
+        before, written = prefix.before(width), prefix.written(width)
+        words = torch.arange(logits.shape[2], device=device)
+        stamps = prefix.tokens >= first
+        last, penultimate = ((written >= back) & stamps.gather(1, (before - back).clamp(min=0)) for back in (1, 2))
+        penultimate |= written < 2
+        # The latest timestamp before each place: they do not decrease, or else a draft has been wrong before it.
+        places = torch.arange(stamps.shape[1], device=device)
+        given = 1 if prefix.given is None else prefix.given[:, None]
+        latest = torch.where(stamps & (places >= given), prefix.tokens, 0).cummax(1).values
+        latest = latest.gather(1, (before - 1).clamp(min=0)).where(written > 0, 0)
+        earliest = torch.where(latest > 0, latest + ~(last & ~penultimate), 0)
+        banned = words == no_timestamps
+        banned = banned | ((last & penultimate)[:, :, None] & (words >= first))
+        banned |= (last & ~penultimate)[:, :, None] & (words < eos_token_id)
+        banned |= (words >= first) & (words < earliest[:, :, None])
+        begins = (written == 0)[:, :, None]
+        banned |= begins & (words < first)
+        if latest_first is not None:
+            banned |= begins & (words > first + latest_first)
+        logits = logits.masked_fill(banned, -torch.inf)
+        scores = logits.float().log_softmax(-1)
+        stamped = scores[:, :, first:].logsumexp(-1) > scores[:, :, :first].amax(-1)
+        return logits.masked_fill(stamped[:, :, None] & (words < first), -torch.inf)
+
+    return process
+
+
+def segments(tokens: Sequence[int], first: int, places: int) -> tuple[list[tuple[int, int, list[int]]], int]:
+    """What was said in a window of `places` timestamps' length: start and end, in timestamps, and tokens of each
+    segment, and how far the window was understood: what was cut off at its end is to be heard again.
+
+    `tokens` are without the end token; timestamps are `first` and what comes behind it.
+    """
+    stamps = [token >= first for token in tokens]
+    cuts = [place for place in range(1, len(tokens)) if stamps[place - 1] and stamps[place]]
+    closed = stamps[-2:] == [False, True]  # the last segment has an end, and nothing was said behind it
+    if not cuts:
+        said = [token - first for token in tokens if token > first]
+        return [(0, said[-1] if said else places, list(tokens))], places
+    found, begin = [], 0
+    for end in [*cuts, len(tokens)] if closed else cuts:
+        part = list(tokens[begin:end])
+        found.append((part[0] - first, part[-1] - first, part))
+        begin = end
+    return found, places if closed else tokens[begin - 1] - first

@@ -1,0 +1,76 @@
+"""The tokens by which a model that hears is told what to write, and says when something was said."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spec2seq.api import Seq2Seq
+from spec2seq.errors import Spec2SeqError, UsageError
+
+TASKS = ("transcribe", "translate")
+NO_TIMESTAMPS = "<|notimestamps|>"
+SECONDS = 0.02  # from one timestamp to the next (Radford et al. 2023, section 2.3)
+
+
+@dataclass(frozen=True)
+class SpeechVocabulary:
+    """Ids of one model's tokens. `languages` by code, such as "en"; empty, as `tasks`, where it knows one language.
+    Timestamps are `first_timestamp` and all that come behind it."""
+
+    languages: Mapping[str, int]
+    tasks: Mapping[str, int]
+    no_timestamps: int
+
+    @property
+    def first_timestamp(self) -> int:
+        return self.no_timestamps + 1
+
+    @classmethod
+    def of(cls, model: Seq2Seq) -> "SpeechVocabulary":
+        """Of a model's generation config and tokenizer. Raises UsageError for a model that does not hear,
+        Spec2SeqError for one that says nothing of its tokens."""
+        if model.model.architecture.sound is None:
+            kind = getattr(model.config, "model_type", "this")
+            raise UsageError(f"a {kind} model reads texts; transcribe is for models that hear, such as Whisper")
+        settings = model.settings
+        silent = settings.get("no_timestamps_token_id")
+        if silent is None:
+            silent = _id_of(model.tokenizer, NO_TIMESTAMPS)
+        if silent is None:
+            raise Spec2SeqError(f"neither generation config nor tokenizer of this model says what {NO_TIMESTAMPS} is")
+        if not settings.get("is_multilingual", bool(settings.get("lang_to_id"))):
+            return cls({}, {}, silent)
+        languages = {name.strip("<|>"): token for name, token in (settings.get("lang_to_id") or {}).items()}
+        tasks = settings.get("task_to_id") or {}
+        if not languages or not all(task in tasks for task in TASKS):
+            raise Spec2SeqError("the generation config of this model has no lang_to_id or no task_to_id")
+        return cls(languages, tasks, silent)
+
+    def language(self, asked: str | None) -> str | None:
+        """The code of a language by its code or its English name; None for None, and of a model of one language.
+        Raises UsageError for another."""
+        if asked is None or not self.languages:
+            if asked not in (None, "en", "english"):
+                raise UsageError(f"language is {asked!r}; this model knows English alone")
+            return None
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        code = TO_LANGUAGE_CODE.get(asked.lower(), asked.lower())
+        if code not in self.languages:
+            near = difflib.get_close_matches(asked.lower(), [*self.languages, *TO_LANGUAGE_CODE], 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"language is {asked!r}; allowed: {', '.join(sorted(self.languages))}{hint}")
+        return code
+
+    def prompt(self, language: str | None, task: str, timestamps: bool) -> list[int]:
+        """What an output begins with behind the decoder's start. Raises UsageError for a task that there is not."""
+        if task not in TASKS or (task != "transcribe" and not self.tasks):
+            allowed = ", ".join(self.tasks or TASKS[:1])
+            raise UsageError(f"task is {task!r}; allowed: {allowed}")
+        spoken = [] if language is None else [self.languages[language], self.tasks[task]]
+        return spoken if timestamps else [*spoken, self.no_timestamps]
+
+
+def _id_of(tokenizer: Any, token: str) -> int | None:
+    return None if tokenizer is None else tokenizer.get_vocab().get(token)

@@ -1,0 +1,278 @@
+"""Sounds through a tiny model that hears, token for token as Transformers' own generation, whoever drafts."""
+
+import copy
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import tiny_sound
+import torch
+import transformers
+from models.native_models import needs_compiler
+
+from spec2seq import (
+    Assisted,
+    Beam,
+    BiLD,
+    Greedy,
+    Lookup,
+    OfficialBiLD,
+    Sample,
+    Seq2Seq,
+    Spec2SeqError,
+    SpecDec,
+    UsageError,
+)
+from spec2seq.dropin.generate import share
+from spec2seq.models import native
+from spec2seq.models.quantize import quantize
+from spec2seq.speech.transcribe import transcribe
+from spec2seq.training.distill import distill
+from spec2seq.training.recipe import DataConfig
+
+CAP = 30
+SEEDS = (0, 3)  # models whose outputs end at different steps
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity_warning()
+
+
+def features(sound: np.ndarray, **more) -> torch.Tensor:
+    made = tiny_sound.extractor()(sound, sampling_rate=tiny_sound.RATE, return_tensors="pt", **more)
+    return made.input_features.double()
+
+
+def long_sounds(count: int = 4) -> list[np.ndarray]:
+    """Of several windows."""
+    return [np.concatenate(tiny_sound.sounds(5, 0.9, number)) for number in range(count)]
+
+
+def tokens(transcription) -> list[list[int]]:
+    return [sum((segment.tokens for segment in one.segments), []) for one in transcription.transcripts]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_window_as_in_transformers(seed, beams):
+    model, theirs, sounds = tiny_sound.seq2seq(seed), tiny_sound.transformers_model(seed), tiny_sound.sounds(8)
+    wanted = theirs.generate(features(sounds), language="en", task="translate", max_new_tokens=CAP, num_beams=beams)
+    found = transcribe(model, sounds, Beam(beams) if beams > 1 else None, language="English", task="translate",
+                       max_new_tokens=CAP, batch_size=3)  # fmt: skip
+    assert tokens(found) == [[token for token in row if token != tiny_sound.END] for row in wanted.tolist()]
+    assert len({len(row) for row in tokens(found)}) >= 3
+    assert [one.language for one in found.transcripts] == ["en"] * 8
+    assert found.texts[0] == " ".join(f"w{token}" for token in tokens(found)[0] if token < tiny_sound.WORDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_timestamps_as_in_transformers(seed):
+    model, theirs, sounds = tiny_sound.seq2seq(seed), tiny_sound.transformers_model(seed), tiny_sound.sounds(8)
+    found = transcribe(model, sounds, language="de", timestamps=True, max_new_tokens=CAP)
+    for sound, row in zip(sounds, tokens(found), strict=True):
+        wanted = theirs.generate(features(sound), language="de", task="transcribe", max_new_tokens=CAP,
+                                 return_timestamps=True, return_segments=True)  # fmt: skip
+        assert row == sum((segment["tokens"].tolist() for segment in wanted["segments"][0]), [])
+    assert any(token >= tiny_sound.FIRST for row in tokens(found) for token in row)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_long_sounds_as_in_transformers(seed):
+    model, theirs, sounds = tiny_sound.seq2seq(seed), tiny_sound.transformers_model(seed), long_sounds()
+    found = transcribe(model, sounds, language="fr", max_new_tokens=CAP, batch_size=3)
+    for sound, one in zip(sounds, found.transcripts, strict=True):
+        spectrogram = features(sound, truncation=False, padding="longest")
+        wanted = theirs.generate(
+            spectrogram, language="fr", task="transcribe", max_new_tokens=CAP, return_timestamps=True,
+            return_segments=True, attention_mask=torch.ones_like(spectrogram[:, 0]).long(),
+        )["segments"][0]  # fmt: skip
+        assert [segment.tokens for segment in one.segments] == [segment["tokens"].tolist() for segment in wanted]
+        for ours, segment in zip(one.segments, wanted, strict=True):
+            assert (ours.start, ours.end) == pytest.approx((float(segment["start"]), float(segment["end"])))
+        assert len(wanted) > 2 and one.seconds == len(sound) / tiny_sound.RATE
+
+
+def test_the_language_is_heard_as_in_transformers():
+    model, theirs, sounds = tiny_sound.seq2seq(0), tiny_sound.transformers_model(0), tiny_sound.sounds(8)
+    heard = theirs.detect_language(features(sounds)).tolist()
+    wanted = [tiny_sound.SPECIAL[token - tiny_sound.END].strip("<|>") for token in heard]
+    found = transcribe(model, sounds, max_new_tokens=CAP)
+    assert [one.language for one in found.transcripts] == wanted
+    assert len(set(wanted)) > 1
+    for sound, code, one in zip(sounds, wanted, found.transcripts, strict=True):
+        assert transcribe(model, [sound], language=code, max_new_tokens=CAP).transcripts == [one]
+
+
+def test_a_model_of_one_language():
+    model, theirs = tiny_sound.seq2seq(0, english=True), tiny_sound.transformers_model(0, True)
+    sounds = tiny_sound.sounds(4)
+    found = transcribe(model, sounds, max_new_tokens=CAP)
+    wanted = theirs.generate(features(sounds), max_new_tokens=CAP)
+    assert tokens(found) == [[token for token in row if token != tiny_sound.END] for row in wanted.tolist()]
+    assert [one.language for one in found.transcripts] == [None] * 4
+    for setting, said in ({"language": "de"}, "knows English alone"), ({"task": "translate"}, "allowed: transcribe"):
+        with pytest.raises(UsageError, match=said):
+            transcribe(model, sounds, **setting)
+
+
+@functools.cache
+def drafted(name: str):
+    model = tiny_sound.seq2seq(0)
+    little = tiny.noisy_copy(model, 0.02)
+    return {
+        "assisted": Assisted(little.drafter(), 4), "early exit": Assisted(model.early_exit(1), 2),
+        "block": SpecDec(tiny.cached_drafter(model), 3), "lookup": Lookup(4),
+        "bild": BiLD(little.drafter(), rollback_threshold=0.0, starts="verifier", verify_tail=True),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+@pytest.mark.parametrize("name", ["assisted", "early exit", "block", "lookup", "bild"])
+def test_drafts_change_nothing(name, timestamps):
+    model, sounds = tiny_sound.seq2seq(0), tiny_sound.sounds(9)
+    wanted = transcribe(model, sounds, language="en", timestamps=timestamps, max_new_tokens=CAP, batch_size=1)
+    for batch_size in (1, 4):
+        found = transcribe(model, sounds, drafted(name), language="en", timestamps=timestamps, max_new_tokens=CAP,
+                           batch_size=batch_size)  # fmt: skip
+        assert found.transcripts == wanted.transcripts
+        assert found.stats.drafted > 0
+    if name == "assisted":
+        assert found.stats.acceptance > 0.5
+
+
+def test_drafts_of_long_sounds():
+    model, sounds = tiny_sound.seq2seq(0), long_sounds()
+    wanted = transcribe(model, sounds, language="en", max_new_tokens=CAP)
+    found = transcribe(model, sounds, drafted("assisted"), language="en", max_new_tokens=CAP)
+    assert found.transcripts == wanted.transcripts
+    assert found.stats.verifier_calls < 0.7 * wanted.stats.verifier_calls
+
+
+def test_an_adaptive_draft_length():
+    """Which measures what iterations take, over sounds that it makes up."""
+    model, sounds = tiny_sound.seq2seq(0), tiny_sound.sounds(6)
+    little = tiny.noisy_copy(model, 0.02).drafter()
+    wanted = transcribe(model, sounds, language="en", max_new_tokens=CAP).transcripts
+    for method in (Assisted(little), Lookup()):
+        assert transcribe(model, sounds, method, language="en", max_new_tokens=CAP).transcripts == wanted
+
+
+def test_draws_do_not_depend_on_the_batch():
+    model, sounds = tiny_sound.seq2seq(0), tiny_sound.sounds(6)
+    settings = {"language": "en", "max_new_tokens": CAP}
+    runs = [transcribe(model, sounds, Sample(seed=1), batch_size=size, **settings) for size in (1, 4)]
+    assert runs[0].transcripts == runs[1].transcripts
+
+
+def test_over_fixed_tensors():
+    """As graphs on a GPU would be of them, where nothing but the model's own settings is asked for."""
+    base = tiny_sound.seq2seq(0)
+    model = Seq2Seq(copy.copy(base.model), base.config, base.tokenizer, copy.deepcopy(base.generation_config))
+    model.generation_config.suppress_tokens = model.generation_config.begin_suppress_tokens = None
+    model.extractor = base.extractor
+    sounds = tiny_sound.sounds(9)
+    for method in (Greedy(), SpecDec(tiny.cached_drafter(model), 3)):
+        wanted = transcribe(model, sounds, method, language="en", max_new_tokens=CAP, batch_size=4)
+        model.model.graphs = True
+        found = transcribe(model, sounds, method, language="en", max_new_tokens=CAP, batch_size=4)
+        model.model.graphs = False
+        assert found.transcripts == wanted.transcripts
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_in_the_compiled_executor(dtype):
+    base, sounds = tiny_sound.seq2seq(0), tiny_sound.sounds(8)
+    models = []
+    for _ in range(2):
+        made = copy.deepcopy(base.model).float()
+        if dtype == "int8":
+            quantize(made)
+        models.append(Seq2Seq(made, base.config, base.tokenizer, base.generation_config))
+        models[-1].extractor = base.extractor
+    native.attach(models[1].model)
+    window = torch.randn(3, tiny_sound.PLACES, 2 * tiny_sound.BINS)
+    states = [one.model.encode(window, torch.full((3,), tiny_sound.PLACES)).states for one in models]
+    assert (states[0] - states[1]).abs().max() < 1e-4 * states[0].abs().max()
+    wanted = transcribe(models[1], sounds, language="en", max_new_tokens=CAP, batch_size=1).transcripts
+    methods = [Greedy(), Assisted(models[1].early_exit(1), 3), Lookup(3)]
+    if dtype == "float32":  # a drafter starts from layers in floats
+        methods.append(SpecDec(native_block(models[1]), 3))
+    for method in methods:
+        found = transcribe(models[1], sounds, method, language="en", max_new_tokens=CAP, batch_size=4)
+        assert found.transcripts == wanted
+
+
+def native_block(model: Seq2Seq):
+    drafter = tiny.cached_drafter(model)
+    native.attach(drafter.model)
+    return drafter
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+def test_a_saved_model_comes_back(tmp_path, dtype):
+    base = tiny_sound.seq2seq(0)
+    model = Seq2Seq(copy.deepcopy(base.model), base.config, base.tokenizer, base.generation_config)
+    model.extractor = base.extractor
+    if dtype == "int8":
+        model.model.float()
+        quantize(model.model)
+    model.save_pretrained(tmp_path / "model")
+    back = Seq2Seq.from_pretrained(tmp_path / "model", dtype, executor="torch")
+    runs = [transcribe(one, tiny_sound.sounds(3), max_new_tokens=CAP).transcripts for one in (model, back)]
+    assert runs[0] == runs[1]
+    if dtype == "float64":
+        kind = transformers.WhisperForConditionalGeneration
+        _, said = kind.from_pretrained(tmp_path / "model", output_loading_info=True)
+        assert not said["missing_keys"] and not said["unexpected_keys"]
+
+
+def test_generate_hears_windows():
+    model, sounds = tiny_sound.seq2seq(0), tiny_sound.sounds(3)
+    begins = [[tiny_sound.IDS["<|en|>"], tiny_sound.IDS["<|transcribe|>"], tiny_sound.SILENT]] * 3
+    wanted = tokens(transcribe(model, sounds, language="en", max_new_tokens=CAP))
+    for sources in (sounds, list(features(sounds).float())):
+        found = model.generate(sources, max_new_tokens=CAP, prompts=begins)
+        assert [[token for token in row if token != tiny_sound.END] for row in found.sequences] == wanted
+    scores = model.score(sounds, [[*begin, *row] for begin, row in zip(begins, found.sequences, strict=True)])
+    assert all(-1000 < score < 0 for score in scores)
+
+
+@pytest.mark.parametrize(
+    ("sounds", "settings", "said"),
+    [(lambda: "a.wav", {}, "sounds is one sound"), (lambda: ["nowhere.wav"], {}, "nowhere.wav: no such file"),
+     (lambda: [np.zeros((2, 5))], {}, r"sound 1 has the shape \[2, 5\]"),
+     (lambda: [np.zeros(0)], {}, "sound 1: there are no samples"),
+     (lambda: [np.zeros(9), np.array([0, np.nan])], {}, "sound 2: there are samples that are no numbers"),
+     (lambda: [np.zeros(9)], {"language": "germn"}, "language is 'germn'; allowed: de, en, fr; did you mean german"),
+     (lambda: [np.zeros(9)], {"task": "sing"}, "task is 'sing'; allowed: translate, transcribe"),
+     (lambda: [np.zeros(20_000)], {"timestamps": False}, "sound 1 is 1.2 seconds long; without timestamps"),
+     (lambda: [np.zeros(9)], {"batch_size": 0}, "batch_size is 0"),
+     (lambda: [np.zeros(9)], {"max_new_tokens": 62}, "max_new_tokens is 62; allowed: 1 to 61")],
+)  # fmt: skip
+def test_what_is_refused(sounds, settings, said):
+    with pytest.raises(Spec2SeqError, match=said):
+        transcribe(tiny_sound.seq2seq(0), sounds(), **settings)
+
+
+def test_what_windows_are_refused():
+    model = tiny_sound.seq2seq(0)
+    for sound, said in (("a", "source 1 is no sound"), (np.zeros(20_000), "1.2 seconds long; the model hears 1"),
+                        (np.zeros((3, 4)), r"shape \[3, 4\]; allowed: samples \[n\], or features")):  # fmt: skip
+        with pytest.raises(Spec2SeqError, match=said):
+            model.generate([sound])
+    with pytest.raises(UsageError, match="marian model reads texts; transcribe is for models that hear"):
+        transcribe(tiny.seq2seq("marian"), [np.zeros(9)])
+    with pytest.raises(UsageError, match="WhisperForConditionalGeneration hears: use spec2seq.transcribe"):
+        share(tiny_sound.transformers_model(0))
+    with pytest.raises(UsageError, match="this model hears, and what is distilled are texts"):
+        distill(model, Path("a.txt"), Path("b.jsonl"), DataConfig("a", "b"))
+    with pytest.raises(UsageError, match="takes no prompts"):
+        transcribe(model, [np.zeros(9)], OfficialBiLD(tiny.noisy_copy(model, 0.02).drafter()))
+    with pytest.raises(UsageError, match="eos_token_id is 60 and 0"):
+        transcribe(model, [np.zeros(9)], Assisted(tiny.seq2seq("marian").drafter()))
