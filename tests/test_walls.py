@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "spec2seq"
 OUTER = (
     "spec2seq.dropin",
+    "spec2seq.speech",
     "spec2seq.training",
     "spec2seq.tasks",
     "spec2seq.evaluation",
@@ -24,8 +25,11 @@ FORBIDDEN = {
     # A guest of Transformers: it uses the engine, and none of the rooms that use the engine needs it.
     "dropin": ("spec2seq.training", "spec2seq.tasks", "spec2seq.evaluation", "spec2seq.serving", "spec2seq.cli"),
     "evaluation": ("spec2seq.dropin",),
+    "speech": ("spec2seq.dropin", "spec2seq.training", "spec2seq.tasks", "spec2seq.evaluation", "spec2seq.cli"),
 }
-EXTRAS = ("datasets", "accelerate", "matplotlib", "fastapi", "ctranslate2", "sacrebleu", "rouge_score")
+EXTRAS = (
+    "datasets", "accelerate", "matplotlib", "fastapi", "ctranslate2", "sacrebleu", "rouge_score", "soundfile", "soxr",
+)  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

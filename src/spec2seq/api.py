@@ -209,7 +209,7 @@ class Seq2Seq:
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         begins = checks.prompt_ids(self, prompts, len(ids))
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids, begins)
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids, dict(enumerate(begins)))
         if streamer is not None:
             check_streamable(run.method, len(ids))
             run.streamed = Streamed(streamer)

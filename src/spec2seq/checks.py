@@ -63,7 +63,7 @@ def spectrogram(sound: Any, where: str, shape: SoundShape, extractor: Any) -> Te
     Raises UsageError, naming `where`, for anything else; Spec2SeqError for a sound that is longer than a window.
     """
     if isinstance(sound, str) or not hasattr(sound, "ndim"):
-        raise UsageError(f"{where} is no sound; allowed: an array of samples, or features of it")
+        raise UsageError(f"{where} is no sound; allowed: an array of samples, or features; transcribe reads files")
     bins, places = shape.bins, shape.places
     if sound.ndim == 2:
         features = torch.as_tensor(sound, dtype=torch.float32)
@@ -80,6 +80,21 @@ def spectrogram(sound: Any, where: str, shape: SoundShape, extractor: Any) -> Te
     if len(sound) > extractor.n_samples:
         seconds, most = (n / extractor.sampling_rate for n in (len(sound), extractor.n_samples))
         raise Spec2SeqError(f"{where} is {seconds:.1f} seconds long; the model hears {most:.0f}; use transcribe")
-    samples = np.asarray(sound, dtype=np.float32)
-    found = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    found = extractor(samples(sound, where), sampling_rate=extractor.sampling_rate, return_tensors="pt")
     return spectrogram(found.input_features[0], where, shape, extractor)
+
+
+def samples(sound: Any, where: str) -> np.ndarray:
+    """Of an array `[n]`, in float32. Raises UsageError for other arrays, Spec2SeqError for a sound without samples;
+    both name `where`."""
+    if not hasattr(sound, "ndim") or sound.ndim != 1:
+        shape = f"has the shape {[*sound.shape]}" if hasattr(sound, "shape") else f"is a {type(sound).__name__}"
+        raise UsageError(f"{where} {shape}; allowed: a file, or an array of samples [n]")
+    found = np.asarray(sound)
+    if found.dtype.kind != "f":  # whole numbers would be heard as a very loud sound
+        raise UsageError(f"{where} has samples of type {found.dtype}; allowed: floating point, from -1 to 1")
+    if not len(found):
+        raise Spec2SeqError(f"{where}: there are no samples")
+    if not np.isfinite(found).all():
+        raise Spec2SeqError(f"{where}: there are samples that are no numbers")
+    return found.astype(np.float32, copy=False)

@@ -1,7 +1,7 @@
 """Runs sources through a model by one method, of whichever kind."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spec2seq.checks import LONGEST_SOURCE
@@ -20,16 +20,17 @@ from spec2seq.pairing import check_pair
 if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
 
+EMPTY: Mapping[int, Sequence[int]] = {}
 AT_ONCE = 16  # iterations in one call: a keyboard interrupt waits for them
 
 
 class Runner:
     """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`. `sources` are all that
-    there will be, where that is known; `prompts`, by index, what their outputs begin with."""
+    there will be, where that is known; `prompts`, by index, what outputs begin with."""
 
     def __init__(
         self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
-        profile: bool, sources: Sequence[Source] | None = None, prompts: Sequence[Sequence[int]] = (),
+        profile: bool, sources: Sequence[Source] | None = None, prompts: Mapping[int, Sequence[int]] = EMPTY,
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
@@ -39,7 +40,7 @@ class Runner:
             batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
-        self.prompts, given = prompts, max(map(len, prompts), default=0)
+        self.prompts, given = prompts, max(map(len, prompts.values()), default=0)
         self.cap = seq2seq.max_new_tokens(max_new_tokens, given)
         if seq2seq.model.device.type == "cuda" and not isinstance(method, OfficialBiLD):
             most = seq2seq.model.architecture.max_source_positions or LONGEST_SOURCE
@@ -59,42 +60,44 @@ class Runner:
                 check_pair(seq2seq, method.drafter)
 
     def __call__(self, sources: list[Source], indices: list[int]) -> list[tuple[int, Completion]]:
+        return list(self.each(sources, indices))
+
+    def each(self, sources: list[Source], indices: list[int]) -> Iterator[tuple[int, Completion]]:
+        """The same as they end."""
         if isinstance(self.method, OfficialBiLD):
-            return [(index, self._alone(source)) for source, index in zip(sources, indices, strict=True)]
-        if self.engine is None:
-            return self._beams(sources, indices)
-        self.engine.stats = self.stats
+            for index, source in zip(indices, sources, strict=True):
+                yield index, self._alone(source)
+        elif self.engine is None:
+            yield from self._beams(sources, indices)
+        else:
+            yield from self._rows(self.engine, sources, indices)
+
+    def _rows(self, engine: Engine, sources: list[Source], indices: list[int]) -> Iterator[tuple[int, Completion]]:
+        engine.stats = self.stats
         place = {}
         for source, index in zip(sources, indices, strict=True):
-            most = self.seq2seq.most_tokens(source, self.cap)
-            seed = seed_of(self.engine.sampling, index)
-            place[self.engine.submit(source, most, seed, self._prompt(index))] = index
-        done = []
-        while self.engine.busy:
-            ended = self.engine.step(1 if self.streamed is not None else AT_ONCE)
+            most, seed = self.seq2seq.most_tokens(source, self.cap), seed_of(engine.sampling, index)
+            place[engine.submit(source, most, seed, self.prompts.get(index, ()))] = index
+        while engine.busy:
+            ended = engine.step(1 if self.streamed is not None else AT_ONCE)
             if self.streamed is not None:
-                self.streamed.follow(self.engine, ended)
-            done += [(place[completion.id], completion) for completion in ended]
-        return done
+                self.streamed.follow(engine, ended)
+            for completion in ended:
+                yield place[completion.id], completion
 
-    def _prompt(self, index: int) -> Sequence[int]:
-        return self.prompts[index] if self.prompts else ()
-
-    def _beams(self, sources: list[Source], indices: list[int]) -> list[tuple[int, Completion]]:
-        done, waiting = [], list(zip(indices, sources, strict=True))
+    def _beams(self, sources: list[Source], indices: list[int]) -> Iterator[tuple[int, Completion]]:
+        waiting = [(index, source, self.prompts.get(index, ())) for index, source in zip(indices, sources, strict=True)]
         while waiting:  # as many as one batch has, with prompts of one length
-            length = len(self._prompt(waiting[0][0]))
-            group = [pair for pair in waiting if len(self._prompt(pair[0])) == length][: self.batch_size]
-            places, batch = map(list, zip(*group, strict=True))
-            waiting = [pair for pair in waiting if pair[0] not in places]
+            alike = [one for one in waiting if len(one[2]) == len(waiting[0][2])][: self.batch_size]
+            places, batch, prompts = map(list, zip(*alike, strict=True))
+            waiting = [one for one in waiting if one[0] not in places]
             most = [self.seq2seq.most_tokens(source, self.cap) for source in batch]
             found = beam_search(
                 self.seq2seq.model, batch, self.method, most, self.processors, self.stats,
-                [seed_of(self.method.sampling, index) for index in places], self.ends,
-                [self._prompt(index) for index in places],
+                [seed_of(self.method.sampling, index) for index in places], self.ends, prompts,
             )  # fmt: skip
-            done += [(places[completion.id], completion) for completion in found]
-        return done
+            for completion in found:
+                yield places[completion.id], completion
 
     def _alone(self, source: list[int]) -> Completion:
         """A source in the official BiLD, whatever the batch size."""

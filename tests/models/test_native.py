@@ -6,15 +6,16 @@ import native_models
 import pytest
 import tiny
 import torch
+import transformers
 from native_models import DTYPES, branching, needs_compiler, teacher_forced
 from torch.profiler import ProfilerActivity, profile
 
-from spec2seq import Beam, Greedy, runner
+from spec2seq import Beam, Greedy, Seq2Seq, runner
 from spec2seq.decoding import native_loop
 from spec2seq.kernels import library
 from spec2seq.models import native
 from spec2seq.models.layers import Block
-from spec2seq.models.quantize import QuantizedLinear, codes
+from spec2seq.models.quantize import QuantizedLinear, codes, quantize
 
 pytestmark = needs_compiler
 VOCABULARY = tiny.VOCABULARY
@@ -99,6 +100,36 @@ def test_states_of_layers_over_padded_sources(family):
     real = (torch.arange(tokens.shape[1]) < lengths[:, None]).view(-1)
     for layer, states in found[0].items():
         torch.testing.assert_close(states[real].double(), found[1][layer][real], atol=5e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [32, 96, 288])  # heads of 8, 24 and 72 numbers: less than a panel, and more
+@pytest.mark.parametrize("kind", ["bart", "t5-gated"])
+@torch.inference_mode()
+def test_long_sources(kind, width):
+    """Attention as products of matrices: nearly PyTorch's, in int8 too, and the same bits in any batch."""
+    torch.manual_seed(0)
+    config = tiny.config(kind, width=width)
+    config.max_position_embeddings = 300
+    theirs = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=1.0 if "relative" in name else width**-0.5)
+    lengths = torch.tensor([205, 12, 128, 127, 270, 133])
+    tokens = torch.randint(3, tiny.VOCABULARY - 1, (6, 270))
+    base = Seq2Seq.from_transformers(theirs).model
+    for dtype in DTYPES:
+        pair = [copy.deepcopy(base), copy.deepcopy(base)]
+        if dtype == "int8":
+            for model in pair:
+                quantize(model)
+        native.attach(pair[1])
+        states = [model.encode(tokens, lengths).states for model in pair]
+        for row, length in enumerate(lengths.tolist()):
+            wanted, found = (both[row, :length] for both in states)
+            difference = ((found - wanted).norm() / wanted.norm()).item()
+            assert difference < (1e-5 if dtype == "float32" else 0.02), (dtype, row, difference)
+            alone = pair[1].encode(tokens[row : row + 1, :length], lengths[row : row + 1]).states
+            assert torch.equal(alone[0], found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -250,7 +250,7 @@ def test_generate_hears_windows():
      (lambda: [np.zeros(0)], {}, "sound 1: there are no samples"),
      (lambda: [np.zeros(9), np.array([0, np.nan])], {}, "sound 2: there are samples that are no numbers"),
      (lambda: [np.zeros(9)], {"language": "germn"}, "language is 'germn'; allowed: de, en, fr; did you mean german"),
-     (lambda: [np.zeros(9)], {"task": "sing"}, "task is 'sing'; allowed: translate, transcribe"),
+     (lambda: [np.zeros(9)], {"task": "sing"}, "task is 'sing'; allowed: transcribe, translate"),
      (lambda: [np.zeros(20_000)], {"timestamps": False}, "sound 1 is 1.2 seconds long; without timestamps"),
      (lambda: [np.zeros(9)], {"batch_size": 0}, "batch_size is 0"),
      (lambda: [np.zeros(9)], {"max_new_tokens": 62}, "max_new_tokens is 62; allowed: 1 to 61")],

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spec2seq.cli import bench, decode, files, runs, training
+from spec2seq.cli import bench, decode, files, runs, speech, training
 from spec2seq.errors import Spec2SeqError
 from spec2seq.version import __version__
 
@@ -83,9 +83,9 @@ def _root(
 
 
 for command in (
-    decode.translate, decode.generate, decode.verify_lossless, decode.demo, bench.bench, bench.report,
-    training.train, training.distill, training.make_drafter, training.shortlist, files.prepare, files.average,
-    files.score, files.pairs, runs.calibrate, runs.evaluate, runs.sweep,
+    decode.translate, decode.generate, speech.transcribe, decode.verify_lossless, decode.demo, bench.bench,
+    bench.report, training.train, training.distill, training.make_drafter, training.shortlist, files.prepare,
+    files.average, files.score, files.pairs, runs.calibrate, runs.evaluate, runs.sweep,
 ):  # fmt: skip
     app.command(command.__name__.replace("_", "-"))(command)
 

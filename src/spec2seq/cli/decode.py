@@ -5,21 +5,18 @@ import functools
 import itertools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from spec2seq import documents, io
-from spec2seq.cli.flags import load_all, quiet, with_options
+from spec2seq.cli.flags import StatsFlag, load_all, print_stats, quiet, with_options
 from spec2seq.cli.shares import own_share
 from spec2seq.config import check_choice
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.evaluation.progress import progress
 from spec2seq.lines import Rows, check_lines, source_ids
 from spec2seq.options import MethodOptions, RunOptions, bundled_model
-
-if TYPE_CHECKING:
-    from spec2seq.decoding.stats import Stats
 
 InputFile = Annotated[Path | None, typer.Argument(metavar="FILE", help="UTF-8; stdin without it", show_default=False)]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="write here when all is done, not to stdout")]
@@ -32,7 +29,6 @@ WindowFlag = Annotated[
     int | None,
     typer.Option(help="with --document: the most tokens of a piece (default: the model's positions, at most 512)"),
 ]
-StatsFlag = Annotated[bool, typer.Option("--stats", help="a table of counts on stderr at the end")]
 TraceFlag = Annotated[bool, typer.Option("--trace", help="which model wrote each token: d(rafter) or v(erifier)")]
 
 
@@ -108,7 +104,7 @@ def _generate(run, method, file, output, read, shape, trace: bool, show_stats: b
     if share is not None:
         share.join()
     if show_stats:
-        _print_stats(counts)
+        print_stats(counts)
 
 
 def _check_document(document: str | None, window: int | None, method: MethodOptions) -> None:
@@ -174,16 +170,3 @@ def demo(
     from spec2seq.evaluation.demo import run_demo
 
     run_demo(Path(bundled_model()), None, out, threads)
-
-
-def _print_stats(stats: "Stats") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("count", "value", title="spec2seq")
-    for name, value in stats.as_dict().items():
-        if value in ({}, [], None):
-            continue
-        shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        table.add_row(name, f"{shown:.3f}" if isinstance(shown, float) else str(shown))
-    Console(stderr=True).print(table)

@@ -12,28 +12,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spec2seq.errors import UsageError
 from spec2seq.from_options import load
 from spec2seq.option import Option
-from spec2seq.options import OPTIONS, MethodOptions, RunOptions, resolve
+from spec2seq.options import OPTIONS, UNSET, MethodOptions, RunOptions, resolve
 
 if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
+    from spec2seq.decoding.stats import Stats
 
 Command = Callable[..., None]
+StatsFlag = Annotated[bool, typer.Option("--stats", help="a table of counts on stderr at the end")]
 
 
-def with_options(command: Command) -> Command:
-    """Give a command a flag for every line of the table, and `--config`; it gets `run` and `method`."""
+def with_options(command: Command, without: tuple[str, ...] = ()) -> Command:
+    """Give a command a flag for every line of the table but those of `without`, and `--config`; it gets `run` and
+    `method`."""
     own = [p for p in inspect.signature(command).parameters.values() if p.name not in ("run", "method")]
-    flags = [_parameter(option) for option in OPTIONS.values()]
+    flags = [_parameter(option) for option in OPTIONS.values() if option.name not in without]
     about = typer.Option("--config", metavar="FILE", help="YAML or JSON with the options below as keys; flags win")
     config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None,
                                annotation=Annotated[Path | None, about])  # fmt: skip
 
     @functools.wraps(command)
     def wrapper(config: Path | None, **values: Any) -> None:
-        flags = {name: values.pop(name) for name in OPTIONS}
+        flags = {name: values.pop(name) for name in OPTIONS if name not in without}
         run, method = resolve(flags, config)
+        for name in without:
+            if (vars(run) | vars(method))[name] is not UNSET:
+                raise UsageError(f"{config}: {name} does nothing in {command.__name__}")
         command(**values, run=run, method=method)
 
     wrapper.__signature__ = inspect.Signature([*own, config, *flags])
@@ -88,3 +95,16 @@ def quiet() -> None:
 def report(line: str) -> None:
     """A line of progress."""
     print(line, file=sys.stderr, flush=True)
+
+
+def print_stats(stats: "Stats") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("count", "value", title="spec2seq")
+    for name, value in stats.as_dict().items():
+        if value in ({}, [], None):
+            continue
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        table.add_row(name, f"{shown:.3f}" if isinstance(shown, float) else str(shown))
+    Console(stderr=True).print(table)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of `total` steps; None is a number not known."""
+def progress(what: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """Yields a function to call after each of `total` steps, or with the number of steps since the last time; a total
+    of None is not known."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda steps=1: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,4 +18,4 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda steps=1: bar.advance(task, steps)

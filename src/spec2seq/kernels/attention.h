@@ -67,15 +67,18 @@ INLINE void dots_of(const Keys *k, const float *query, float *scores) {
         scores[j] = dot(query, of_place(k, k->keys, k->key_stride, j), k->width) * k->scale;
 }
 
+/* Add the bias by distance of the query at `place`, if there is one. */
+INLINE void add_relative(const float *relative, int64_t reach, int64_t place, float *scores, int64_t keys) {
+    for (int64_t j = 0; relative && j < keys; j++) {
+        int64_t distance = place - j;
+        distance = distance < reach ? distance : reach;
+        scores[j] += relative[distance > -reach ? distance : -reach];
+    }
+}
+
 INLINE void scores_of(const Keys *k, const float *query, float *scores) {
     dots_of(k, query, scores);
-    if (k->relative) {
-        for (int64_t j = 0; j < k->visible; j++) {
-            int64_t distance = k->place - j;
-            distance = distance < k->reach ? distance : k->reach;
-            scores[j] += k->relative[distance > -k->reach ? distance : -k->reach];
-        }
-    }
+    add_relative(k->relative, k->reach, k->place, scores, k->visible);
     if (k->mask)
         for (int64_t j = 0; j < k->visible; j++) scores[j] += k->mask[j];
 }

@@ -2,8 +2,7 @@
 #ifndef SPEC2SEQ_STACK_H
 #define SPEC2SEQ_STACK_H
 
-#include "attention.h"
-#include "linear.h"
+#include "dense.h"
 
 typedef struct {
     const Layer *layers;
@@ -45,7 +44,8 @@ typedef struct {
 typedef struct {
     float *normed, *wide, *query, *mixed, *inner, *scores, *scales, *places;
     int8_t *codes;
-    int64_t code_stride, score_stride;
+    char *dense;
+    int64_t code_stride, score_stride, dense_stride;
 } Work;
 
 typedef struct {
@@ -74,10 +74,16 @@ static char *buffers(size_t bytes) {
     return kept;
 }
 
+static int is_int8(const Stack *s) { return s->layers[0].self_out.codes != NULL; }
+
+/* Whether queries meet keys in int8: not where scores are not scaled down, as in T5, for they would be too coarse. */
+static int has_codes(const Stack *s) { return is_int8(s) && !s->relative; }
+
 /* Carve the buffers out of `memory`; with null only count. Returns the bytes. */
 static size_t carve(Work *work, char *memory, const Stack *s, int64_t tokens, int64_t keys, int threads) {
     int64_t inner = s->heads * s->head_width, ffn_in = s->ffn_width * (s->gated ? 2 : 1);
     size_t used = 0;
+    DenseWork dense;
     work->code_stride = code_width(largest(largest(s->width, inner), s->ffn_width));
     work->score_stride = (keys + 15) / 16 * 16;
     TAKE(work, normed, tokens * s->width);
@@ -88,10 +94,10 @@ static size_t carve(Work *work, char *memory, const Stack *s, int64_t tokens, in
     TAKE(work, scores, team_size(threads) * work->score_stride);
     TAKE(work, scales, tokens);
     TAKE(work, codes, tokens * work->code_stride);
+    work->dense_stride = s->cross ? 0 : (int64_t)carve_dense(&dense, NULL, keys, s->head_width, has_codes(s));
+    TAKE(work, dense, team_size(threads) * work->dense_stride);
     return used;
 }
-
-static int is_int8(const Stack *s) { return s->layers[0].self_out.codes != NULL; }
 
 /* A linear layer over values [tokens][width], whose codes are in the work space in int8. */
 static void apply(const Run *run, const Linear *linear, const float *values, float *target) {
@@ -225,6 +231,34 @@ static void attention(const Run *run, int64_t index, void (*query)(const Run *, 
     prepare(run, run->work.mixed, heads * run->stack->head_width);
 }
 
+/* Whether rows see all of themselves and nothing else. */
+static int is_encoder(const Run *run) {
+    const Pass *p = run->pass;
+    return !run->stack->cross && !p->causal && !p->mask && !p->starts && !p->origins && p->horizon == p->length;
+}
+
+/* One phase: self-attention of an encoder's rows, each head of a long one at once. */
+static void encoder_attention(const Run *run, int64_t index) {
+    const Stack *s = run->stack;
+    const Pass *p = run->pass;
+    int64_t width = s->head_width, inner = s->heads * width, task, end;
+    while (next_share(run->team, p->rows * s->heads, &task, &end))
+        for (; task < end; task++) {
+            int64_t row = task / s->heads, head = task % s->heads, first = first_of(p, row);
+            const float *wide = run->work.wide + first * 3 * inner + head * width;
+            Head part = {.queries = wide, .keys = wide + inner, .values = wide + 2 * inner, .stride = 3 * inner,
+                         .length = first_of(p, row + 1) - first, .width = width, .scale = (float)s->scale,
+                         .reach = s->reach, .target = run->work.mixed + first * inner + head * width,
+                         .target_stride = inner, .codes = has_codes(s)};
+            if (s->relative) part.relative = s->relative + index * s->relative_layer + head * (2 * s->reach + 1) + s->reach;
+            if (part.length >= DENSE_FROM)
+                dense_head(&part, run->work.dense + run->team->index * run->work.dense_stride);
+            for (int64_t step = 0; part.length < DENSE_FROM && step < part.length; step++)
+                self_query(run, index, row, head, step);
+        }
+    prepare(run, run->work.mixed, inner);
+}
+
 /* The activation between the two linear layers of the feed-forward part; with a gate, times the other half. */
 static void activate_tokens(const Run *run) {
     const Stack *s = run->stack;
@@ -246,7 +280,7 @@ static void run_layer(const Run *run, int64_t index) {
     int64_t inner = s->heads * s->head_width;
     apply(run, &layer->self_qkv, enter(run, &layer->self_norm), work->wide);
     write_cache(run, index);
-    attention(run, index, self_query);
+    is_encoder(run) ? encoder_attention(run, index) : attention(run, index, self_query);
     leave(run, &layer->self_out, &layer->self_norm, work->mixed, inner);
     if (s->cross) {
         apply(run, &layer->cross_query, enter(run, &layer->cross_norm), work->query);

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from spec2seq.checks import samples
 from spec2seq.errors import Spec2SeqError, UsageError, missing_extra
 
 
@@ -21,15 +22,7 @@ def read_audio(sound: Any, where: str, rate: int) -> tuple[np.ndarray, str]:
     if isinstance(sound, str | PathLike):
         where = str(sound)
         sound = _read_file(Path(sound), rate)
-    elif not hasattr(sound, "ndim") or sound.ndim != 1:
-        shape = f"has the shape {[*sound.shape]}" if hasattr(sound, "shape") else f"is a {type(sound).__name__}"
-        raise UsageError(f"{where} {shape}; allowed: a file, or an array of samples [n]")
-    samples = np.asarray(sound, dtype=np.float32)
-    if not len(samples):
-        raise Spec2SeqError(f"{where}: there are no samples")
-    if not np.isfinite(samples).all():
-        raise Spec2SeqError(f"{where}: there are samples that are no numbers")
-    return samples, where
+    return samples(sound, where), where
 
 
 def length(path: Path) -> float:
@@ -40,8 +33,8 @@ def length(path: Path) -> float:
 
 def _read_file(path: Path, rate: int) -> np.ndarray:
     with _opened(path) as file:
-        samples, own = file.read(dtype="float32", always_2d=True).mean(1), file.samplerate
-    return samples if own == rate else _libraries()[1].resample(samples, own, rate)
+        mixed, own = file.read(dtype="float32", always_2d=True).mean(1), file.samplerate
+    return mixed if own == rate else _libraries()[1].resample(mixed, own, rate)
 
 
 @contextlib.contextmanager

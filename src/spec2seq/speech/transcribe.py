@@ -56,12 +56,14 @@ class Transcription:
 
 @dataclass
 class _Sound:
-    """On its way: `features` `[bins, frames]`, of which `seek` are understood."""
+    """On its way: `features` `[bins, frames]`, of which `seek` are understood. `draws` is what the next window is drawn
+    by, where it is: no other window of the call has it."""
 
     features: Tensor
     frames: int
     seconds: float
     timestamps: bool
+    draws: int = 0
     seek: int = 0
     language: str | None = None
     segments: list[Segment] = field(default_factory=list)
@@ -78,6 +80,7 @@ def transcribe(
     max_new_tokens: int | None = None,
     batch_size: int = 8,
     progress: Callable[[float], None] | None = None,
+    stats: Stats | None = None,
 ) -> Transcription:
     """Write down what is said in every sound, whatever its length. Windows of several sounds are decoded together.
 
@@ -92,6 +95,7 @@ def transcribe(
         max_new_tokens: the most tokens for a window.
         batch_size: windows in flight.
         progress: called with the seconds of sound that were understood since the last time.
+        stats: counts are added to these.
 
     Raises UsageError for a model that does not hear, and for settings that it does not know; Spec2SeqError, naming the
     sound, for one that cannot be read or is too long for a decoding without timestamps.
@@ -105,15 +109,18 @@ def transcribe(
     if model.extractor is None:
         raise UsageError("this model was loaded without a feature extractor, which makes spectrograms of sounds")
     heard = [_read(model, sound, f"sound {number}", timestamps) for number, sound in enumerate(sounds, 1)]
-    for sound in heard:
+    for number, sound in enumerate(heard):
+        sound.draws = number
         sound.language = spoken or _detect(model, words, sound)
-    stats = Stats()
+    stats = Stats() if stats is None else stats
     for timed in (False, True):
         going = [sound for sound in heard if sound.timestamps is timed]
         hearing = _hearing(model, words) if timed else model
         while going:
             _round(hearing, words, going, method or Greedy(), task, max_new_tokens, batch_size, stats, progress)
             going = [sound for sound in going if sound.seek < sound.frames]
+            for sound in going:
+                sound.draws += len(heard)
     return Transcription([_transcript(sound) for sound in heard], stats)
 
 
@@ -126,7 +133,7 @@ def _hearing(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:
 
 
 def _read(model: Seq2Seq, sound: Any, where: str, timestamps: bool | None) -> _Sound:
-    extractor, a = model.extractor, model.model.architecture
+    extractor = model.extractor
     samples, where = read_audio(sound, where, extractor.sampling_rate)
     long = len(samples) > extractor.n_samples
     if long and timestamps is False:
@@ -140,7 +147,6 @@ def _read(model: Seq2Seq, sound: Any, where: str, timestamps: bool | None) -> _S
     found = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt", **shape)
     frames = min(found.input_features.shape[2], -(-len(samples) // extractor.hop_length))
     timed = long if timestamps is None else timestamps
-    assert a.sound is not None
     return _Sound(found.input_features[0], frames, len(samples) / extractor.sampling_rate, timed)
 
 
@@ -174,15 +180,14 @@ def _round(
 ) -> None:  # fmt: skip
     """One window of each sound."""
     timed = sounds[0].timestamps
-    prompts = [words.prompt(sound.language, task, timed) for sound in sounds]
+    prompts = {sound.draws: words.prompt(sound.language, task, timed) for sound in sounds}
     windows = [_window(model, sound) for sound in sounds]
     run = Runner(model, method, max_new_tokens, batch_size, False, False, windows, prompts)
-    run.stats = stats
-    for index, completion in run(windows, list(range(len(sounds)))):
-        sound, ends = sounds[index], model.eos_token_ids
+    run.stats, by_index = stats, {sound.draws: sound for sound in sounds}
+    for index, completion in run.each(windows, list(by_index)):
+        sound = by_index[index]
         began = sound.seek
-        tokens = [token for token in completion.tokens if token not in ends]
-        _understood(model, words, sound, tokens)
+        _understood(model, words, sound, [token for token in completion.tokens if token not in model.eos_token_ids])
         if progress is not None:
             progress((min(sound.seek, sound.frames) - began) / PLACE * SECONDS)
 

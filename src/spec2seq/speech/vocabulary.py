@@ -66,7 +66,7 @@ class SpeechVocabulary:
     def prompt(self, language: str | None, task: str, timestamps: bool) -> list[int]:
         """What an output begins with behind the decoder's start. Raises UsageError for a task that there is not."""
         if task not in TASKS or (task != "transcribe" and not self.tasks):
-            allowed = ", ".join(self.tasks or TASKS[:1])
+            allowed = ", ".join(TASKS if self.tasks else TASKS[:1])
             raise UsageError(f"task is {task!r}; allowed: {allowed}")
         spoken = [] if language is None else [self.languages[language], self.tasks[task]]
         return spoken if timestamps else [*spoken, self.no_timestamps]
