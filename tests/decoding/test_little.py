@@ -78,7 +78,7 @@ def test_what_is_fed_is_what_is_committed(family):
             return logits
 
     drafter = little.drafter()
-    object.__setattr__(drafter, "session", lambda rows, verifier: Checked(drafter, rows, 64))
+    object.__setattr__(drafter, "session", lambda rows, verifier: Checked(drafter, rows, verifier))
     done = model.generate(sources, Speculative(drafter, FixedLength(3), Exact()), max_new_tokens=CAP, batch_size=4)
     assert done.sequences == model.generate(sources, max_new_tokens=CAP).sequences
     assert len(checked) > 6 and set(checked) == {1, 2}

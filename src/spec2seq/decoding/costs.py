@@ -124,7 +124,7 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
         drafting[k].append(drafted / passes)
         rest[k].append((seconds - drafted) / passes)
     reading = 0.0
-    if isinstance(drafter, LittleModel) and not drafter.shares_encoder:
+    if isinstance(drafter, LittleModel) and not drafter.reads_as(verifier):
         reading = _reading(drafter.model, sources.to(verifier.device)) / (OUTPUT if a.sound else SOURCE)
     drafting = {} if copies else {k: drafting[k] for k in lengths[1:]}  # to look up takes next to nothing
     # The least: whatever else the machine does only adds to it.
@@ -194,7 +194,8 @@ def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Proce
     facts = [
         __version__, torch.__version__, cpu(), library and library._name, torch.get_num_threads(), slots,
         method.length.cap, len(processors), type(rule).__name__, rule.sampling is None, type(drafter).__module__,
-        type(drafter).__qualname__, [getattr(drafter, name, None) for name in ("distributions", "shares_encoder")],
+        type(drafter).__qualname__, getattr(drafter, "distributions", None),
+        isinstance(drafter, LittleModel) and drafter.reads_as(verifier),
     ]  # fmt: skip
     for part in (verifier, getattr(drafter, "model", None)):
         if isinstance(part, nn.Module):

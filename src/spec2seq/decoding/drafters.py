@@ -66,8 +66,9 @@ class LittleModel:
 
     `Seq2Seq.drafter()` makes one; its tokenizer lets the vocabularies be compared token by token. `distributions`
     makes it give the distribution of every drafted token, drawn or not. With `shares_encoder` it is the verifier's own
-    first layers (`Seq2Seq.early_exit()`), and reads the verifier's encoding. `shortlist[count]` are the tokens that it
-    scores, in the order of its logits; None: all; `whole` is then the model that scores every token.
+    first layers (`Seq2Seq.early_exit()`). Where its encoder is the verifier's, it reads what the verifier has encoded.
+    `shortlist[count]` are the tokens that it scores, in the order of its logits; None: all; `whole` is then the model
+    that scores every token.
     """
 
     model: EncoderDecoder
@@ -103,19 +104,25 @@ class LittleModel:
     def longest_source(self) -> int | None:
         return self.model.architecture.max_source_positions
 
+    def reads_as(self, verifier: EncoderDecoder) -> bool:
+        """Whether it needs no encoder of its own: it is an early exit, or was distilled under the verifier's encoder,
+        as Distil-Whisper was."""
+        return isinstance(self.model, EncoderDecoder) and self.model.reads_as(verifier)
+
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
         if self.shares_encoder and self.model.encoder is not verifier.encoder:
             raise UsageError("the drafter is the early exit of another model; use the verifier's own .early_exit()")
-        return LittleSession(self, rows, verifier.architecture.vocabulary)
+        return LittleSession(self, rows, verifier)
 
 
 class LittleSession:
     """Own encoder, own cache. `fed[slot]` tokens of a row are in the cache; the rest is fed with the next draft:
     one token, or two after a draft that stood whole."""
 
-    def __init__(self, drafter: LittleModel, rows: Rows, vocabulary: int):
+    def __init__(self, drafter: LittleModel, rows: Rows, verifier: EncoderDecoder):
         self.model, self.rows, self.distributions = drafter.model, rows, drafter.distributions
-        self.shares_encoder, model = drafter.shares_encoder, drafter.model
+        model, vocabulary = drafter.model, verifier.architecture.vocabulary
+        self.shares_encoder = drafter.reads_as(verifier)
         self.cache = model.new_cache(rows.slots)
         self.fed, self.has_read = [0] * rows.slots, [False] * rows.slots
         self.asked = None if drafter.model.native is None else drafter.model.native.little()

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,15 @@ class EncoderDecoder(nn.Module):
     def shares_embedding(self) -> bool:
         """Whether sources and outputs have one table."""
         return getattr(self, "source_embedding", None) is self.target_embedding
+
+    def reads_as(self, other: Any) -> bool:
+        """Whether another model has the same encoder, number for number; they are compared once."""
+        if self.encoder is getattr(other, "encoder", None):
+            return True
+        known = _alike.setdefault(self, WeakKeyDictionary())
+        if other not in known:
+            known[other] = isinstance(other, EncoderDecoder) and _same_encoder(self, other)
+        return known[other]
 
     def first_layers(self, count: int) -> "EncoderDecoder":
         """This model with the first `count` layers of its decoder alone: same weights, same encoder, same head."""
@@ -189,6 +199,29 @@ class EncoderDecoder(nn.Module):
         padded = sources > 1 or source_horizon is None
         lengths = cache.source_lengths[:sources] if padded else None
         return CrossAttention(cache.source[:, :, :sources, :, :length], lengths)
+
+
+_alike: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, bool]] = WeakKeyDictionary()
+
+
+def _same_encoder(one: EncoderDecoder, other: EncoderDecoder) -> bool:
+    """Whether two models make the same states of the same sources."""
+    decoders = (dataclasses.replace(model.architecture, decoder=one.architecture.decoder) for model in (one, other))
+    if len(set(decoders)) > 1:
+        return False
+    parts = []
+    for model in (one, other):
+        parts.append({
+            name: value for name, value in model.state_dict().items()
+            if name.startswith(("encoder.", "front.", "source_embedding"))
+        })  # fmt: skip
+    if parts[0].keys() != parts[1].keys():
+        return False
+    return all(
+        (value.shape, value.dtype, value.device) == (found.shape, found.dtype, found.device)
+        and torch.equal(value, found)
+        for value, found in ((value, parts[1][name]) for name, value in parts[0].items())
+    )
 
 
 def put_source(cache: Cache, first_slot: int, encoded: Encoded, layers: Iterable[Layer], native: Any) -> None:
