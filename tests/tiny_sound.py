@@ -79,9 +79,7 @@ def tokenizer():
 
 @functools.cache
 def seq2seq(seed: int = 0, english: bool = False) -> Seq2Seq:
-    made = Seq2Seq.from_transformers(transformers_model(seed, english), tokenizer())
-    made.extractor = extractor()
-    return made
+    return Seq2Seq.from_transformers(transformers_model(seed, english), tokenizer(), extractor())
 
 
 def sounds(count: int, seconds: float = 0.9, seed: int = 0) -> list[np.ndarray]:

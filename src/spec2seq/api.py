@@ -89,9 +89,13 @@ class Seq2Seq:
         return made.for_task(src_lang, tgt_lang, prefix, max_len_a, max_len_b)
 
     @classmethod
-    def from_transformers(cls, module: Any, tokenizer: Any = None) -> "Seq2Seq":
-        """Take over the weights of a live Transformers model; of another family the module itself."""
-        return cls(loading.of_module(module, type(module).__name__), module.config, tokenizer, module.generation_config)
+    def from_transformers(cls, module: Any, tokenizer: Any = None, extractor: Any = None) -> "Seq2Seq":
+        """Take over the weights of a live Transformers model; of another family the module itself. `extractor` is the
+        feature extractor of a model that hears."""
+        model = loading.of_module(module, type(module).__name__)
+        made = cls(model, module.config, tokenizer, module.generation_config)
+        made.extractor = extractor
+        return made
 
     def for_task(
         self, src_lang: str | None = None, tgt_lang: str | None = None, prefix: str | None = None,
@@ -304,8 +308,7 @@ class Seq2Seq:
 
     def max_new_tokens(self, asked: int | None = None, given: int = 0) -> int:
         """The cap in force behind a prompt of `given` tokens. Raises UsageError if `asked` is not possible."""
-        positions = self.model.architecture.max_positions
-        return limits.cap(asked, self.generation_config, positions and positions - given)
+        return limits.cap(asked, self.generation_config, self.model.architecture.max_positions, given)
 
     def most_tokens(self, source: Sequence[int], cap: int) -> int:
         """Of an output of `source`: `cap`, or what `for_task` left of it."""

@@ -31,14 +31,21 @@ def prompt_ids(model: Any, prompts: Any, count: int) -> list[list[int]]:
     the end token. Raises UsageError for another number of them, and as `check_output`."""
     if prompts is None:
         return [[]] * count
-    if isinstance(prompts, str) or len(prompts) != count:
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__") or len(prompts) != count:
         raise UsageError(f"prompts is to be a list of {count}, one for each source")
-    found = []
+    found, a = [], model.model.architecture
     for number, prompt in enumerate(prompts, 1):
+        if not hasattr(prompt, "__iter__"):
+            raise UsageError(f"prompt {number} is {prompt!r}; allowed: a text, or token ids")
         ids = model.encode_text(prompt, target=True) if isinstance(prompt, str) else list(prompt)
         if isinstance(prompt, str):
             ids = [token for token in ids if token not in model.eos_token_ids]
-        check_output(ids, f"prompt {number}", model.model.architecture)
+        if ids:
+            check_ids(ids, f"prompt {number}", a.vocabulary)
+        if a.max_positions is not None and len(ids) >= a.max_positions:
+            raise UsageError(
+                f"prompt {number} has {len(ids)} tokens; allowed: {a.max_positions - 1} of the model's positions"
+            )
         found.append(ids)
     return found
 
@@ -90,11 +97,15 @@ def samples(sound: Any, where: str) -> np.ndarray:
     if not hasattr(sound, "ndim") or sound.ndim != 1:
         shape = f"has the shape {[*sound.shape]}" if hasattr(sound, "shape") else f"is a {type(sound).__name__}"
         raise UsageError(f"{where} {shape}; allowed: a file, or an array of samples [n]")
+    if isinstance(sound, Tensor) and sound.is_floating_point():
+        sound = sound.detach().float().cpu()  # numpy has no bfloat16
     found = np.asarray(sound)
     if found.dtype.kind != "f":  # whole numbers would be heard as a very loud sound
         raise UsageError(f"{where} has samples of type {found.dtype}; allowed: floating point, from -1 to 1")
     if not len(found):
         raise Spec2SeqError(f"{where}: there are no samples")
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32, copy=False)
     if not np.isfinite(found).all():
         raise Spec2SeqError(f"{where}: there are samples that are no numbers")
-    return found.astype(np.float32, copy=False)
+    return found

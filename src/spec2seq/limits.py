@@ -8,19 +8,22 @@ from spec2seq.errors import UsageError
 DEFAULT_MAX_NEW_TOKENS = 256  # where neither the caller nor the generation config says
 
 
-def cap(asked: int | None, generation_config: Any, positions: int | None) -> int:
-    """The most tokens of any output; `positions` are the model's, None: no limit of its own. Raises UsageError if
-    `asked` is not possible."""
+def cap(asked: int | None, generation_config: Any, positions: int | None, given: int = 0) -> int:
+    """The most tokens of an output behind a prompt of `given` tokens; `positions` are the model's, None: no limit of
+    its own. Raises UsageError if `asked` is not possible."""
+    most = None if positions is None else positions - given
     if asked is not None:
-        if asked < 1 or (positions is not None and asked > positions):
-            allowed = "at least 1" if positions is None else f"1 to {positions}, the model's positions"
+        if asked < 1 or (most is not None and asked > most):
+            behind = f" behind a prompt of {given}" if given else ""
+            allowed = "at least 1" if most is None else f"1 to {most}, the model's positions{behind}"
             raise UsageError(f"max_new_tokens is {asked}; allowed: {allowed}")
         return asked
     value = getattr(generation_config, "max_new_tokens", None)
     if value is None:
         total = getattr(generation_config, "max_length", None)
-        value = total - 1 if total and total > 20 else DEFAULT_MAX_NEW_TOKENS  # 20: Transformers' stand-in
-    return min(value, positions or value)
+        # 20 is Transformers' stand-in; the decoder's start and the prompt are part of a length.
+        value = max(1, total - 1 - given) if total and total > 20 else DEFAULT_MAX_NEW_TOKENS
+    return value if most is None else min(value, most)
 
 
 def of_source(source: Sequence[int], most: int, max_len_a: float | None, max_len_b: int | None) -> int:

@@ -40,12 +40,14 @@ class Runner:
             batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
-        self.prompts, given = prompts, max(map(len, prompts.values()), default=0)
-        self.cap = seq2seq.max_new_tokens(max_new_tokens, given)
+        self.prompts, self.asked = prompts, max_new_tokens
+        given = max(map(len, prompts.values()), default=0)
+        seq2seq.max_new_tokens(max_new_tokens, given)  # raises for what is not possible
         if seq2seq.model.device.type == "cuda" and not isinstance(method, OfficialBiLD):
             most = seq2seq.model.architecture.max_source_positions or LONGEST_SOURCE
             longest = max(map(len, sources)) if sources else most
-            self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest, self.cap + given)
+            self.batch_size = planned_rows(seq2seq.model, method, batch_size, longest,
+                                           seq2seq.max_new_tokens(max_new_tokens) + given)  # fmt: skip
         self.engine: Engine | None = None
         self.streamed: Streamed | None = None
         self.stats = Stats()
@@ -76,8 +78,8 @@ class Runner:
         engine.stats = self.stats
         place = {}
         for source, index in zip(sources, indices, strict=True):
-            most, seed = self.seq2seq.most_tokens(source, self.cap), seed_of(engine.sampling, index)
-            place[engine.submit(source, most, seed, self.prompts.get(index, ()))] = index
+            prompt, seed = self.prompts.get(index, ()), seed_of(engine.sampling, index)
+            place[engine.submit(source, self._most(source, prompt), seed, prompt)] = index
         while engine.busy:
             ended = engine.step(1 if self.streamed is not None else AT_ONCE)
             if self.streamed is not None:
@@ -91,7 +93,7 @@ class Runner:
             alike = [one for one in waiting if len(one[2]) == len(waiting[0][2])][: self.batch_size]
             places, batch, prompts = map(list, zip(*alike, strict=True))
             waiting = [one for one in waiting if one[0] not in places]
-            most = [self.seq2seq.most_tokens(source, self.cap) for source in batch]
+            most = [self._most(source, prompt) for source, prompt in zip(batch, prompts, strict=True)]
             found = beam_search(
                 self.seq2seq.model, batch, self.method, most, self.processors, self.stats,
                 [seed_of(self.method.sampling, index) for index in places], self.ends, prompts,
@@ -99,10 +101,14 @@ class Runner:
             for completion in found:
                 yield places[completion.id], completion
 
+    def _most(self, source: Source, prompt: Sequence[int]) -> int:
+        """Tokens of an output."""
+        return self.seq2seq.most_tokens(source, self.seq2seq.max_new_tokens(self.asked, len(prompt)))
+
     def _alone(self, source: list[int]) -> Completion:
         """A source in the official BiLD, whatever the batch size."""
         started = time.perf_counter()
-        most = self.seq2seq.most_tokens(source, self.cap)
+        most = self._most(source, ())
         completion = self.method.decode(self.seq2seq.model, source, most, self.processors, self.ends)
         counts, stats = completion.counts, self.stats
         stats.add(counts)

@@ -102,6 +102,7 @@ def test_options_reach_the_library(run, ears, talks, calls):
     (_, method, settings), (_, greedy, plain) = calls
     for given in (settings, plain):
         del given["progress"], given["stats"]
+        assert given.pop("numbers") == [0]
     assert method.drafter is not None and greedy.drafter is None
     assert settings == {
         "language": "german", "task": "translate", "timestamps": True, "batch_size": 3, "max_new_tokens": 7,
@@ -200,3 +201,19 @@ def test_what_the_model_cannot(fails, folder, ears, talks):
     fails(1, ["long.wav is", "seconds long; without timestamps the model hears 1"], *one, "--no-timestamps")
     fails(2, ["max_new_tokens is 99"], *one, "--max-new-tokens", 99)
     fails(2, ["OfficialBiLD takes no prompts"], *one, "--method", "bild", "--policy", "compat", "--language", "en")
+
+
+def test_draws_do_not_depend_on_the_groups(run, ears, tmp_path):
+    """Nor on what is left to do."""
+    for number, sound in enumerate(tiny_sound.sounds(6)):
+        soundfile.write(tmp_path / f"{number}.wav", sound, tiny_sound.RATE)
+    files = [tmp_path / f"{number}.wav" for number in range(6)]
+    asked = ["transcribe", *files, "--model", ears, "--language", "en", "--method", "sample"]
+    wanted = run(*asked, "--batch-size", "8").stdout.splitlines()
+    assert run(*asked, "--batch-size", "1").stdout.splitlines() == wanted and len(set(wanted)) > 3
+    out = tmp_path / "out"
+    run(*asked, "--out", out)
+    for number in (1, 4, 5):
+        (out / f"{number}.txt").unlink()
+    run(*asked, "--out", out, "--resume")
+    assert [(out / f"{number}.txt").read_text(encoding="utf-8").rstrip("\n") for number in range(6)] == wanted

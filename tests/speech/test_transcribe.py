@@ -97,6 +97,14 @@ def test_long_sounds_as_in_transformers(seed):
         assert len(wanted) > 2 and one.seconds == len(sound) / tiny_sound.RATE
 
 
+def test_without_a_cap_as_in_transformers():
+    model, theirs, sounds = tiny_sound.seq2seq(0), tiny_sound.transformers_model(0), tiny_sound.sounds(8)
+    wanted = theirs.generate(features(sounds), language="en", task="transcribe").tolist()
+    found = tokens(transcribe(model, sounds, language="en"))
+    assert found == [[token for token in row if token != tiny_sound.END] for row in wanted]
+    assert max(map(len, found)) == 60  # 64 positions without the decoder's start and three tokens of the prompt
+
+
 def test_the_language_is_heard_as_in_transformers():
     model, theirs, sounds = tiny_sound.seq2seq(0), tiny_sound.transformers_model(0), tiny_sound.sounds(8)
     heard = theirs.detect_language(features(sounds)).tolist()
@@ -115,6 +123,7 @@ def test_a_model_of_one_language():
     wanted = theirs.generate(features(sounds), max_new_tokens=CAP)
     assert tokens(found) == [[token for token in row if token != tiny_sound.END] for row in wanted.tolist()]
     assert [one.language for one in found.transcripts] == [None] * 4
+    assert transcribe(model, sounds, language="English", max_new_tokens=CAP).transcripts == found.transcripts
     for setting, said in ({"language": "de"}, "knows English alone"), ({"task": "translate"}, "allowed: transcribe"):
         with pytest.raises(UsageError, match=said):
             transcribe(model, sounds, **setting)
@@ -245,11 +254,15 @@ def test_generate_hears_windows():
 
 @pytest.mark.parametrize(
     ("sounds", "settings", "said"),
-    [(lambda: "a.wav", {}, "sounds is one sound"), (lambda: ["nowhere.wav"], {}, "nowhere.wav: no such file"),
+    [(lambda: "a.wav", {}, "sounds is a str; pass a list of sounds"),
+     (lambda: ["nowhere.wav"], {}, "nowhere.wav: no such file"),
      (lambda: [np.zeros((2, 5))], {}, r"sound 1 has the shape \[2, 5\]"),
      (lambda: [np.zeros(0)], {}, "sound 1: there are no samples"),
      (lambda: [np.zeros(9), np.array([0, np.nan])], {}, "sound 2: there are samples that are no numbers"),
      (lambda: [np.zeros(9)], {"language": "germn"}, "language is 'germn'; allowed: de, en, fr; did you mean german"),
+     (lambda: [np.zeros(9)], {"language": 5}, "language is 5; allowed: a code"),
+     (lambda: iter([np.zeros(9)]), {}, "sounds is a list_iterator; pass a list"),
+     (lambda: [np.full(9, 1e300)], {}, "sound 1: there are samples that are no numbers"),
      (lambda: [np.zeros(9)], {"task": "sing"}, "task is 'sing'; allowed: transcribe, translate"),
      (lambda: [np.zeros(20_000)], {"timestamps": False}, "sound 1 is 1.2 seconds long; without timestamps"),
      (lambda: [np.zeros(9)], {"batch_size": 0}, "batch_size is 0"),
@@ -260,8 +273,29 @@ def test_what_is_refused(sounds, settings, said):
         transcribe(tiny_sound.seq2seq(0), sounds(), **settings)
 
 
+def test_samples_may_be_tensors():
+    model, (sound,) = tiny_sound.seq2seq(0), tiny_sound.sounds(1)
+    wanted = transcribe(model, [sound], language="en", max_new_tokens=CAP).transcripts
+    assert transcribe(model, [torch.tensor(sound)], language="en", max_new_tokens=CAP).transcripts == wanted
+    rounded = torch.tensor(sound, requires_grad=True).bfloat16()
+    assert transcribe(model, [rounded], language="en", max_new_tokens=CAP).transcripts[0].seconds == wanted[0].seconds
+
+
 def test_what_windows_are_refused():
     model = tiny_sound.seq2seq(0)
+    other = Seq2Seq.from_transformers(tiny_sound.transformers_model(0), tiny_sound.tokenizer())
+    with pytest.raises(UsageError, match="this model has no feature extractor"):
+        transcribe(other, [np.zeros(9)])
+    wide = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    other = Seq2Seq.from_transformers(tiny_sound.transformers_model(0), tiny_sound.tokenizer(), wide)
+    with pytest.raises(UsageError, match="the feature extractor makes 16 bins; the model hears 8"):
+        transcribe(other, [np.zeros(9)])
+    other.generation_config = transformers.GenerationConfig(no_timestamps_token_id=tiny_sound.SILENT)
+    other.extractor = model.extractor
+    with pytest.raises(Spec2SeqError, match="lacks lang_to_id or task_to_id, as old ones do"):
+        transcribe(other, [np.zeros(9)])
+    with pytest.raises(UsageError, match="the paper's drafter reads texts"):
+        transcribe(model, [np.zeros(9)], SpecDec(tiny.paper_drafter(model), 3))
     for sound, said in (("a", "source 1 is no sound"), (np.zeros(20_000), "1.2 seconds long; the model hears 1"),
                         (np.zeros((3, 4)), r"shape \[3, 4\]; allowed: samples \[n\], or features")):  # fmt: skip
         with pytest.raises(Spec2SeqError, match=said):

@@ -47,14 +47,17 @@ def transcribe(
     command is stopped, and with --resume the same command goes on.
     """
     timestamps = _check(sounds, timestamps, format, out, resume)
-    todo = [(sound, None) for sound in sounds] if out is None else _targets(sounds, out, ENDINGS[format], resume)
+    targets = [None] * len(sounds) if out is None else _targets(sounds, out, ENDINGS[format], resume)
+    todo = [
+        one for one in zip(range(len(sounds)), sounds, targets, strict=True) if one[2] is None or not one[2].exists()
+    ]
     if not todo:
         return
     from spec2seq.decoding.stats import Stats
     from spec2seq.speech import audio
     from spec2seq.speech.transcribe import transcribe as hear
 
-    seconds = sum(audio.length(sound) for sound, _ in todo)  # before those that loading takes
+    seconds = sum(audio.length(sound) for _, sound, _ in todo)  # before those that loading takes
     model, decoding = load_all(run, method)
     settings = run.given("batch_size", "max_new_tokens")
     size = GROUP * settings.get("batch_size", OPTIONS["batch_size"].default)
@@ -64,10 +67,10 @@ def transcribe(
     with io.writer(None) as write, bar as advance:
         for group in (todo[start : start + size] for start in range(0, len(todo), size)):
             heard = hear(
-                model, [sound for sound, _ in group], decoding, language=language, task=task, timestamps=timestamps,
-                progress=advance, stats=counts, **settings,
+                model, [sound for _, sound, _ in group], decoding, language=language, task=task, timestamps=timestamps,
+                progress=advance, stats=counts, numbers=[number for number, _, _ in group], **settings,
             )  # fmt: skip
-            for (sound, target), transcript in zip(group, heard.transcripts, strict=True):
+            for (_, sound, target), transcript in zip(group, heard.transcripts, strict=True):
                 made = written(transcript, format, str(sound))
                 write(made) if target is None else write_text(target, f"{made}\n")
     if stats:
@@ -89,8 +92,8 @@ def _check(sounds: list[Path], timestamps: bool | None, form: str, out: Path | N
     return True
 
 
-def _targets(sounds: list[Path], out: Path, ending: str, resume: bool) -> list[tuple[Path, Path]]:
-    """Every sound that is not written yet, and the file for it."""
+def _targets(sounds: list[Path], out: Path, ending: str, resume: bool) -> list[Path]:
+    """The file for every sound."""
     found: dict[Path, Path] = {}
     for sound in sounds:
         target = out / f"{sound.stem}.{ending}"
@@ -103,4 +106,4 @@ def _targets(sounds: list[Path], out: Path, ending: str, resume: bool) -> list[t
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from None
-    return [(sound, target) for target, sound in found.items() if not target.exists()]
+    return list(found)

@@ -66,7 +66,9 @@ class PaperBlockDrafter:
         return self.model.config.source_positions
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "PaperDrafterSession":
-        """Raises UsageError unless the drafter has the verifier's vocabulary and device."""
+        """Raises UsageError for a verifier that hears, or unless the drafter has its vocabulary and device."""
+        if verifier.architecture.sound is not None:
+            raise UsageError("the paper's drafter reads texts, and the verifier hears")
         check_vocabulary(self.model.config.architecture, verifier.architecture)
         if verifier.device != self.model.device:
             raise UsageError(

@@ -97,8 +97,9 @@ class CachedSession:
         kept = {slot: where for slot, where in self.unread.items() if slot < first_slot}  # others have left
         self.unread = kept | {first_slot + row: (encoded, row) for row in range(self.rows.count - first_slot)}
         _, width, features = self.pending.shape
+        width = max(width, *self.rows.host_given[first_slot : self.rows.count])
         fresh = self.pending.new_zeros(self.rows.count - first_slot, width, features)
-        self.pending = torch.cat([self.pending[:first_slot], fresh])
+        self.pending = torch.cat([at_least(self.pending[:first_slot], width), fresh])
         for slot in range(first_slot, self.rows.count):
             self.fed[slot] = 0
 
@@ -197,9 +198,15 @@ def with_prompts(pending: Tensor, first: int, states: Tensor) -> Tensor:
     """States `[slots, places, features]` that chose the tokens at each place, with those `[rows, length, features]` of
     prompts in the slots from `first` on; no state chose the decoder start."""
     rows, length, _ = states.shape
-    pending = nn.functional.pad(pending, (0, 0, 0, max(0, length + 1 - pending.shape[1])))
+    pending = at_least(pending, length + 1)
     pending[first : first + rows, 1 : length + 1] = states
     return pending
+
+
+def at_least(states: Tensor, places: int) -> Tensor:
+    """States `[slots, places, features]` with room for so many places: the same tensor where there is."""
+    missing = places - states.shape[1]
+    return states if missing <= 0 else nn.functional.pad(states, (0, 0, 0, missing))
 
 
 def through(ends: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def favour_the_end(eos_token_ids: tuple[int, ...], start: int, factor: float) ->
     ends = list(eos_token_ids)
 
     def process(logits: Tensor, prefix: Prefix) -> Tensor:
-        steps = (prefix.before(logits.shape[1]) - (start + 1)).clamp(min=0)[:, :, None]
+        steps = (prefix.written(logits.shape[1]) - start).clamp(min=0)[:, :, None]
         score = logits[:, :, ends]
         rise = score.abs() * (torch.pow(float(factor), steps.double()) - 1).to(score.dtype)
         logits = logits.clone()

@@ -42,7 +42,8 @@ def share(module: Any, executor: str = "torch") -> Seq2Seq:
     if not families.knows(module.config):
         return _itself(module, executor)
     if families.family_of(module.config, "").architecture(module.config).sound is not None:
-        raise UsageError(f"{type(module).__name__} hears: use spec2seq.transcribe with Seq2Seq.from_transformers")
+        raise UsageError(f"{type(module).__name__} hears: use spec2seq.transcribe with "
+                         "Seq2Seq.from_transformers(module, tokenizer, extractor)")  # fmt: skip
     known = _shared.setdefault(module, {})
     if executor in known and known[executor][0].current(module, values=executor == "native"):
         return known[executor][1]

@@ -19,6 +19,7 @@ from spec2seq.speech.timestamps import segments, timestamp_rules
 from spec2seq.speech.vocabulary import SECONDS, SpeechVocabulary
 
 PLACE = 2  # frames of a spectrogram to a timestamp
+MOST_SOUNDS = 1 << 20  # of a call, so that no window is drawn as another one is
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Transcription:
 @dataclass
 class _Sound:
     """On its way: `features` `[bins, frames]`, of which `seek` are understood. `draws` is what the next window is drawn
-    by, where it is: no other window of the call has it."""
+    by, where it is: no other window has it."""
 
     features: Tensor
     frames: int
@@ -81,6 +82,7 @@ def transcribe(
     batch_size: int = 8,
     progress: Callable[[float], None] | None = None,
     stats: Stats | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Transcription:
     """Write down what is said in every sound, whatever its length. Windows of several sounds are decoded together.
 
@@ -96,20 +98,24 @@ def transcribe(
         batch_size: windows in flight.
         progress: called with the seconds of sound that were understood since the last time.
         stats: counts are added to these.
+        numbers: by which sampled sounds are drawn, one for each below 2 ** 20; None: 0, 1, 2…
 
     Raises UsageError for a model that does not hear, and for settings that it does not know; Spec2SeqError, naming the
     sound, for one that cannot be read or is too long for a decoding without timestamps.
     """
     if isinstance(sounds, str) or not isinstance(sounds, Sequence):
-        raise UsageError("sounds is one sound; pass a list of them")
+        raise UsageError(f"sounds is a {type(sounds).__name__}; pass a list of sounds")
     check_range("batch_size", batch_size, low=1)
     words = SpeechVocabulary.of(model)
     spoken = words.language(language)
     words.prompt(spoken or next(iter(words.languages), None), task, True)  # raises for what there is not
     if model.extractor is None:
-        raise UsageError("this model was loaded without a feature extractor, which makes spectrograms of sounds")
+        raise UsageError("this model has no feature extractor, which makes spectrograms; from_transformers takes one")
+    if model.extractor.feature_size != model.model.architecture.sound.bins:
+        bins = model.model.architecture.sound.bins
+        raise UsageError(f"the feature extractor makes {model.extractor.feature_size} bins; the model hears {bins}")
     heard = [_read(model, sound, f"sound {number}", timestamps) for number, sound in enumerate(sounds, 1)]
-    for number, sound in enumerate(heard):
+    for number, sound in zip(range(len(heard)) if numbers is None else numbers, heard, strict=True):
         sound.draws = number
         sound.language = spoken or _detect(model, words, sound)
     stats = Stats() if stats is None else stats
@@ -120,7 +126,7 @@ def transcribe(
             _round(hearing, words, going, method or Greedy(), task, max_new_tokens, batch_size, stats, progress)
             going = [sound for sound in going if sound.seek < sound.frames]
             for sound in going:
-                sound.draws += len(heard)
+                sound.draws += MOST_SOUNDS
     return Transcription([_transcript(sound) for sound in heard], stats)
 
 

@@ -39,19 +39,26 @@ class SpeechVocabulary:
             silent = _id_of(model.tokenizer, NO_TIMESTAMPS)
         if silent is None:
             raise Spec2SeqError(f"neither generation config nor tokenizer of this model says what {NO_TIMESTAMPS} is")
-        if not settings.get("is_multilingual", bool(settings.get("lang_to_id"))):
+        if settings.get("is_multilingual") is False:
             return cls({}, {}, silent)
         languages = {name.strip("<|>"): token for name, token in (settings.get("lang_to_id") or {}).items()}
         tasks = settings.get("task_to_id") or {}
         if not languages or not all(task in tasks for task in TASKS):
-            raise Spec2SeqError("the generation config of this model has no lang_to_id or no task_to_id")
+            raise Spec2SeqError(
+                "the generation config of this model lacks lang_to_id or task_to_id, as old ones do; take that of the "
+                "model's present version, or set is_multilingual to false for a model of English alone"
+            )
         return cls(languages, tasks, silent)
 
     def language(self, asked: str | None) -> str | None:
         """The code of a language by its code or its English name; None for None, and of a model of one language.
         Raises UsageError for another."""
-        if asked is None or not self.languages:
-            if asked not in (None, "en", "english"):
+        if asked is None:
+            return None
+        if not isinstance(asked, str):
+            raise UsageError(f"language is {asked!r}; allowed: a code or an English name")
+        if not self.languages:
+            if asked.lower() not in ("en", "english"):
                 raise UsageError(f"language is {asked!r}; this model knows English alone")
             return None
         from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
