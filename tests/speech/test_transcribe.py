@@ -105,6 +105,25 @@ def test_without_a_cap_as_in_transformers():
     assert max(map(len, found)) == 60  # 64 positions without the decoder's start and three tokens of the prompt
 
 
+@pytest.mark.parametrize("bins", [80, 128])  # of Whisper and of large-v3
+@torch.inference_mode()
+def test_states_and_logits_as_in_transformers(bins):
+    torch.manual_seed(0)
+    config = tiny_sound.config()
+    config.num_mel_bins = bins
+    theirs = transformers.WhisperForConditionalGeneration(config).double().eval()
+    extractor = transformers.WhisperFeatureExtractor(feature_size=bins, chunk_length=1)
+    model, sounds = Seq2Seq.from_transformers(theirs, None, extractor), tiny_sound.sounds(3)
+    heard = extractor(sounds, sampling_rate=tiny_sound.RATE, return_tensors="pt").input_features.double()
+    windows = torch.stack([model.source_ids(sound, "a sound") for sound in sounds])
+    encoded = model.model.encode(windows, torch.full((3,), tiny_sound.PLACES))
+    torch.testing.assert_close(encoded.states, theirs.get_encoder()(heard).last_hidden_state, atol=1e-9, rtol=0)
+    ids, cache = torch.randint(tiny_sound.VOCABULARY, (3, 7)), model.model.new_cache(3)
+    model.model.admit(cache, 0, encoded)
+    found = model.model.decode_block(cache, ids, torch.zeros(3, dtype=torch.long), 7, uniform=True).logits
+    torch.testing.assert_close(found, theirs(heard, decoder_input_ids=ids).logits, atol=1e-9, rtol=0)
+
+
 def test_the_language_is_heard_as_in_transformers():
     model, theirs, sounds = tiny_sound.seq2seq(0), tiny_sound.transformers_model(0), tiny_sound.sounds(8)
     heard = theirs.detect_language(features(sounds)).tolist()
