@@ -10,10 +10,11 @@ from spec2seq import checks, limits
 from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
-from spec2seq.decoding.logits import OF_SPEECH, Processor, processors_from
+from spec2seq.decoding.logits import OF_SPEECH, processors_from
 from spec2seq.decoding.loop import Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
 from spec2seq.decoding.official import OfficialBiLD
+from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.scheduler import Completion, Source
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Stats

@@ -43,11 +43,9 @@ def moved(model: Seq2Seq) -> Seq2Seq:
     return Seq2Seq(elsewhere.put(model.model), model.config, None, model.generation_config)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-def test_an_iteration_of_a_graph_has_one_read_behind_it(family, name, monkeypatch):
-    model, inside = tiny.seq2seq(family), []
-    sources = tiny.sources(model, ROWS, 4)
-    wanted = model.generate(sources, method(name, model, model, copy.copy), max_new_tokens=CAP, batch_size=SLOTS)
+def watched(monkeypatch) -> list[tuple[list, list]]:
+    """Of each iteration that a graph can be made of, the reads and the copies."""
+    inside = []
 
     def iterate(*given, real=static_loop.iterate):
         before = len(elsewhere.reads), len(elsewhere.copies)
@@ -56,6 +54,14 @@ def test_an_iteration_of_a_graph_has_one_read_behind_it(family, name, monkeypatc
         return report
 
     monkeypatch.setattr(static_loop, "iterate", iterate)
+    return inside
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_an_iteration_of_a_graph_has_one_read_behind_it(family, name, monkeypatch):
+    model, inside = tiny.seq2seq(family), watched(monkeypatch)
+    sources = tiny.sources(model, ROWS, 4)
+    wanted = model.generate(sources, method(name, model, model, copy.copy), max_new_tokens=CAP, batch_size=SLOTS)
     with elsewhere.device(monkeypatch):
         there = moved(model)
         there.model.graphs = True
@@ -156,20 +162,49 @@ def test_the_same_tokens(family, name, monkeypatch):
         assert getattr(found.stats, count) == getattr(wanted.stats, count), count
 
 
-@pytest.mark.parametrize("chosen", [Greedy(), Lookup(3), Beam(2)], ids=["greedy", "lookup", "beam"])
-def test_under_the_generation_configs_processors(chosen, monkeypatch):
-    model = tiny.seq2seq("marian")
+def under_processors(model: Seq2Seq) -> Seq2Seq:
     config = copy.deepcopy(model.generation_config)
     config.update(
         no_repeat_ngram_size=2, repetition_penalty=1.2, min_length=5, suppress_tokens=[7], begin_suppress_tokens=[8],
         bad_words_ids=[[9], [10, 11]], sequence_bias=[[[12], 2.5]], exponential_decay_length_penalty=(3, 1.4),
+        forced_eos_token_id=model.config.eos_token_id, remove_invalid_values=True, renormalize_logits=True,
     )  # fmt: skip
-    model = Seq2Seq(model.model, model.config, None, config)
+    return Seq2Seq(model.model, model.config, None, config)
+
+
+@pytest.mark.parametrize("chosen", [Greedy(), Lookup(3), Beam(2)], ids=["greedy", "lookup", "beam"])
+def test_under_the_generation_configs_processors(chosen, monkeypatch):
+    model = under_processors(tiny.seq2seq("marian"))
     sources = tiny.sources(model, ROWS, 4)
     wanted = model.generate(sources, chosen, max_new_tokens=CAP, batch_size=SLOTS)
     with elsewhere.device(monkeypatch):
         found = moved(model).generate(sources, chosen, max_new_tokens=CAP, batch_size=SLOTS)
     assert found.sequences == wanted.sequences
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_under_the_generation_configs_processors(family, name, monkeypatch):
+    """Each call makes processors of its own; graphs are of the first, and stay."""
+    plain, inside = tiny.seq2seq(family), watched(monkeypatch)
+    model, sources = under_processors(plain), tiny.sources(plain, ROWS, 4)
+    asked = {"max_new_tokens": CAP, "batch_size": SLOTS, "prompts": [[13, 14][: row % 3] for row in range(ROWS)]}
+    chosen = method(name, model, model, copy.copy)
+    wanted = [served.generate(sources, chosen, **asked).sequences for served in (model, plain)]
+    assert wanted[0] != wanted[1]
+
+    monkeypatch.setattr(static_loop, "Graphs", Captured)
+    with elsewhere.device(monkeypatch):
+        put = elsewhere.put(model.model)
+        put.graphs = True
+        there = [Seq2Seq(put, model.config, None, one.generation_config) for one in (model, plain)]
+        chosen = method(name, model, there[0], elsewhere.put)
+        for _ in range(3):
+            assert [served.generate(sources, chosen, **asked).sequences for served in there] == wanted
+        graphs = Engine(put, chosen, SLOTS).native.graphs
+    assert 0 < graphs.captured < graphs.replayed and not graphs.failed
+    assert [reads for reads, _ in inside] == [[]] * len(inside)
+    # Each processor's ids, and with sequences their biases, once, before anything is captured.
+    assert sum(len(copies) for _, copies in inside) == 10
 
 
 def test_the_comparison_with_greedy(monkeypatch):

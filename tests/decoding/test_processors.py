@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from spec2seq import Assisted, Beam, Greedy, Lookup, Seq2Seq, Spec2SeqError, SpecDec
-from spec2seq.decoding.logits import Prefix, no_repeat_ngrams, penalize_repetition
+from spec2seq.decoding.processors import NoRepeatNgrams, PenalizeRepetition, Prefix
 
 CAP, LONG = 14, 24
 REPEATS = [
@@ -119,8 +119,8 @@ def test_beams_where_repeats_are_penalized_or_banned(family, settings):
 @pytest.mark.parametrize("value", [1, 2, 3, 5, 1.3, 0.7], ids=str)
 def test_each_place_is_processed_as_transformers_does_it_alone(value):
     ours, theirs = (
-        (no_repeat_ngrams(value), NoRepeatNGramLogitsProcessor(value)) if isinstance(value, int)
-        else (penalize_repetition(value), RepetitionPenaltyLogitsProcessor(value))
+        (NoRepeatNgrams(value), NoRepeatNGramLogitsProcessor(value)) if isinstance(value, int)
+        else (PenalizeRepetition(value), RepetitionPenaltyLogitsProcessor(value))
     )  # fmt: skip
     torch.manual_seed(0)
     tokens = torch.randint(2, (6, 20))  # behind what stands before a place come drafts and leftovers
@@ -139,7 +139,7 @@ def test_each_place_is_processed_as_transformers_does_it_alone(value):
 
 def test_a_penalty_acts_in_float32():
     logits, one = torch.tensor([[[3.0, 2.703125]]], dtype=torch.bfloat16), torch.ones(1, dtype=torch.long)
-    found = penalize_repetition(1.11)(logits, Prefix(torch.tensor([[0]]), one, one))
+    found = PenalizeRepetition(1.11)(logits, Prefix(torch.tensor([[0]]), one, one))
     assert found[0, 0].tolist() == [torch.tensor(3.0).div(1.11).item(), 2.703125]  # 2.7027: less, not a tie
 
 

@@ -265,7 +265,7 @@ def test_a_shape_is_captured_when_it_comes_again_and_the_largest_never(monkeypat
     monkeypatch.setattr(Recorded, "_capture", lambda *given: pytest.fail("captured"))
     graphs.forget()
     assert mine.generate(sources[:4], method, max_new_tokens=4, batch_size=4).sequences
-    assert all(shape.rows <= 2 for shape, _ in graphs.made)
+    assert all(shape.rows <= 2 for shape, *_ in graphs.made)
 
 
 def test_a_capture_that_fails_leaves_the_loop_as_it_is(monkeypatch):
@@ -313,12 +313,12 @@ def test_a_tensor_that_grows_drops_the_graphs(monkeypatch):
         engine.submit(source, cap)
         while engine.busy:
             engine.step()
-    shapes = {shape for shape, _ in engine.native.graphs.made}
+    shapes = {shape for shape, *_ in engine.native.graphs.made}
     assert {shape.source for shape in shapes} == {80}  # none of those before is left
     assert {shape.horizon for shape in shapes} <= {64, 128, 256}
 
 
-@pytest.mark.parametrize("method", ["sample", "assisted", "confidence", "paper", "processors", "off"])
+@pytest.mark.parametrize("method", ["sample", "assisted", "confidence", "paper", "off"])
 def test_what_it_cannot_do_runs_as_before(method):
     model = tiny.seq2seq("bart")
     mine, cached = fixed(model), tiny.cached_drafter(model)
@@ -328,8 +328,7 @@ def test_what_it_cannot_do_runs_as_before(method):
         "paper": SpecDec(tiny.paper_drafter(model), 3),
     }.get(method, Greedy())  # fmt: skip
     mine.model.graphs = method != "off"
-    processors = [lambda logits, prefix: logits] if method == "processors" else []
-    assert Engine(mine.model, chosen, 2, processors).native is None
+    assert Engine(mine.model, chosen, 2).native is None
 
 
 def test_sizes_go_up_in_steps():

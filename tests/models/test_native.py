@@ -268,7 +268,7 @@ def test_calls_and_operators_of_an_iteration(monkeypatch):
 def test_the_structures_have_the_size_that_c_gives_them():
     names = (
         "Stack", "Pass", "Layer", "Chooser", "Decoder", "Scored", "Drafter", "Iteration", "LittleDraft", "Lookup",
-        "Continuations",
+        "Continuations", "Rule", "Rules",
     )  # fmt: skip
     sizes = [native.ctypes.sizeof(getattr(library, name)) for name in names]
     assert library.find()[0].spec2seq_size() == sum(sizes)

@@ -5,8 +5,8 @@ import torch
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
-from spec2seq.decoding.logits import Prefix
-from spec2seq.speech.timestamps import segments, timestamp_rules
+from spec2seq.decoding.processors import Prefix
+from spec2seq.speech.timestamps import TimestampRules, segments
 
 END, SILENT, VOCABULARY, GIVEN = 10, 12, 24, 3
 FIRST = SILENT + 1
@@ -36,7 +36,7 @@ def test_the_rules_of_transformers(scale, latest):
     settings = GenerationConfig(eos_token_id=END)
     settings.no_timestamps_token_id, settings.max_initial_timestamp_index = SILENT, latest
     theirs = WhisperTimeStampLogitsProcessor(settings, begin_index=GIVEN)
-    ours, words = timestamp_rules(SILENT, END, latest), torch.Generator().manual_seed(1)
+    ours, words = TimestampRules(SILENT, END, latest), torch.Generator().manual_seed(1)
     for row in outputs(60):
         logits = scale * torch.randn(1, len(row) + 1, VOCABULARY, generator=words)
         ids = torch.tensor([[11, 11, 11, *row]])

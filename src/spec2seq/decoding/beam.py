@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Beam
+from spec2seq.decoding.native_rules import NativeRules
+from spec2seq.decoding.processors import Prefix, Processor
 from spec2seq.decoding.rows import padded
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Counts, Stats
@@ -74,6 +75,9 @@ class Search:
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
         self.ends = ends or (a.eos_token_id,)
+        known = NativeRules.known(processors, a.vocabulary)
+        self.native = known and verifier.native is not None and method.sampling is None
+        self.rules = NativeRules(processors) if self.native and processors else None
         begins = [(a.decoder_start_token_id, *prompt) for prompt in prompts or [()] * len(sources)]
         self.given = self.length = len(begins[0])
         self.beams = method.num_beams
@@ -116,8 +120,7 @@ class Search:
     def step(self) -> None:
         """One token for every beam of every sentence."""
         logits = self._decode(slice(self.length - 1, self.length))
-        native = self.verifier.native is not None and self.verifier.native.takes(logits)
-        if native and not self.processors and self.method.sampling is None:
+        if self.native and self.verifier.native.takes(logits):
             self._score_natively(logits)
         else:
             self._score(logits)
@@ -127,9 +130,7 @@ class Search:
         """Put the candidates of each sentence into `best`: score and place, which is beam * vocabulary + token."""
         log_probabilities = logits.to(self.scores.dtype).log_softmax(-1)
         if self.processors:
-            lengths = torch.full((len(logits),), self.length, device=logits.device)
-            limits = lengths.new_tensor([sentence.limit for sentence in self.running]).repeat_interleave(self.beams)
-            prefix = Prefix(self.tokens, lengths, limits, torch.full_like(lengths, self.given))
+            prefix = self._prefix()
             for process in self.processors:
                 log_probabilities = process(log_probabilities, prefix)
         if self.method.sampling is not None:
@@ -149,9 +150,18 @@ class Search:
     def _score_natively(self, logits: Tensor) -> None:
         asked = c.Continuations(
             logits.data_ptr(), self.scores.data_ptr(), len(self.running), self.beams, logits.shape[2], self.wanted,
-            self.best.data_ptr(),
+            self.best.data_ptr(), None, self.length,
         )  # fmt: skip
+        if self.rules is not None:
+            prefix = self._prefix()
+            asked.rules = self.rules.over(prefix.tokens, prefix.limits, prefix.given)
         call("spec2seq_continue", asked)
+
+    def _prefix(self) -> Prefix:
+        """What stands before the next token of every beam."""
+        lengths = torch.full((len(self.tokens),), self.length, device=self.tokens.device)
+        limits = lengths.new_tensor([sentence.limit for sentence in self.running]).repeat_interleave(self.beams)
+        return Prefix(self.tokens, lengths, limits, torch.full_like(lengths, self.given))
 
     def _advance(self, best: list[list[list[float]]], vocabulary: int) -> None:
         """Split the candidates of each sentence into finished hypotheses and beams that go on."""

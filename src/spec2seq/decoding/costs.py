@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from spec2seq.decoding.acceptance import Draft
 from spec2seq.decoding.drafters import LittleModel, Session
-from spec2seq.decoding.logits import Processor
 from spec2seq.decoding.lookup import NgramLookup
+from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import Spec2SeqError
 from spec2seq.files import read_json, write_json
@@ -191,9 +191,10 @@ def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Proce
     """Names what the seconds depend on but the state of the machine."""
     drafter, rule = method.drafter, method.acceptance
     library = c.find()[0]
+    kinds = [(type(process).__qualname__, process.rules is None) for process in processors]
     facts = [
         __version__, torch.__version__, cpu(), library and library._name, torch.get_num_threads(), slots,
-        method.length.cap, len(processors), type(rule).__name__, rule.sampling is None, type(drafter).__module__,
+        method.length.cap, kinds, type(rule).__name__, rule.sampling is None, type(drafter).__module__,
         type(drafter).__qualname__, getattr(drafter, "distributions", None),
         isinstance(drafter, LittleModel) and drafter.reads_as(verifier),
     ]  # fmt: skip

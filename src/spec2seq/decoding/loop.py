@@ -11,10 +11,10 @@ from torch import Tensor
 
 from spec2seq.config import check_range
 from spec2seq.decoding.acceptance import Draft, Verdict
-from spec2seq.decoding.logits import Prefix, Processor
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
 from spec2seq.decoding.pace import Pace
+from spec2seq.decoding.processors import Prefix, Processor
 from spec2seq.decoding.prompts import read_prompts
 from spec2seq.decoding.reader import Reader
 from spec2seq.decoding.rows import Rows
@@ -50,11 +50,10 @@ class Engine:
         self.chooser = method.chooser(verifier, slots, self.processors) if method.drafter else None
         self.native: NativeLoop | StaticLoop | None = None  # does an iteration in one call
         ends = eos_token_ids or (verifier.architecture.eos_token_id,)
-        in_one_call = len(ends) == 1 and not self.processors
-        if in_one_call and StaticLoop.can_run(verifier, method):
-            self._take(borrow(self, verifier, method, slots), ends)
+        if len(ends) == 1 and StaticLoop.can_run(verifier, method):
+            self._take(borrow(self, verifier, method, slots, tuple(self.processors)), ends)
         else:
-            self._make(slots, ends, in_one_call)
+            self._make(slots, ends)
         self.stats, self.pace = Stats(), Pace()
         self.ids = itertools.count()
 
@@ -65,14 +64,14 @@ class Engine:
         loop.meanwhile = self.reader.read_ahead
 
     @torch.inference_mode()  # as `step`: a cache that is kept can then be the next one's
-    def _make(self, slots: int, ends: tuple[int, ...], in_one_call: bool) -> None:
+    def _make(self, slots: int, ends: tuple[int, ...]) -> None:
         """Tensors of this engine alone, which grow as they must."""
         verifier, method, a = self.verifier, self.method, self.verifier.architecture
         self.rows = Rows(slots, a.decoder_start_token_id, ends, a.pad_token_id, verifier.device)
         self.cache = verifier.new_cache(slots)
         self.session = method.drafter.session(self.rows, verifier) if method.drafter else None
-        if in_one_call and NativeLoop.can_run(verifier, method, self.session):
-            self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session)
+        if len(ends) == 1 and NativeLoop.can_run(verifier, method, self.session, self.processors):
+            self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session, self.processors)
 
     def submit(self, source: Source, max_new_tokens: int, seed: int | None = None, prompt: Sequence[int] = ()) -> int:
         """Queue one source (ids, end token included, or a spectrogram); returns the request's id. `seed` draws

@@ -10,8 +10,8 @@ from spec2seq.decoding import costs
 from spec2seq.decoding.acceptance import AcceptanceRule, Exact, RejectionSampling, Rollback, TopBeta
 from spec2seq.decoding.drafters import Drafter, LittleModel
 from spec2seq.decoding.lengths import AdaptiveLength, Chooser, ConfidenceLength, FixedLength, LengthRule
-from spec2seq.decoding.logits import Processor
 from spec2seq.decoding.lookup import NgramLookup
+from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import UsageError
 

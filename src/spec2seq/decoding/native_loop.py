@@ -3,7 +3,7 @@
 import ctypes
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from spec2seq.decoding.cached_blocks import CachedSession, with_prompts
 from spec2seq.decoding.drafters import LittleSession, Session
 from spec2seq.decoding.lookup import LookupSession
 from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.native_rules import NativeRules
+from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.rows import Rows
 from spec2seq.kernels import library as c
 from spec2seq.models.cache import Cache
@@ -55,8 +57,9 @@ class NativeLoop:
     settled = True  # what an iteration took is what the next one will
 
     def __init__(
-        self, verifier: EncoderDecoder, method: Speculative, rows: Rows, cache: Cache, session: Session | None
-    ):
+        self, verifier: EncoderDecoder, method: Speculative, rows: Rows, cache: Cache, session: Session | None,
+        processors: Sequence[Processor] = (),
+    ):  # fmt: skip
         self.rows, self.cache, self.decoder = rows, cache, verifier.native
         self.cached = session if isinstance(session, CachedSession) else None
         field = FIELDS.get(type(session))
@@ -77,15 +80,21 @@ class NativeLoop:
             self.iteration.beta, self.iteration.tau = rule.beta, rule.tau
         elif isinstance(rule, Rollback):
             self.iteration.rollback = math.inf if rule.threshold is None else rule.threshold
+        self.rules = NativeRules(processors) if processors else None
+        self.blank = torch.zeros(0)
         self.pending = torch.zeros(rows.slots, self.longest + 2, features)
         self.report = torch.zeros(rows.slots, HEAD + 2 * self.longest + 1, dtype=torch.long)
         self.pointed: dict[str, Tensor] = {}
         self.spent: float | None = None  # seconds of the last run but for what comes once a row; None: not known
 
     @staticmethod
-    def can_run(verifier: EncoderDecoder, method: Speculative, session: Session | None) -> bool:
-        """Whether it knows the method, and the executor is the compiled one."""
+    def can_run(
+        verifier: EncoderDecoder, method: Speculative, session: Session | None, processors: Sequence[Processor] = ()
+    ) -> bool:
+        """Whether it knows the method and the processors, and the executor is the compiled one."""
         rule = method.acceptance
+        if not NativeRules.known(processors, verifier.architecture.vocabulary):
+            return False
         if verifier.native is None or not verifier.native.takes(verifier.target_embedding):
             return False
         if type(rule) not in (Exact, TopBeta, Rollback) or rule.sampling or getattr(rule, "needs_distributions", False):
@@ -190,10 +199,19 @@ class NativeLoop:
         it.tokens, it.token_stride, it.lengths = rows.tokens.data_ptr(), rows.tokens.stride(0), rows.lengths.data_ptr()
         it.limits, it.source_lengths = rows.limits.data_ptr(), rows.source_lengths.data_ptr()
         it.eos = rows.eos_token_ids[0]
+        if self.rules is not None:
+            it.rules = self.rules.over(rows.tokens, rows.limits, rows.given)
+            if it.trusts_ends:
+                self._make_blank(self.decoder.vocabulary + furthest + k)
         it.report, it.report_stride = self.report.data_ptr(), self.report.stride(0)
         call("spec2seq_iterate", it)
         report = self.report[: it.ran * n].tolist()
         return [report[start : start + n] for start in range(0, len(report), n)]
+
+    def _make_blank(self, numbers: int) -> None:
+        if len(self.blank) < numbers:
+            self.blank = torch.zeros(numbers)
+            self.iteration.blank = self.blank.data_ptr()
 
     def _commit(self, report: list[list[int]], asked: int) -> Iterated:
         """What every row's report says, in its order: see REPORT_HEAD."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spec2seq.config import check_range
 from spec2seq.decoding.drafters import LittleModel
-from spec2seq.decoding.logits import Prefix, Processor
+from spec2seq.decoding.processors import Prefix, Processor
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Counts
 from spec2seq.errors import UsageError

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spec2seq.decoding.acceptance import AcceptanceRule, Draft, Verdict
 from spec2seq.decoding.cached_blocks import CachedSession, through
+from spec2seq.decoding.processors import Prefix, Processor
 from spec2seq.decoding.rows import Rows
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
@@ -46,7 +47,9 @@ class State:
     eos: Tensor
 
 
-def iterate(verifier: EncoderDecoder, state: State, shape: Shape, rule: AcceptanceRule) -> Tensor:
+def iterate(
+    verifier: EncoderDecoder, state: State, shape: Shape, rule: AcceptanceRule, processors: tuple[Processor, ...] = ()
+) -> Tensor:
     """Draft, verify, judge and commit for the first `shape.rows` slots.
 
     Returns the report `[rows, HEAD + k + 1 + k]`: how many tokens were drafted, accepted and emitted, then the emitted
@@ -60,7 +63,8 @@ def iterate(verifier: EncoderDecoder, state: State, shape: Shape, rule: Acceptan
         state.cache.window(shape.source), torch.cat([last, draft.tokens], 1), lengths - 1, shape.horizon,
         hidden_layers=() if state.session is None else state.session.model.shape.hidden_layers,
     )  # fmt: skip
-    verdict = rule.judge(decoded.logits, draft, rows.seeds[:n], lengths)
+    logits = _processed(decoded.logits, state, shape, draft, lengths, processors) if processors else decoded.logits
+    verdict = rule.judge(logits, draft, rows.seeds[:n], lengths)
     return _commit(state, shape, draft, verdict, decoded, lengths)
 
 
@@ -79,6 +83,20 @@ def _draft(verifier: EncoderDecoder, state: State, shape: Shape, lengths: Tensor
     tokens, _ = model.choose(verifier, session.head, states, last[:, 0], lambda logits, step: logits.argmax(-1))
     room = rows.limits[:n] - lengths - 1  # the verifier adds a token of its own
     return Draft(tokens, torch.minimum(room, through(tokens == state.eos)).clamp(min=0))
+
+
+def _processed(
+    logits: Tensor, state: State, shape: Shape, draft: Draft, lengths: Tensor, processors: tuple[Processor, ...]
+) -> Tensor:
+    """Logits as the processors want them; the draft stands behind the committed tokens while its places are scored."""
+    n, rows = shape.rows, state.rows
+    tokens = rows.tokens[:n, : shape.horizon + 1].scatter(
+        1, lengths[:, None] + torch.arange(shape.k, device=lengths.device), draft.tokens
+    )
+    prefix = Prefix(tokens, lengths, rows.limits[:n], rows.given[:n])
+    for process in processors:
+        logits = process(logits, prefix)
+    return logits
 
 
 def _commit(

@@ -13,6 +13,7 @@ from spec2seq.decoding.cached_blocks import CachedBlockDrafter, with_prompts
 from spec2seq.decoding.graphs import Graphs, read
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated
+from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.static_iteration import HEAD, Shape, State, iterate
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
@@ -50,6 +51,7 @@ class StaticLoop:
         for cache in self._caches():
             cache.source_lengths.fill_(1)
         self.graphs = Graphs(device)
+        self.known_processors: dict[tuple[Processor, ...], tuple[Processor, ...]] = {}
         self.host_eos = a.eos_token_id
         self.reserved: tuple[int, ...] = ()  # where the tensors lie that the graphs are of
 
@@ -74,9 +76,11 @@ class StaticLoop:
         """Bytes of the caches and of what the drafter reads."""
         return sum(cache.nbytes for cache in self._caches()) + self.state.features.nbytes
 
-    def start(self, verifier: EncoderDecoder, rule: AcceptanceRule) -> None:
+    def start(self, verifier: EncoderDecoder, rule: AcceptanceRule, processors: tuple[Processor, ...] = ()) -> None:
         """Serve another engine, without rows. It may put what is to be done while the device works into `meanwhile`."""
         self.verifier, self.rule, self.rows.count = verifier, rule, 0
+        # Graphs are of the tensors that the first of equal processors keep.
+        self.processors = self.known_processors.setdefault(processors, processors)
         self.meanwhile: Callable[[], None] = lambda: None
         if self.session is not None:
             self.session.verifier = verifier
@@ -124,7 +128,8 @@ class StaticLoop:
             self.state.eos.fill_(self.host_eos)
         captured = all(getattr(shape, name) <= most for name, most in vars(LARGEST).items())
         return self.graphs.run(
-            (shape, self.rule) if captured else None, lambda: iterate(self.verifier, self.state, shape, self.rule)
+            (shape, self.rule, self.processors) if captured else None,
+            lambda: iterate(self.verifier, self.state, shape, self.rule, self.processors),
         )
 
     @property
@@ -182,7 +187,9 @@ def up(value: int, least: int = 1, steps: int = 1) -> int:
     return max(least, -(-value // step) * step)
 
 
-def borrow(engine: Any, verifier: EncoderDecoder, method: Speculative, slots: int) -> StaticLoop:
+def borrow(
+    engine: Any, verifier: EncoderDecoder, method: Speculative, slots: int, processors: tuple[Processor, ...] = ()
+) -> StaticLoop:
     """A loop for an engine, until that is gone. Then it waits with its buffers and graphs for the next engine that
     needs no more slots, as long as the verifier and the drafter live."""
     drafter, pointers = method.drafter, _pointers(verifier, method.drafter)
@@ -195,7 +202,7 @@ def borrow(engine: Any, verifier: EncoderDecoder, method: Speculative, slots: in
         loop = StaticLoop(verifier, drafter, up(slots))
     else:
         idle.remove(loop)
-    loop.start(verifier, method.acceptance)
+    loop.start(verifier, method.acceptance, processors)
     weakref.finalize(engine, _give_back, weakref.ref(verifier), weakref.ref(owner), loop).atexit = False
     return loop
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spec2seq.api import Seq2Seq
-from spec2seq.decoding.logits import Prefix
+from spec2seq.decoding.processors import Prefix
 from spec2seq.decoding.rows import padded
 from spec2seq.generation import Row
 

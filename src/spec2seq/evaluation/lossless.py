@@ -9,8 +9,8 @@ import torch
 
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_range
-from spec2seq.decoding.logits import Prefix
 from spec2seq.decoding.methods import Greedy
+from spec2seq.decoding.processors import Prefix
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 

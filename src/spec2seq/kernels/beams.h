@@ -5,10 +5,12 @@
 #include "decoder.h"
 
 typedef struct {
-    const float *logits; /* [sentences * beams][vocabulary] */
+    float *logits;       /* [sentences * beams][vocabulary]; where there are rules, written over */
     const float *scores; /* [sentences * beams], the sums of log-probabilities so far */
     int64_t sentences, beams, vocabulary, wanted;
     double *best; /* [sentences][wanted][2], the best first: score and place, which is beam * vocabulary + token */
+    const Rules *rules; /* for log-probabilities; or null */
+    int64_t length;     /* tokens of every beam */
 } Continuations;
 
 typedef struct {
@@ -19,19 +21,14 @@ typedef struct {
 typedef struct {
     const Continuations *asked;
     Candidate *candidates; /* [sentences * beams][wanted], the best first */
+    float *room;           /* [threads][length] */
 } BeamCall;
 
 #define BLOCK 64
 
-INLINE float largest_of(const float *x, int64_t n) {
-    float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-    for (int64_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
-    return most;
-}
-
-/* The `wanted` largest of n values into `top`, equal ones in their order. What there is not has -infinity. */
+/* The `wanted` largest of n values into `top`, equal ones in their order. */
 static void largest_values(const float *x, int64_t n, int64_t wanted, Candidate *top) {
+    int64_t found = 0;
     for (int64_t place = 0; place < wanted; place++) top[place] = (Candidate){-INFINITY, 0};
     for (int64_t first = 0; first < n; first += BLOCK) {
         int64_t end = first + BLOCK < n ? first + BLOCK : n;
@@ -43,6 +40,9 @@ static void largest_values(const float *x, int64_t n, int64_t wanted, Candidate 
             top[place] = (Candidate){x[i], i};
         }
     }
+    while (found < wanted && top[found].value > -INFINITY) found++;
+    for (int64_t i = 0; i < n && found < wanted; i++) /* what is banned makes up the number */
+        if (!(x[i] > -INFINITY)) top[found++].token = i;
 }
 
 /* One phase: the best tokens of every beam, by the score that they lead to. */
@@ -51,10 +51,18 @@ static void continue_beams(const BeamCall *call, Team *team) {
     int64_t row, end;
     while (next_share(team, c->sentences * c->beams, &row, &end))
         for (; row < end; row++) {
-            const float *x = c->logits + row * c->vocabulary;
+            float *x = c->logits + row * c->vocabulary;
             Candidate *top = call->candidates + row * c->wanted;
+            float largest = 0, total = 0;
+            if (c->rules) {
+                log_softmax(x, c->vocabulary);
+                apply_rules(c->rules, x, c->vocabulary, row, c->length, call->room + team->index * c->length);
+            }
             largest_values(x, c->vocabulary, c->wanted, top);
-            float largest = top[0].value, total = logf(exp_sum(x, c->vocabulary, largest));
+            if (!c->rules) {
+                largest = top[0].value;
+                total = logf(exp_sum(x, c->vocabulary, largest));
+            }
             for (int64_t i = 0; i < c->wanted; i++) top[i].value = top[i].value - largest - total + c->scores[row];
         }
 }

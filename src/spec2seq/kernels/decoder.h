@@ -3,6 +3,7 @@
 #define SPEC2SEQ_DECODER_H
 
 #include "choose.h"
+#include "rules.h"
 #include "stack.h"
 
 typedef struct {
@@ -27,6 +28,7 @@ typedef struct {
     int64_t stride;
     float *logits; /* [tokens of the pass][vocabulary] */
     int64_t *best; /* [tokens of the pass], the first among equals; null: not asked */
+    const Rules *rules; /* for the logits that `best` is of; null: none */
 } Scored;
 
 /* What a token gets for its place; null where positions are told by distances. */
@@ -35,14 +37,6 @@ static const float *position_of(const Embedding *e, int64_t width, int64_t token
     if (!e->positions) return NULL;
     if (e->pad >= 0 && token == e->pad) return e->positions + token * width;
     return e->positions + (place < e->places ? place : e->places - 1) * width;
-}
-
-/* The sum of e to the power of n logits less the largest. */
-static float exp_sum(const float *x, int64_t n, float largest) {
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < n; i++) total += exp_of(x[i] - largest);
-    return total;
 }
 
 /* The probability of the largest of n logits. */
@@ -63,9 +57,10 @@ static void embed_tokens(const Run *run, const Embedding *embedding, const Score
     int64_t at, end;
     while (next_share(run->team, run->tokens, &at, &end))
         for (; at < end; at++) {
-            int64_t row = row_of(p, at), step = at - first_of(p, row);
-            embed(embedding, s->width, s->eps, scored->tokens[row * scored->stride + step], start_of(p, row) + step,
-                  p->output + at * s->width);
+            int64_t row = row_of(p, at), step = at - first_of(p, row), place = start_of(p, row) + step;
+            int64_t token = scored->tokens[row * scored->stride + step];
+            embed(embedding, s->width, s->eps, token, place, p->output + at * s->width);
+            if (scored->rules) scored->rules->tokens[row * scored->rules->token_stride + place] = token;
         }
 }
 
@@ -82,7 +77,12 @@ static void score_tokens(const Run *run, const Decoder *decoder, const Scored *s
     apply(run, &decoder->head, scaled, scored->logits);
     if (!scored->best) return;
     while (next_share(run->team, run->tokens, &token, &end))
-        for (; token < end; token++) scored->best[token] = likeliest(scored->logits + token * vocabulary, vocabulary);
+        for (; token < end; token++) {
+            float *logits = scored->logits + token * vocabulary;
+            int64_t row = row_of(run->pass, token), place = start_of(run->pass, row) + token - first_of(run->pass, row);
+            if (scored->rules) apply_rules(scored->rules, logits, vocabulary, row, place + 1, own_scores(run));
+            scored->best[token] = likeliest(logits, vocabulary);
+        }
 }
 
 /* A whole pass: `run->pass->input` is what embed_tokens wrote. */

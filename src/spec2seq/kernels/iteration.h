@@ -121,13 +121,26 @@ static int take_drafts(Iterate *call, int threads) {
     return 1;
 }
 
+/* Whether a row's draft ends it without being verified. */
+static int ends_unverified(const Iteration *it, int64_t row) {
+    if (!it->given || !it->trusts_ends) return 0;
+    const int64_t *given = it->given + row * it->given_stride;
+    int64_t count = it->given_lengths[row], length = it->lengths[row], vocabulary = it->verifier->head.outputs, i = 0;
+    while (i < count && given[i] != it->eos) i++;
+    if (i == count) return 0;
+    for (i = 0; it->rules && i < count; i++) { /* drafters do not see them, and what they forbid must not pass */
+        memset(it->blank, 0, (size_t)vocabulary * sizeof(float));
+        apply_rules(it->rules, it->blank, vocabulary, row, length + i, it->blank + vocabulary);
+        if (!(it->blank[given[i]] > -INFINITY)) return 0;
+        it->tokens[row * it->token_stride + length + i] = given[i];
+    }
+    return 1;
+}
+
 /* How many tokens of a row the verifier reads: its last one and what was drafted; none if the draft ends the row. */
 static int64_t to_verify(const Iteration *it, int64_t row) {
     if (!it->given) return it->k + 1;
-    const int64_t *given = it->given + row * it->given_stride;
-    for (int64_t i = 0; it->trusts_ends && i < it->given_lengths[row]; i++)
-        if (given[i] == it->eos) return 0;
-    return it->given_lengths[row] + 1;
+    return it->report[row * it->report_stride + 3] ? 0 : it->given_lengths[row] + 1;
 }
 
 /* Sizes of the passes; what lies in buffers comes later. */
@@ -140,7 +153,10 @@ static void plan_iteration(Iterate *call) {
         most_fed = largest(most_fed, it->fed[row]);
     }
     call->verify_tokens = 0;
-    for (int64_t row = 0; row < it->rows; row++) call->verify_tokens += to_verify(it, row);
+    for (int64_t row = 0; row < it->rows; row++) {
+        it->report[row * it->report_stride + 3] = ends_unverified(it, row);
+        call->verify_tokens += to_verify(it, row);
+    }
     call->verify = (Pass){.rows = it->rows, .length = it->k + 1, .horizon = it->horizon + it->k, .own = it->own,
                           .causal = it->k + 1, .source = it->source, .source_lengths = it->source_lengths,
                           .sources = it->rows, .source_horizon = it->source_horizon};
@@ -180,7 +196,7 @@ static void fill_iteration(Iterate *call) {
         int64_t *report = it->report + row * it->report_stride, *block = call->block + row * (it->k + 1);
         call->starts[row] = it->lengths[row] - 1;
         block[0] = it->tokens[row * it->token_stride + it->lengths[row] - 1];
-        report[0] = report[3] = 0;
+        report[0] = 0;
         report[4] = little ? little->unsure[row] : 0;
         report[5] = little ? little->passes[row] : call->calls;
         report[6] = little ? little->read[row] : call->draft_fed;
@@ -188,7 +204,6 @@ static void fill_iteration(Iterate *call) {
         if (!it->given) continue;
         memcpy(block + 1, it->given + row * it->given_stride, (size_t)it->k * sizeof(int64_t));
         report[0] = it->given_lengths[row];
-        report[3] = !to_verify(it, row);
         call->first[row + 1] = call->first[row] + to_verify(it, row);
     }
     if (it->given) name_rows(it->rows, call->first, call->row_of);
@@ -198,6 +213,7 @@ static void fill_iteration(Iterate *call) {
     call->verify.hidden = call->hidden;
     call->scored.tokens = call->block;
     call->scored.stride = it->k + 1;
+    call->scored.rules = it->rules;
     call->verify.input = call->verify.output;
     if (!own_draft(it)) return;
     call->draft.input = call->draft.output;

@@ -62,7 +62,17 @@ Embedding = _structure(
     norm=POINTER(Norm),
 )  # fmt: skip
 Decoder = _structure("Decoder", stack=POINTER(Stack), embedding=Embedding, head=Linear, logit_scale=c_double)
-Scored = _structure("Scored", tokens=c_void_p, stride=c_int64, logits=c_void_p, best=c_void_p)
+RULES = {
+    "suppress": 0, "force": 1, "ban_sequences": 2, "no_repeat": 3, "penalize": 4, "renormalize": 5, "timestamps": 6
+}  # fmt: skip
+COUNTED = {"before": 0, "written": 1, "behind": 2, "left": 3}
+Rule = _structure(
+    "Rule", **_of(c_int64, "kind counted low high"), tokens=c_void_p, **_of(c_int64, "count size"), value=c_double
+)
+Rules = _structure(
+    "Rules", rules=POINTER(Rule), count=c_int64, tokens=c_void_p, token_stride=c_int64, **_of(c_void_p, "limits given")
+)
+Scored = _structure("Scored", tokens=c_void_p, stride=c_int64, **_of(c_void_p, "logits best"), rules=POINTER(Rules))
 Drafter = _structure(
     "Drafter", stack=POINTER(Stack), mix=Linear, slots=c_void_p, chooser=POINTER(Chooser), hidden_layers=c_void_p,
     hidden=c_int64,
@@ -97,6 +107,8 @@ Continuations = _structure(
     **_of(c_void_p, "logits scores"),
     **_of(c_int64, "sentences beams vocabulary wanted"),
     best=c_void_p,
+    rules=POINTER(Rules),
+    length=c_int64,
 )
 Iteration = _structure(
     "Iteration",
@@ -116,6 +128,8 @@ Iteration = _structure(
     **_of(c_int64, "pending_stride eos beta"),
     **_of(c_double, "tau rollback"),
     trusts_ends=c_int64,
+    rules=POINTER(Rules),
+    blank=c_void_p,
     report=c_void_p,
     **_of(c_int64, "report_stride most ran"),
     seconds=c_double * 3,

@@ -145,9 +145,10 @@ int spec2seq_decode(const Decoder *decoder, Pass *pass, const Scored *scored, in
 /* The best continuations of beams. */
 int spec2seq_continue(const Continuations *asked, int threads) {
     Phase phases[3] = {0};
-    char *memory = buffers((size_t)(asked->sentences * asked->beams * asked->wanted) * sizeof(Candidate));
+    size_t candidates = (size_t)(asked->sentences * asked->beams * asked->wanted) * sizeof(Candidate);
+    char *memory = buffers(candidates + (size_t)(threads * asked->length) * sizeof(float));
     if (!memory) return -1;
-    BeamCall call = {asked, (Candidate *)memory};
+    BeamCall call = {asked, (Candidate *)memory, (float *)(memory + candidates)};
     run_team(threads, phases, beam_job, &call);
     return 0;
 }
@@ -187,5 +188,6 @@ int spec2seq_draft(LittleDraft *draft, int threads) {
 /* The bytes of the structures, to be compared with Python's. */
 int spec2seq_size(void) {
     return (int)(sizeof(Stack) + sizeof(Pass) + sizeof(Layer) + sizeof(Chooser) + sizeof(Decoder) + sizeof(Scored) +
-                 sizeof(Drafter) + sizeof(Iteration) + sizeof(LittleDraft) + sizeof(Lookup) + sizeof(Continuations));
+                 sizeof(Drafter) + sizeof(Iteration) + sizeof(LittleDraft) + sizeof(Lookup) + sizeof(Continuations) +
+                 sizeof(Rule) + sizeof(Rules));
 }

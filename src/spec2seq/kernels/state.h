@@ -34,7 +34,9 @@ typedef struct {
     int64_t pending_stride;
     int64_t eos, beta; /* a drafted token stands among the `beta` likeliest at most `tau` below the best; 1: exact */
     double tau, rollback; /* not negative: one stands that is no less likely than e^-rollback instead */
-    int64_t trusts_ends;  /* a given draft that holds the end token ends its row, unverified */
+    int64_t trusts_ends;  /* a given draft that holds the end token and nothing forbidden ends its row, unverified */
+    const Rules *rules;   /* or null */
+    float *blank;         /* [vocabulary + horizon + k], where there are rules and ends are trusted */
     int64_t *report; /* [ran][rows][report_stride], see REPORT_HEAD; this is where the next one goes */
     int64_t report_stride;
     int64_t most, ran; /* iterations to run while no row ends, and how many did */

@@ -285,7 +285,7 @@ class NativeDecoder:
         logits = torch.empty(size, self.vocabulary) if scored else None
         kept: list = []
         run = self.stack.describe(block, cross, out, hidden, kept)
-        asked = c.Scored(tokens.data_ptr(), tokens.stride(0), None if logits is None else logits.data_ptr(), None)
+        asked = c.Scored(tokens.data_ptr(), tokens.stride(0), None if logits is None else logits.data_ptr())
         call("spec2seq_decode", self.decoder, run, asked)
         return out, hidden, logits
 

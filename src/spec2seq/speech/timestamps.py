@@ -1,14 +1,16 @@
 """When something was said: the rules by which timestamps are written, and the segments that lie between them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spec2seq.decoding.logits import Prefix, Processor
+from spec2seq.decoding.processors import Prefix, Rule
 
 
-def timestamp_rules(no_timestamps: int, eos_token_id: int, latest_first: int | None = None) -> Processor:
+@dataclass(frozen=True)
+class TimestampRules:
     """Timestamps come in pairs, the end of one segment and the start of the next, do not decrease, and come where they
     are likelier together than any other token; the first token is one (Whisper's `ApplyTimestampRules`).
 
@@ -17,9 +19,18 @@ def timestamp_rules(no_timestamps: int, eos_token_id: int, latest_first: int | N
         eos_token_id: all tokens before it are text.
         latest_first: so many timestamps lie before the latest that an output may begin with; None: all.
     """
-    first = no_timestamps + 1
 
-    def process(logits: Tensor, prefix: Prefix) -> Tensor:
+    no_timestamps: int
+    eos_token_id: int
+    latest_first: int | None = None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        latest = -1 if self.latest_first is None else self.latest_first
+        return (Rule("timestamps", ((self.no_timestamps, self.eos_token_id),), value=latest),)
+
+    def __call__(self, logits: Tensor, prefix: Prefix) -> Tensor:
+        first = self.no_timestamps + 1
         width, device = logits.shape[1], logits.device
         before, written = prefix.before(width), prefix.written(width)
         words = torch.arange(logits.shape[2], device=device)
@@ -32,20 +43,18 @@ def timestamp_rules(no_timestamps: int, eos_token_id: int, latest_first: int | N
         latest = torch.where(stamps & (places >= given), prefix.tokens, 0).cummax(1).values
         latest = latest.gather(1, (before - 1).clamp(min=0)).where(written > 0, 0)
         earliest = torch.where(latest > 0, latest + ~(last & ~penultimate), 0)
-        banned = words == no_timestamps
+        banned = words == self.no_timestamps
         banned = banned | ((last & penultimate)[:, :, None] & (words >= first))
-        banned |= (last & ~penultimate)[:, :, None] & (words < eos_token_id)
+        banned |= (last & ~penultimate)[:, :, None] & (words < self.eos_token_id)
         banned |= (words >= first) & (words < earliest[:, :, None])
         begins = (written == 0)[:, :, None]
         banned |= begins & (words < first)
-        if latest_first is not None:
-            banned |= begins & (words > first + latest_first)
+        if self.latest_first is not None:
+            banned |= begins & (words > first + self.latest_first)
         logits = logits.masked_fill(banned, -torch.inf)
         scores = logits.float().log_softmax(-1)
         stamped = scores[:, :, first:].logsumexp(-1) > scores[:, :, :first].amax(-1)
         return logits.masked_fill(stamped[:, :, None] & (words < first), -torch.inf)
-
-    return process
 
 
 def segments(tokens: Sequence[int], first: int, places: int) -> tuple[list[tuple[int, int, list[int]]], int]:

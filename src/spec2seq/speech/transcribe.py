@@ -15,7 +15,7 @@ from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.runner import Runner
 from spec2seq.speech.audio import read_audio
-from spec2seq.speech.timestamps import segments, timestamp_rules
+from spec2seq.speech.timestamps import TimestampRules, segments
 from spec2seq.speech.vocabulary import SECONDS, SpeechVocabulary
 
 PLACE = 2  # frames of a spectrogram to a timestamp
@@ -134,7 +134,7 @@ def _hearing(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:
     """The model with the rules of timestamps."""
     other = copy.copy(model)
     latest = model.settings.get("max_initial_timestamp_index")
-    other.more_processors = (timestamp_rules(words.no_timestamps, model.eos_token_ids[0], latest),)
+    other.more_processors = (TimestampRules(words.no_timestamps, model.eos_token_ids[0], latest),)
     return other
 
 
