@@ -48,6 +48,7 @@ def transformers_model(seed: int = 0, english: bool = False):
     said._from_model_config = False  # or else Transformers makes it up again when it loads a folder
     said.no_timestamps_token_id, said.max_length = SILENT, 64
     said.begin_suppress_tokens, said.suppress_tokens = [3, END], [5, 6, IDS["<|startoflm|>"], IDS["<|startofprev|>"]]
+    said.prev_sot_token_id = IDS["<|startofprev|>"]
     said.is_multilingual = not english
     if not english:
         said.lang_to_id = {f"<|{code}|>": IDS[f"<|{code}|>"] for code in LANGUAGES}

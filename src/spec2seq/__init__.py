@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from spec2seq.dropin.generate import custom_generate, generate
     from spec2seq.dropin.pipelines import pipeline
     from spec2seq.generation import Generation, Row
+    from spec2seq.speech.fallback import Fallback
     from spec2seq.speech.transcribe import Transcript, Transcription, transcribe
 
 __all__ = [
     "AcceptanceRule", "AdaptiveLength", "Assisted", "Beam", "BiLD", "BlockDrafter", "CachedBlockDrafter",
-    "ConfidenceLength", "Draft", "Drafter", "Engine", "Exact", "FixedLength", "Generation", "Greedy", "LengthRule",
-    "LittleModel", "Lookup", "NgramLookup", "OfficialBiLD", "PaperBlockDrafter", "RejectionSampling", "Rollback", "Row",
-    "Sample", "Sampling", "Seq2Seq", "Session", "Spec2SeqError", "SpecDec", "Speculative", "TopBeta", "Transcript",
-    "Transcription", "UsageError", "Verdict", "custom_generate", "generate", "pipeline", "save_custom_generate",
-    "transcribe",
+    "ConfidenceLength", "Draft", "Drafter", "Engine", "Exact", "Fallback", "FixedLength", "Generation", "Greedy",
+    "LengthRule", "LittleModel", "Lookup", "NgramLookup", "OfficialBiLD", "PaperBlockDrafter", "RejectionSampling",
+    "Rollback", "Row", "Sample", "Sampling", "Seq2Seq", "Session", "Spec2SeqError", "SpecDec", "Speculative",
+    "TopBeta", "Transcript", "Transcription", "UsageError", "Verdict", "custom_generate", "generate", "pipeline",
+    "save_custom_generate", "transcribe",
 ]  # fmt: skip
 
 # Importing torch takes seconds, so a name is imported when it is first used: `spec2seq --help` answers at once.
@@ -52,6 +53,7 @@ _ROOMS = {
     "spec2seq.dropin.generate": ("custom_generate", "generate"),
     "spec2seq.dropin.pipelines": ("pipeline",),
     "spec2seq.generation": ("Generation", "Row"),
+    "spec2seq.speech.fallback": ("Fallback",),
     "spec2seq.speech.transcribe": ("Transcript", "Transcription", "transcribe"),
 }  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

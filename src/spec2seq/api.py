@@ -167,10 +167,11 @@ class Seq2Seq:
                     self.shortlist)  # fmt: skip
 
     def engine(
-        self, method: Speculative | None = None, slots: int = 8, *, trace: bool = False, profile: bool = False
-    ) -> Engine:
+        self, method: Speculative | None = None, slots: int = 8, *, trace: bool = False, profile: bool = False,
+        scores: bool = False,
+    ) -> Engine:  # fmt: skip
         """An engine for a server: requests come and go while up to `slots` rows are decoded, as the generation config
-        says. `method` is Greedy() by default; `trace` and `profile` are `generate`'s.
+        says. `method` is Greedy() by default; `trace`, `profile` and `scores` are `generate`'s.
 
         Raises UsageError for Beam and OfficialBiLD, which run in none.
         """
@@ -181,7 +182,7 @@ class Seq2Seq:
         if isinstance(method.drafter, LittleModel):
             check_pair(self, method.drafter)
         return Engine(self.model, method, slots, self.processors(), eos_token_ids=self.eos_token_ids, trace=trace,
-                      profile=profile)  # fmt: skip
+                      profile=profile, scores=scores)  # fmt: skip
 
     def generate(
         self,
@@ -195,6 +196,7 @@ class Seq2Seq:
         profile: bool = False,
         streamer: Any = None,
         prompts: Sequence[str] | Sequence[Sequence[int]] | None = None,
+        scores: bool = False,
     ) -> Generation:
         """Generate an output for every source.
 
@@ -208,13 +210,15 @@ class Seq2Seq:
             profile: time each phase (waits for the device, so it costs time).
             streamer: a streamer of Transformers (`put`, `end`), for one source; not with Beam and OfficialBiLD.
             prompts: what each output begins with, texts or token ids: it is no part of what is returned.
+            scores: give each token's log-probability, as the generation config has it: one more pass for every row.
         """
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         begins = checks.prompt_ids(self, prompts, len(ids))
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids, dict(enumerate(begins)))
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids,
+                     dict(enumerate(begins)), scores)  # fmt: skip
         if streamer is not None:
             check_streamable(run.method, len(ids))
             run.streamed = Streamed(streamer)
@@ -349,7 +353,8 @@ class Seq2Seq:
     def _row(self, completion: Completion, trace: bool) -> Row:
         hypotheses = tuple(Hypothesis(self._text(ids), ids, score) for score, ids in completion.hypotheses)
         text = hypotheses[0].text if hypotheses else self._text(completion.tokens)
-        return Row(text, completion.tokens, completion.counts, completion.trace if trace else None, hypotheses)
+        return Row(text, completion.tokens, completion.counts, completion.trace if trace else None, hypotheses,
+                   completion.log_probabilities)  # fmt: skip
 
     def _text(self, ids: list[int]) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)

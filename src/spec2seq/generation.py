@@ -18,14 +18,15 @@ class Hypothesis:
 @dataclass(frozen=True)
 class Row:
     """One generated output: its text, its token ids (end token included) and its counts. `trace`, if asked for,
-    has one letter a token: d for the drafter, v for the verifier. Beam search adds its `hypotheses`, the best, which
-    is this output, first."""
+    has one letter a token: d for the drafter, v for the verifier; `log_probabilities`, if asked for, one number a
+    token, in nats. Beam search adds its `hypotheses`, the best, which is this output, first."""
 
     text: str | None
     tokens: list[int]
     counts: Counts
     trace: str | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
+    log_probabilities: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spec2seq.checks import LONGEST_SOURCE
 from spec2seq.decoding.beam import beam_search
@@ -20,27 +20,31 @@ from spec2seq.pairing import check_pair
 if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
 
-EMPTY: Mapping[int, Sequence[int]] = {}
+EMPTY: Mapping[int, Any] = {}
 AT_ONCE = 16  # iterations in one call: a keyboard interrupt waits for them
 
 
 class Runner:
     """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`. `sources` are all that
-    there will be, where that is known; `prompts`, by index, what outputs begin with."""
+    there will be, where that is known; `prompts`, by index, what outputs begin with behind their `starts`, where these
+    are not the decoder's own."""
 
     def __init__(
         self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
         profile: bool, sources: Sequence[Source] | None = None, prompts: Mapping[int, Sequence[int]] = EMPTY,
+        scores: bool = False, starts: Mapping[int, int] = EMPTY,
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
         if profile and not isinstance(method, Speculative):
             raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
+        if scores and not isinstance(method, Speculative):
+            raise UsageError("scores are not for OfficialBiLD, nor for beam search, whose hypotheses have their own")
         if sources:
             batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
-        self.prompts, self.asked = prompts, max_new_tokens
+        self.prompts, self.starts, self.asked = prompts, starts, max_new_tokens
         given = max(map(len, prompts.values()), default=0)
         seq2seq.max_new_tokens(max_new_tokens, given)  # raises for what is not possible
         if seq2seq.model.device.type == "cuda" and not isinstance(method, OfficialBiLD):
@@ -52,7 +56,7 @@ class Runner:
         self.streamed: Streamed | None = None
         self.stats = Stats()
         if isinstance(method, Speculative):
-            self.engine = seq2seq.engine(method, self.batch_size, trace=trace, profile=profile)
+            self.engine = seq2seq.engine(method, self.batch_size, trace=trace, profile=profile, scores=scores)
             self.stats = self.engine.stats
         else:
             self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
@@ -79,7 +83,8 @@ class Runner:
         place = {}
         for source, index in zip(sources, indices, strict=True):
             prompt, seed = self.prompts.get(index, ()), seed_of(engine.sampling, index)
-            place[engine.submit(source, self._most(source, prompt), seed, prompt)] = index
+            most = self._most(source, prompt)
+            place[engine.submit(source, most, seed, prompt, self.starts.get(index))] = index
         while engine.busy:
             ended = engine.step(1 if self.streamed is not None else AT_ONCE)
             if self.streamed is not None:
@@ -94,9 +99,11 @@ class Runner:
             places, batch, prompts = map(list, zip(*alike, strict=True))
             waiting = [one for one in waiting if one[0] not in places]
             most = [self._most(source, prompt) for source, prompt in zip(batch, prompts, strict=True)]
+            own = self.seq2seq.model.architecture.decoder_start_token_id
             found = beam_search(
                 self.seq2seq.model, batch, self.method, most, self.processors, self.stats,
                 [seed_of(self.method.sampling, index) for index in places], self.ends, prompts,
+                [self.starts.get(index, own) for index in places],
             )  # fmt: skip
             for completion in found:
                 yield places[completion.id], completion

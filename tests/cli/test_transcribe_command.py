@@ -9,7 +9,7 @@ import soundfile
 import tiny
 import tiny_sound
 
-from spec2seq import Seq2Seq
+from spec2seq import Fallback, Seq2Seq
 from spec2seq.speech import transcribe as speech
 from spec2seq.speech.subtitles import written
 
@@ -75,6 +75,18 @@ def test_json(run, ears, talks, model):
     assert [(one["text"], one["language"]) for one in found] == [(one.text, one.language) for one in wanted]
     assert [one["seconds"] for one in found] == [soundfile.info(path).duration for path in talks]
     assert len(found[0]["segments"]) == 1 < len(found[2]["segments"])
+    assert list(found[0]["segments"][0]) == ["start", "end", "text"]
+
+
+def test_json_with_a_fallback(run, ears, talks, model):
+    result = run("transcribe", *talks, "--model", ears, "--format", "json", "--fallback")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    wanted = speech.transcribe(model, talks, fallback=Fallback()).transcripts
+    for one, transcript in zip(found, wanted, strict=True):
+        heard = [part for part in transcript.segments if part.text.strip()]
+        assert [part["log_probability"] for part in one["segments"]] == [part.log_probability for part in heard]
+        assert [part["temperature"] for part in one["segments"]] == [part.temperature or 0.0 for part in heard]
+    assert any(part["temperature"] for one in found for part in one["segments"])
 
 
 @pytest.mark.parametrize("form", ["srt", "vtt"])
@@ -97,7 +109,8 @@ def test_a_file_for_each_sound(run, ears, talks, model, tmp_path, form, ending):
 
 def test_options_reach_the_library(run, ears, talks, calls):
     run("transcribe", talks[0], "--model", ears, "--language", "german", "--task", "translate", "--timestamps",
-        "--batch-size", "3", "--max-new-tokens", "7", "--method", "assisted")  # fmt: skip
+        "--batch-size", "3", "--max-new-tokens", "7", "--method", "assisted", "--fallback", "--condition-on-previous",
+        "--initial-prompt", "w3 w4")  # fmt: skip
     run("transcribe", talks[0], "--model", ears, "--no-timestamps", "--method", "greedy")
     (_, method, settings), (_, greedy, plain) = calls
     for given in (settings, plain):
@@ -106,8 +119,10 @@ def test_options_reach_the_library(run, ears, talks, calls):
     assert method.drafter is not None and greedy.drafter is None
     assert settings == {
         "language": "german", "task": "translate", "timestamps": True, "batch_size": 3, "max_new_tokens": 7,
+        "fallback": Fallback(), "condition_on_previous": True, "initial_prompt": "w3 w4",
     }  # fmt: skip
-    assert plain == {"language": None, "task": "transcribe", "timestamps": False}
+    assert plain == {"language": None, "task": "transcribe", "timestamps": False, "fallback": None,
+                     "condition_on_previous": False, "initial_prompt": None}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["assisted", "lookup"])

@@ -6,8 +6,7 @@ import pytest
 import tiny
 import tiny_sound
 import torch
-from models.native_models import needs_compiler, seq2seq
-from models.test_native_engine import METHODS, block_drafter, little_model
+from models.native_models import METHODS, block_drafter, little_model, needs_compiler, seq2seq
 
 from spec2seq import Beam, Greedy, Lookup, Seq2Seq, transcribe
 from spec2seq.decoding.beam import Search

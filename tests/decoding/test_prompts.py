@@ -154,6 +154,24 @@ def test_a_streamer_gets_the_prompt_first():
     assert got[0] == [[model.config.decoder_start_token_id, 8, 9]]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_long_prompt_beside_a_row_that_is_far(name):
+    """The row that is new is read whole, and the other filled up to as many tokens, beyond what it has room for."""
+    model, method = tiny.seq2seq("t5"), methods(tiny.seq2seq("t5"))[name]
+    sources, prompt = tiny.sources(model, 8, 21), [5 + place % 50 for place in range(58)]
+    far = next(source for source in sources if len(model.generate([source], max_new_tokens=40).sequences[0]) == 40)
+    alone = [model.generate([far], method, max_new_tokens=40).sequences[0],
+             model.generate([sources[0]], method, max_new_tokens=5, prompts=[prompt]).sequences[0]]  # fmt: skip
+    engine, found = model.engine(method, 2), {}
+    engine.submit(far, 40)
+    while engine.rows.count == 0 or engine.rows.horizon < 20:
+        engine.step()
+    engine.submit(sources[0], 5, prompt=prompt)
+    while engine.busy:
+        found |= {done.id: done.tokens for done in engine.step()}
+    assert [found[0], found[1]] == alone
+
+
 @pytest.mark.parametrize(
     ("prompts", "said"),
     [([[1]], "prompts is to be a list of 2"), ("w5", "prompts is to be a list of 2"),

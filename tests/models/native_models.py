@@ -2,13 +2,18 @@
 
 import copy
 import functools
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
-from spec2seq import Seq2Seq
+from spec2seq import Assisted, BiLD, Greedy, LittleModel, Lookup, Seq2Seq, SpecDec, Speculative, TopBeta
+from spec2seq.decoding.cached_blocks import CachedBlockDrafter
+from spec2seq.decoding.lengths import FixedLength
+from spec2seq.models import executor as executors
 from spec2seq.models import native
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.quantize import quantize
@@ -65,3 +70,48 @@ def branching(model: EncoderDecoder, source: list[int], steps: int) -> tuple[Ten
             cache, new, torch.full((len(beams),), step), step + 1, uniform=True, sources=1, source_horizon=len(source)
         ).logits
     return logits[:, 0], beams
+
+
+def block_drafter(family: str, dtype: str, run: str = "native", **shape) -> CachedBlockDrafter:
+    """The same random drafter for `native_models.seq2seq` of the same family and dtype."""
+    drafter = copy.deepcopy(tiny.cached_drafter(tiny.seq2seq(family), **shape).model).float()
+    executors.prepare(drafter, dtype, run)
+    return CachedBlockDrafter(drafter)
+
+
+def little_model(family: str, dtype: str) -> LittleModel:
+    """A model much like `native_models.seq2seq`, as its drafter."""
+    little = tiny.noisy_copy(tiny.seq2seq(family), 0.3).model.float()
+    executors.prepare(little, dtype, "native")
+    return LittleModel(little)
+
+
+METHODS = {
+    "greedy": lambda block, little: Greedy(),
+    "exact": lambda block, little: SpecDec(block, 4),
+    "adaptive": lambda block, little: Speculative(block, Alternating()),  # drafts now and then
+    "top-beta": lambda block, little: SpecDec(block, 4, beta=3, tau=2.0),
+    "top-1": lambda block, little: SpecDec(block, 3, beta=1, tau=0.0),
+    "assisted": lambda block, little: Assisted(little, 3),
+    "assisted-top-beta": lambda block, little: Speculative(little, Alternating(), TopBeta(3, 2.0)),
+    "lookup": lambda block, little: Lookup(4),
+    "bild": lambda block, little: BiLD(little, 0.05, 2.0),
+    "bild-exact": lambda block, little: BiLD(little, 0.03, 0.0, starts="verifier", verify_tail=True),
+    "bild-forward": lambda block, little: BiLD(little, None, None, 3),
+    "shortlist": lambda block, little: BiLD(little.scoring(SHORTLIST), 0.06, 2.0),
+}
+SHORTLIST = range(1, 60, 2)
+
+
+class Alternating(FixedLength):
+    """k is 0, 3, 0, 0, 2 …, whatever was measured."""
+
+    def chooser(self, costs):
+        order = itertools.cycle([0, 3, 0, 0, 2, 4])
+
+        def ignore(*given):
+            pass
+
+        return SimpleNamespace(
+            choose=lambda: next(order), more=lambda most: 0, observe=ignore, filled=ignore, took=ignore
+        )

@@ -2,22 +2,19 @@
 
 import copy
 import ctypes
-import itertools
 import subprocess
 import sys
 import warnings
-from types import SimpleNamespace
 
 import native_models
 import pytest
 import tiny
 import torch
-from native_models import DTYPES, needs_compiler
+from native_models import DTYPES, METHODS, SHORTLIST, Alternating, block_drafter, little_model, needs_compiler
 from torch.profiler import ProfilerActivity, profile
 
-from spec2seq import Assisted, BiLD, Greedy, LittleModel, Lookup, NgramLookup, Seq2Seq, SpecDec, TopBeta, runner
+from spec2seq import Assisted, BiLD, Greedy, Lookup, NgramLookup, Seq2Seq, SpecDec, runner
 from spec2seq.decoding import costs, drafters, lengths, lookup, native_loop
-from spec2seq.decoding.cached_blocks import CachedBlockDrafter
 from spec2seq.decoding.drafters import LittleSession
 from spec2seq.decoding.lengths import FixedLength
 from spec2seq.decoding.methods import Speculative
@@ -26,20 +23,6 @@ from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.kernels import build, library
 from spec2seq.models import executor, native
 from spec2seq.models.native_drafter import NativeChooser
-
-
-def block_drafter(family: str, dtype: str, run: str = "native", **shape) -> CachedBlockDrafter:
-    """The same random drafter for `native_models.seq2seq` of the same family and dtype."""
-    drafter = copy.deepcopy(tiny.cached_drafter(tiny.seq2seq(family), **shape).model).float()
-    executor.prepare(drafter, dtype, run)
-    return CachedBlockDrafter(drafter)
-
-
-def little_model(family: str, dtype: str) -> LittleModel:
-    """A model much like `native_models.seq2seq`, as its drafter."""
-    little = tiny.noisy_copy(tiny.seq2seq(family), 0.3).model.float()
-    executor.prepare(little, dtype, "native")
-    return LittleModel(little)
 
 
 @needs_compiler
@@ -57,37 +40,6 @@ def test_lossless_is_greedy(family, dtype, batch_size):
         out = model.generate(sources, method, max_new_tokens=20, batch_size=batch_size)
         assert out.sequences == greedy
         assert out.stats.drafted or isinstance(method.drafter, NgramLookup)  # it may find nothing
-
-
-METHODS = {
-    "greedy": lambda block, little: Greedy(),
-    "exact": lambda block, little: SpecDec(block, 4),
-    "adaptive": lambda block, little: Speculative(block, Alternating()),  # drafts now and then
-    "top-beta": lambda block, little: SpecDec(block, 4, beta=3, tau=2.0),
-    "top-1": lambda block, little: SpecDec(block, 3, beta=1, tau=0.0),
-    "assisted": lambda block, little: Assisted(little, 3),
-    "assisted-top-beta": lambda block, little: Speculative(little, Alternating(), TopBeta(3, 2.0)),
-    "lookup": lambda block, little: Lookup(4),
-    "bild": lambda block, little: BiLD(little, 0.05, 2.0),
-    "bild-exact": lambda block, little: BiLD(little, 0.03, 0.0, starts="verifier", verify_tail=True),
-    "bild-forward": lambda block, little: BiLD(little, None, None, 3),
-    "shortlist": lambda block, little: BiLD(little.scoring(SHORTLIST), 0.06, 2.0),
-}
-SHORTLIST = range(1, 60, 2)
-
-
-class Alternating(FixedLength):
-    """k is 0, 3, 0, 0, 2 …, whatever was measured."""
-
-    def chooser(self, costs):
-        order = itertools.cycle([0, 3, 0, 0, 2, 4])
-
-        def ignore(*given):
-            pass
-
-        return SimpleNamespace(
-            choose=lambda: next(order), more=lambda most: 0, observe=ignore, filled=ignore, took=ignore
-        )
 
 
 @needs_compiler

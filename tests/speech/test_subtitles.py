@@ -5,7 +5,8 @@ import json
 import pytest
 
 from spec2seq.speech.subtitles import ENDINGS, as_json, as_srt, as_text, as_vtt, written
-from spec2seq.speech.transcribe import Segment, Transcript
+from spec2seq.speech.transcribe import Transcript
+from spec2seq.speech.windows import Segment
 
 
 def transcript(*segments: tuple[float, float, str | None]) -> Transcript:

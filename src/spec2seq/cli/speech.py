@@ -34,6 +34,16 @@ def transcribe(
         typer.Option("--timestamps/--no-timestamps", help="when something was said (default: where a sound is longer "
                      "than the model hears at once, and for srt and vtt)", show_default=False),
     ] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="hear a window again at higher temperatures where its text repeats "
+                           "itself or is unlikely, and leave silent ones out (the thresholds of Whisper's paper)")
+    ] = False,
+    condition_on_previous: Annotated[
+        bool, typer.Option("--condition-on-previous", help="each window goes on from the text of those before it")
+    ] = False,
+    initial_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="what outputs go on from: names and words to be expected")
+    ] = None,
     format: Annotated[str, typer.Option(metavar="|".join(ENDINGS), help="text and json are a line a sound")] = "text",
     out: Annotated[
         Path | None, typer.Option("--out", help="folder for a file a sound, named as the sound (default: stdout)")
@@ -55,6 +65,7 @@ def transcribe(
         return
     from spec2seq.decoding.stats import Stats
     from spec2seq.speech import audio
+    from spec2seq.speech.fallback import Fallback
     from spec2seq.speech.transcribe import transcribe as hear
 
     seconds = sum(audio.length(sound) for _, sound, _ in todo)  # before those that loading takes
@@ -68,7 +79,9 @@ def transcribe(
         for group in (todo[start : start + size] for start in range(0, len(todo), size)):
             heard = hear(
                 model, [sound for _, sound, _ in group], decoding, language=language, task=task, timestamps=timestamps,
-                progress=advance, stats=counts, numbers=[number for number, _, _ in group], **settings,
+                progress=advance, stats=counts, numbers=[number for number, _, _ in group],
+                fallback=Fallback() if fallback else None, condition_on_previous=condition_on_previous,
+                initial_prompt=initial_prompt, **settings,
             )  # fmt: skip
             for (_, sound, target), transcript in zip(group, heard.transcripts, strict=True):
                 made = written(transcript, format, str(sound))

@@ -41,18 +41,18 @@ class _Sentence:
 def beam_search(
     verifier: EncoderDecoder, sources: list[list[int]], method: Beam, max_new_tokens: list[int],
     processors: list[Processor], stats: Stats, seeds: list[int], eos_token_ids: tuple[int, ...] = (),
-    prompts: Sequence[Sequence[int]] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None, starts: Sequence[int] | None = None,
 ) -> list[Completion]:  # fmt: skip
     """Decode one batch of sources by a method that is `completed`; returns the best hypothesis of each, in order, and
     with it the others that were asked for. Counts go into `stats`. `max_new_tokens` and `seeds` are the sources' own,
     the latter of `method.sampling`.
 
     `eos_token_ids` end a hypothesis; none: the model's own end token. `prompts`, all of one length, are what the
-    outputs begin with, behind the decoder's start; they are no part of a hypothesis. `verifier_calls` counts the passes
-    a sentence took part in, all its beams at once.
+    outputs begin with, behind `starts` (None: the decoder's own); neither is part of a hypothesis. `verifier_calls`
+    counts the passes a sentence took part in, all its beams at once.
     """
     started = time.perf_counter()
-    search = Search(verifier, sources, method, max_new_tokens, processors, seeds, eos_token_ids, prompts)
+    search = Search(verifier, sources, method, max_new_tokens, processors, seeds, eos_token_ids, prompts, starts)
     while search.running:
         search.step()
     done = sorted(search.done, key=lambda completion: completion.id)
@@ -70,7 +70,7 @@ class Search:
 
     def __init__(
         self, verifier: EncoderDecoder, sources, method: Beam, max_new_tokens: list[int], processors, seeds, ends=(),
-        prompts=None,
+        prompts=None, starts=None,
     ):  # fmt: skip
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
@@ -78,7 +78,8 @@ class Search:
         known = NativeRules.known(processors, a.vocabulary)
         self.native = known and verifier.native is not None and method.sampling is None
         self.rules = NativeRules(processors) if self.native and processors else None
-        begins = [(a.decoder_start_token_id, *prompt) for prompt in prompts or [()] * len(sources)]
+        starts = starts or [a.decoder_start_token_id] * len(sources)
+        begins = [(start, *prompt) for start, prompt in zip(starts, prompts or [()] * len(sources), strict=True)]
         self.given = self.length = len(begins[0])
         self.beams = method.num_beams
         self.wanted = (1 + len(self.ends)) * self.beams  # as many as beams do not end, whatever the others are

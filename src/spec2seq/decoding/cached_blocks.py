@@ -135,6 +135,7 @@ class CachedSession:
             tokens = rows.tokens[:n, fed[0] : host[0]]
         else:
             starts = torch.tensor(fed, device=room.device)
+            rows.reserve(max(fed) + new)
             places = starts[:, None] + torch.arange(new, device=room.device)
             tokens = rows.tokens[:n].gather(1, places)  # beyond a row's length: pads, which nothing sees
         states = self.model.guess(

@@ -20,6 +20,7 @@ from spec2seq.decoding.reader import Reader
 from spec2seq.decoding.rows import Rows
 from spec2seq.decoding.sampling import Sampling, seed_of
 from spec2seq.decoding.scheduler import Completion, Request, Scheduler, Source
+from spec2seq.decoding.score import row_log_probabilities
 from spec2seq.decoding.static_loop import StaticLoop, borrow
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
@@ -39,10 +40,12 @@ class Engine:
         eos_token_ids: tuple[int, ...] = (),
         trace: bool = False,
         profile: bool = False,
+        scores: bool = False,
     ):
-        """`eos_token_ids`: what ends a row; none: the model's own end token."""
+        """`eos_token_ids`: what ends a row; none: the model's own end token. `scores`: a row that ends goes through the
+        verifier once more, for the log-probabilities of its tokens."""
         self.verifier, self.method, self.processors = verifier, method, processors or []
-        self.trace, self.profile = trace, profile
+        self.trace, self.profile, self.scores = trace, profile, scores
         self.scheduler = Scheduler(slots)
         self.reader = Reader(verifier, self.scheduler)
         self.sampling: Sampling | None = method.acceptance.sampling
@@ -73,10 +76,13 @@ class Engine:
         if len(ends) == 1 and NativeLoop.can_run(verifier, method, self.session, self.processors):
             self.native = NativeLoop(verifier, method, self.rows, self.cache, self.session, self.processors)
 
-    def submit(self, source: Source, max_new_tokens: int, seed: int | None = None, prompt: Sequence[int] = ()) -> int:
+    def submit(
+        self, source: Source, max_new_tokens: int, seed: int | None = None, prompt: Sequence[int] = (),
+        start: int | None = None,
+    ) -> int:  # fmt: skip
         """Queue one source (ids, end token included, or a spectrogram); returns the request's id. `seed` draws
         differently for each request: by default it is the method's seed and the request's number. The output begins
-        with `prompt`, which is no part of what is returned.
+        with `prompt`, behind `start` (None: the decoder's own); they are no part of what is returned.
 
         Raises UsageError for an empty source, one longer than the model's positions, or a cap out of range.
         """
@@ -89,7 +95,7 @@ class Engine:
         request_id = next(self.ids)
         if seed is None:
             seed = seed_of(self.sampling, request_id)
-        self.scheduler.submit(Request(request_id, source, max_new_tokens, seed, tuple(prompt)))
+        self.scheduler.submit(Request(request_id, source, max_new_tokens, seed, tuple(prompt), start))
         return request_id
 
     @torch.inference_mode()  # the rows' tensors were made in it, and only there may they change
@@ -325,10 +331,15 @@ class Engine:
         rows, done = self.rows, []
         for slot in reversed(range(rows.count)):
             if finished[slot]:
+                scores = None
+                if self.scores:
+                    scores = row_log_probabilities(self.verifier, rows, self.cache, slot, self.processors)
                 request = self._leave(slot)
                 self.stats.rows += 1
                 self.stats.add(request.counts)
-                done.append(Completion(request.id, request.tokens, request.counts, request.trace))
+                done.append(
+                    Completion(request.id, request.tokens, request.counts, request.trace, log_probabilities=scores)
+                )
         return done
 
     def _leave(self, slot: int) -> Request:

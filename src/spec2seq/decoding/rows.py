@@ -13,7 +13,7 @@ GRAIN = 64
 class Rows:
     """Tokens, lengths and limits of the rows in flight, with a host mirror of the lengths.
 
-    `tokens[slot]` starts with the decoder start token and the row's prompt, which are `given[slot]` tokens;
+    `tokens[slot]` starts with a decoder start token and the row's prompt, which are `given[slot]` tokens;
     `lengths[slot]` of them are committed. The last committed token has not been fed to the verifier yet: the next pass
     feeds it, with the draft behind it.
     """
@@ -76,7 +76,8 @@ class Rows:
         """Add a row for each request, with its source in `[rows, length]`, or `[rows, length, 2 * bins]` of sounds;
         returns their first slot."""
         first, rows = self.count, len(requests)
-        prompts = [(self.start_token_id, *request.prompt) for request in requests]
+        starts = [self.start_token_id if request.start is None else request.start for request in requests]
+        prompts = [(start, *request.prompt) for start, request in zip(starts, requests, strict=True)]
         lengths, given = [len(request.source) for request in requests], [len(prompt) for prompt in prompts]
         limits = [request.max_new_tokens + had for request, had in zip(requests, given, strict=True)]
         new = slice(first, first + rows)

@@ -14,14 +14,15 @@ Source = Sequence[int] | Tensor  # ids with the end token, or a spectrogram `[pl
 
 @dataclass
 class Request:
-    """One source on its way through the engine: ids, or a spectrogram. Its output begins with `prompt`, behind the
-    decoder's start; `tokens` are what comes then. `trace` has one letter for each: d(rafter) or v(erifier)."""
+    """One source on its way through the engine: ids, or a spectrogram. Its output begins with `prompt`, behind `start`
+    (None: the decoder's own); `tokens` are what comes then. `trace` has a letter for each: d(rafter) or v(erifier)."""
 
     id: int
     source: Source
     max_new_tokens: int
     seed: int
     prompt: tuple[int, ...] = ()
+    start: int | None = None
     tokens: list[int] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     trace: str = ""
@@ -30,13 +31,14 @@ class Request:
 @dataclass(frozen=True)
 class Completion:
     """A finished request: its tokens (without the decoder start and the prompt, with the end token if it came to one).
-    Of beam search also its hypotheses (score, tokens), best first."""
+    Of beam search also its hypotheses (score, tokens), best first; if it is asked for, each token's log-probability."""
 
     id: int
     tokens: list[int]
     counts: Counts
     trace: str
     hypotheses: tuple[tuple[float, list[int]], ...] = ()
+    log_probabilities: list[float] | None = None
 
 
 class Scheduler:

@@ -1,9 +1,14 @@
 """How likely an output is under a model."""
 
-import torch
+from collections.abc import Sequence
 
-from spec2seq.decoding.rows import padded
+import torch
+from torch import Tensor
+
+from spec2seq.decoding.processors import Prefix, Processor
+from spec2seq.decoding.rows import Rows, padded
 from spec2seq.decoding.scheduler import Source
+from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
 
@@ -12,10 +17,39 @@ def log_probability(model: EncoderDecoder, source: Source, output: list[int]) ->
     """Sum over `output` of each token's log-probability, in nats, given the source and the tokens before it."""
     if not output:
         return 0.0
-    tokens = torch.tensor([[model.architecture.decoder_start_token_id, *output]], device=model.device)
-    lengths = torch.tensor([len(source)], device=model.device)
-    cache = model.new_cache(1)
+    tokens = [model.architecture.decoder_start_token_id, *output]
+    return float(_of_next(logits_behind(model, source, tokens[:-1]), torch.tensor([output], device=model.device)).sum())
+
+
+@torch.inference_mode()
+def logits_behind(model: EncoderDecoder, source: Source, tokens: Sequence[int]) -> Tensor:
+    """The logits `[1, length, vocabulary]` behind each of the tokens, of which the first is a decoder's start."""
+    lengths, cache = torch.tensor([len(source)], device=model.device), model.new_cache(1)
     model.admit(cache, 0, model.encode(padded([source], 0).to(model.device), lengths))
-    decoded = model.decode_block(cache, tokens[:, :-1], torch.zeros_like(lengths), len(output), uniform=True)
-    logits = decoded.logits if model.dtype == torch.float64 else decoded.logits.float()
-    return float(logits.log_softmax(-1).gather(2, tokens[:, 1:, None]).sum())
+    fed = torch.tensor([list(tokens)], device=model.device)
+    return model.decode_block(cache, fed, torch.zeros_like(lengths), len(tokens), uniform=True).logits
+
+
+def row_log_probabilities(
+    model: EncoderDecoder, rows: Rows, cache: Cache, slot: int, processors: Sequence[Processor]
+) -> list[float]:
+    """Of each token that the row at a slot has written, under the processors, in nats: from one more pass over the row,
+    after which nothing else may be decoded for it."""
+    given, length = rows.host_given[slot], rows.host_lengths[slot]
+    here = slice(slot, slot + 1)
+    tokens = rows.tokens[here, :length]
+    places = torch.arange(given - 1, length - 1, device=tokens.device)[None]
+    logits = model.decode_block(
+        cache.slots_from(slot), tokens[:, :-1], torch.zeros_like(rows.lengths[here]), length - 1, uniform=True,
+        source_horizon=rows.host_sources[slot], logit_positions=places,
+    ).logits  # fmt: skip
+    prefix = Prefix(tokens, rows.given[here], rows.limits[here], rows.given[here])
+    for process in processors:
+        logits = process(logits, prefix)
+    return _of_next(logits, tokens[:, given:])[0].tolist()
+
+
+def _of_next(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities `[rows, length]` of the tokens by the logits before each."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]

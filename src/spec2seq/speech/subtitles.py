@@ -2,12 +2,13 @@
 
 import html
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spec2seq import io
 
 if TYPE_CHECKING:  # imports torch
     from spec2seq.speech.transcribe import Transcript
+    from spec2seq.speech.windows import Segment
 
 ENDINGS = {"text": "txt", "srt": "srt", "vtt": "vtt", "json": "json"}  # format → what its files' names end in
 TIMED = ("srt", "vtt")
@@ -45,11 +46,17 @@ def as_vtt(transcript: "Transcript") -> str:
 
 def as_json(transcript: "Transcript", file: str) -> str:
     """One object in one line."""
-    said = [(segment.start, segment.end, (segment.text or "").strip()) for segment in transcript.segments]
     return io.to_json({
         "file": file, "language": transcript.language, "seconds": transcript.seconds, "text": transcript.text,
-        "segments": [{"start": start, "end": end, "text": text} for start, end, text in said if text],
+        "segments": [_as_dict(segment) for segment in transcript.segments if (segment.text or "").strip()],
     })  # fmt: skip
+
+
+def _as_dict(segment: "Segment") -> dict[str, Any]:
+    found: dict[str, Any] = {"start": segment.start, "end": segment.end, "text": segment.text.strip()}
+    if segment.log_probability is not None:
+        found |= {"log_probability": segment.log_probability, "temperature": segment.temperature or 0.0}
+    return found
 
 
 def _cues(transcript: "Transcript", point: str) -> Iterator[tuple[str, str]]:

@@ -2,34 +2,24 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_range
 from spec2seq.decoding.methods import Greedy
+from spec2seq.decoding.score import logits_behind
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.runner import Runner
 from spec2seq.speech.audio import read_audio
-from spec2seq.speech.timestamps import TimestampRules, segments
-from spec2seq.speech.vocabulary import SECONDS, SpeechVocabulary
+from spec2seq.speech.fallback import Fallback
+from spec2seq.speech.timestamps import TimestampRules
+from spec2seq.speech.vocabulary import PREVIOUS, SpeechVocabulary
+from spec2seq.speech.windows import Segment, Sound, Windows, window_of
 
-PLACE = 2  # frames of a spectrogram to a timestamp
 MOST_SOUNDS = 1 << 20  # of a call, so that no window is drawn as another one is
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What was said from `start` to `end`, in seconds; `tokens` with the timestamps."""
-
-    start: float
-    end: float
-    text: str | None
-    tokens: list[int]
 
 
 @dataclass(frozen=True)
@@ -55,21 +45,6 @@ class Transcription:
         return [transcript.text for transcript in self.transcripts]
 
 
-@dataclass
-class _Sound:
-    """On its way: `features` `[bins, frames]`, of which `seek` are understood. `draws` is what the next window is drawn
-    by, where it is: no other window has it."""
-
-    features: Tensor
-    frames: int
-    seconds: float
-    timestamps: bool
-    draws: int = 0
-    seek: int = 0
-    language: str | None = None
-    segments: list[Segment] = field(default_factory=list)
-
-
 def transcribe(
     model: Seq2Seq,
     sounds: Sequence[Any],
@@ -78,6 +53,9 @@ def transcribe(
     language: str | None = None,
     task: str = "transcribe",
     timestamps: bool | None = None,
+    fallback: Fallback | None = None,
+    condition_on_previous: bool = False,
+    initial_prompt: str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
     progress: Callable[[float], None] | None = None,
@@ -94,6 +72,11 @@ def transcribe(
         task: "transcribe", or "translate" into English.
         timestamps: whether to say when something was said; None: where a sound is longer than a window of the model,
             which needs them.
+        fallback: when to hear a window again at higher temperatures, and when to take it for silent; None: never.
+        condition_on_previous: each window goes on from what was understood of the ones before it, up to half of what
+            the decoder has room for, unless the last was heard at a temperature above 0.5.
+        initial_prompt: a text that every window goes on from, or the first one if they are conditioned: names and words
+            that are to be expected, a style.
         max_new_tokens: the most tokens for a window.
         batch_size: windows in flight.
         progress: called with the seconds of sound that were understood since the last time.
@@ -114,20 +97,43 @@ def transcribe(
     if model.extractor.feature_size != model.model.architecture.sound.bins:
         bins = model.model.architecture.sound.bins
         raise UsageError(f"the feature extractor makes {model.extractor.feature_size} bins; the model hears {bins}")
+    starting = _starting(model, words, initial_prompt)
+    if condition_on_previous or starting:
+        _check_previous(words)
     heard = [_read(model, sound, f"sound {number}", timestamps) for number, sound in enumerate(sounds, 1)]
     for number, sound in zip(range(len(heard)) if numbers is None else numbers, heard, strict=True):
-        sound.draws = number
+        sound.draws, sound.before = number, list(starting)
         sound.language = spoken or _detect(model, words, sound)
     stats = Stats() if stats is None else stats
     for timed in (False, True):
         going = [sound for sound in heard if sound.timestamps is timed]
-        hearing = _hearing(model, words) if timed else model
+        run = Windows(
+            _hearing(model, words) if timed else model, words, method or Greedy(), task, fallback,
+            starting, condition_on_previous, max_new_tokens, batch_size, stats, progress,
+        )  # fmt: skip
         while going:
-            _round(hearing, words, going, method or Greedy(), task, max_new_tokens, batch_size, stats, progress)
+            run.next_windows(going)
             going = [sound for sound in going if sound.seek < sound.frames]
             for sound in going:
                 sound.draws += MOST_SOUNDS
     return Transcription([_transcript(sound) for sound in heard], stats)
+
+
+def _starting(model: Seq2Seq, words: SpeechVocabulary, text: str | None) -> list[int]:
+    """The tokens of an initial prompt."""
+    if not text or not text.strip():
+        return []
+    if model.tokenizer is None:
+        raise UsageError("initial_prompt is a text, and this model was loaded without a tokenizer")
+    ids = model.tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]  # as Whisper's get_prompt_ids
+    if special := [token for token in ids if token >= min(model.eos_token_ids)]:
+        raise UsageError(f"initial_prompt holds {model.tokenizer.decode(special[:1])}; allowed: plain text")
+    return ids
+
+
+def _check_previous(words: SpeechVocabulary) -> None:
+    if words.previous is None:
+        raise UsageError(f"this model does not say what {PREVIOUS} is, which conditioning and an initial prompt need")
 
 
 def _hearing(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:
@@ -138,7 +144,7 @@ def _hearing(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:
     return other
 
 
-def _read(model: Seq2Seq, sound: Any, where: str, timestamps: bool | None) -> _Sound:
+def _read(model: Seq2Seq, sound: Any, where: str, timestamps: bool | None) -> Sound:
     extractor = model.extractor
     samples, where = read_audio(sound, where, extractor.sampling_rate)
     long = len(samples) > extractor.n_samples
@@ -153,69 +159,20 @@ def _read(model: Seq2Seq, sound: Any, where: str, timestamps: bool | None) -> _S
     found = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt", **shape)
     frames = min(found.input_features.shape[2], -(-len(samples) // extractor.hop_length))
     timed = long if timestamps is None else timestamps
-    return _Sound(found.input_features[0], frames, len(samples) / extractor.sampling_rate, timed)
-
-
-def _window(model: Seq2Seq, sound: _Sound) -> Tensor:
-    """The next one, `[places, 2 * bins]`."""
-    shape = model.model.architecture.sound
-    cut = sound.features[:, sound.seek : sound.seek + PLACE * shape.places]
-    cut = torch.nn.functional.pad(cut, (0, PLACE * shape.places - cut.shape[1]))
-    return cut.T.reshape(shape.places, -1)
+    return Sound(found.input_features[0], frames, len(samples) / extractor.sampling_rate, timed)
 
 
 @torch.inference_mode()
-def _detect(model: Seq2Seq, words: SpeechVocabulary, sound: _Sound) -> str | None:
+def _detect(model: Seq2Seq, words: SpeechVocabulary, sound: Sound) -> str | None:
     """The language that the first window sounds most like."""
     if not words.languages:
         return None
-    verifier = model.model
-    window = _window(model, sound)[None].to(verifier.device)
-    lengths = torch.tensor([window.shape[1]], device=verifier.device)
-    start = torch.full_like(lengths[:, None], verifier.architecture.decoder_start_token_id)
-    cache = verifier.new_cache(1)
-    verifier.admit(cache, 0, verifier.encode(window, lengths))
-    logits = verifier.decode_block(cache, start, torch.zeros_like(lengths), 1, uniform=True).logits[0, 0]
+    a = model.model.architecture
+    logits = logits_behind(model.model, window_of(model, sound), [a.decoder_start_token_id])[0, -1]
     codes = list(words.languages)
     return codes[int(logits[[words.languages[code] for code in codes]].argmax())]
 
 
-def _round(
-    model: Seq2Seq, words: SpeechVocabulary, sounds: list[_Sound], method: Method, task: str,
-    max_new_tokens: int | None, batch_size: int, stats: Stats, progress: Callable[[float], None] | None,
-) -> None:  # fmt: skip
-    """One window of each sound."""
-    timed = sounds[0].timestamps
-    prompts = {sound.draws: words.prompt(sound.language, task, timed) for sound in sounds}
-    windows = [_window(model, sound) for sound in sounds]
-    run = Runner(model, method, max_new_tokens, batch_size, False, False, windows, prompts)
-    run.stats, by_index = stats, {sound.draws: sound for sound in sounds}
-    for index, completion in run.each(windows, list(by_index)):
-        sound = by_index[index]
-        began = sound.seek
-        _understood(model, words, sound, [token for token in completion.tokens if token not in model.eos_token_ids])
-        if progress is not None:
-            progress((min(sound.seek, sound.frames) - began) / PLACE * SECONDS)
-
-
-def _understood(model: Seq2Seq, words: SpeechVocabulary, sound: _Sound, tokens: list[int]) -> None:
-    """Add a window's segments."""
-    places = model.model.architecture.sound.places
-    left = min(places, -(-(sound.frames - sound.seek) // PLACE))
-    offset = sound.seek / PLACE * SECONDS
-    found, reached = [(0, left, tokens)], left
-    if sound.timestamps:
-        found, reached = segments(tokens, words.first_timestamp, left)
-    for start, end, part in found:
-        said = None
-        if model.tokenizer is not None:
-            spoken = [token for token in part if token < words.first_timestamp]
-            said = model.tokenizer.decode(spoken, skip_special_tokens=True)
-        sound.segments.append(Segment(round(offset + start * SECONDS, 2), round(offset + end * SECONDS, 2), said, part))
-    # A window in which nothing was understood would be heard for ever.
-    sound.seek += PLACE * (reached or left)
-
-
-def _transcript(sound: _Sound) -> Transcript:
+def _transcript(sound: Sound) -> Transcript:
     text = "".join(segment.text or "" for segment in sound.segments)
     return Transcript(text.strip(), sound.language, sound.seconds, sound.segments)

@@ -9,22 +9,29 @@ from spec2seq.api import Seq2Seq
 from spec2seq.errors import Spec2SeqError, UsageError
 
 TASKS = ("transcribe", "translate")
-NO_TIMESTAMPS = "<|notimestamps|>"
+NO_TIMESTAMPS, PREVIOUS = "<|notimestamps|>", "<|startofprev|>"
 SECONDS = 0.02  # from one timestamp to the next (Radford et al. 2023, section 2.3)
 
 
 @dataclass(frozen=True)
 class SpeechVocabulary:
     """Ids of one model's tokens. `languages` by code, such as "en"; empty, as `tasks`, where it knows one language.
-    Timestamps are `first_timestamp` and all that come behind it."""
+    Timestamps are `first_timestamp` and all that come behind it. `previous` stands before a text that an output goes on
+    from; None: the model knows no such."""
 
     languages: Mapping[str, int]
     tasks: Mapping[str, int]
     no_timestamps: int
+    previous: int | None = None
 
     @property
     def first_timestamp(self) -> int:
         return self.no_timestamps + 1
+
+    @property
+    def no_speech(self) -> int:
+        """What a model predicts behind the decoder's start where nothing is said."""
+        return self.no_timestamps - 1
 
     @classmethod
     def of(cls, model: Seq2Seq) -> "SpeechVocabulary":
@@ -39,8 +46,11 @@ class SpeechVocabulary:
             silent = _id_of(model.tokenizer, NO_TIMESTAMPS)
         if silent is None:
             raise Spec2SeqError(f"neither generation config nor tokenizer of this model says what {NO_TIMESTAMPS} is")
+        previous = settings.get("prev_sot_token_id")
+        if previous is None:
+            previous = _id_of(model.tokenizer, PREVIOUS)
         if settings.get("is_multilingual") is False:
-            return cls({}, {}, silent)
+            return cls({}, {}, silent, previous)
         languages = {name.strip("<|>"): token for name, token in (settings.get("lang_to_id") or {}).items()}
         tasks = settings.get("task_to_id") or {}
         if not languages or not all(task in tasks for task in TASKS):
@@ -48,7 +58,7 @@ class SpeechVocabulary:
                 "the generation config of this model lacks lang_to_id or task_to_id, as old ones do; take that of the "
                 "model's present version, or set is_multilingual to false for a model of English alone"
             )
-        return cls(languages, tasks, silent)
+        return cls(languages, tasks, silent, previous)
 
     def language(self, asked: str | None) -> str | None:
         """The code of a language by its code or its English name; None for None, and of a model of one language.
