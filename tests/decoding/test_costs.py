@@ -68,7 +68,7 @@ def test_copies_are_verified_though_made_up_text_has_none():
     model = copy.deepcopy(tiny.seq2seq("t5"))
     executor.prepare(model.model.float(), "float32", "native")
     found = measured(model, Lookup().drafter, 1, 8)
-    assert set(found.rest) == {0, 1, 2, 4, 8} and not found.drafting
+    assert set(found.rest) == {0, 1, 2, 3, 5, 8} and not found.drafting
 
 
 def test_where_positions_are_few():

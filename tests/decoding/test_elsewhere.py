@@ -172,6 +172,22 @@ def under_processors(model: Seq2Seq) -> Seq2Seq:
     return Seq2Seq(model.model, model.config, None, config)
 
 
+def test_graphs_of_a_few_sets_of_processors_are_kept(monkeypatch):
+    """A caller whose settings differ from call to call does not fill the device with graphs."""
+    plain, kept = tiny.seq2seq("marian"), set()
+    monkeypatch.setattr(static_loop, "Graphs", Captured)
+    served = Seq2Seq(copy.copy(plain.model), plain.config, None, copy.deepcopy(plain.generation_config))
+    served.model.graphs = True
+    for number in range(30):
+        served.generation_config.update(suppress_tokens=[5 + number])
+        for _ in range(2):
+            served.generate([[7, 8, 0]], max_new_tokens=4)
+        native = Engine(served.model, Greedy(), 1, served.processors()).native
+        assert native.processors == tuple(served.processors())
+        kept.add(len(native.graphs.made))
+    assert len(native.sets) <= static_loop.SETS and max(kept) <= 2 * static_loop.SETS
+
+
 @pytest.mark.parametrize("chosen", [Greedy(), Lookup(3), Beam(2)], ids=["greedy", "lookup", "beam"])
 def test_under_the_generation_configs_processors(chosen, monkeypatch):
     model = under_processors(tiny.seq2seq("marian"))

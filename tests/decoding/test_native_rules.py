@@ -8,7 +8,18 @@ import tiny_sound
 import torch
 from models.native_models import METHODS, block_drafter, little_model, needs_compiler, seq2seq
 
-from spec2seq import Beam, Greedy, Lookup, Seq2Seq, transcribe
+from spec2seq import (
+    Beam,
+    Draft,
+    FixedLength,
+    Greedy,
+    Lookup,
+    NgramLookup,
+    Seq2Seq,
+    Spec2SeqError,
+    Speculative,
+    transcribe,
+)  # fmt: skip
 from spec2seq.decoding.beam import Search
 from spec2seq.decoding.logits import processors_from
 from spec2seq.decoding.native_rules import NativeRules
@@ -131,6 +142,34 @@ def test_what_the_executor_does_not_know_runs_over_tensors():
         config = copy.deepcopy(model.generation_config)
         config.update(**settings)
         assert Seq2Seq(model.model, model.config, None, config).engine().native is None
+
+
+def test_where_all_is_banned_nothing_stands(monkeypatch):
+    """A token that is forced and forbidden: the verifier has no choice, and no draft is right."""
+    plain, runs = seq2seq("marian", "int8"), []
+    config = copy.deepcopy(plain.generation_config)
+    config.forced_bos_token_id, config.suppress_tokens = 39, [39]  # Transformers' `update` refuses them
+    model = Seq2Seq(plain.model, plain.config, None, config)
+    sources, little = tiny.sources(tiny.transformers_model("marian"), ROWS), little_model("marian", "int8")
+    for known in (True, False):
+        if not known:
+            without(monkeypatch)
+        for kind in ("bild", "assisted"):
+            runs.append(found(model, sources, METHODS[kind](None, little), max_new_tokens=CAP))
+    assert runs[:2] == runs[2:]
+
+
+def test_a_draft_of_ids_that_there_are_not_is_refused():
+    class Wild(NgramLookup):
+        def session(self, rows, verifier):
+            made = super().session(rows, verifier)
+            made.drafts_natively = False
+            made.draft = lambda k, room, *more: Draft(torch.full((len(room), 2), 10**6), room.clamp(0, 2))
+            return made
+
+    model = seq2seq("marian", "float32")
+    with pytest.raises(Spec2SeqError, match="drafts ids that the vocabulary does not have"):
+        model.generate([[5, 6, 0]], Speculative(Wild(), FixedLength(2)), max_new_tokens=CAP)
 
 
 def test_equal_processors_are_equal():

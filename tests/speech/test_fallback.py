@@ -1,5 +1,6 @@
 """What a window goes on from, when it is silent, and when it is heard again: Transformers' where it draws nothing."""
 
+import copy
 import statistics
 import zlib
 
@@ -183,6 +184,22 @@ def test_a_forced_token_is_certain():
     forced = Seq2Seq(model.model, model.config, None, config)
     (row,) = forced.generate(tiny.sources(model, 1), max_new_tokens=5, scores=True).rows
     assert row.tokens[0] == 9 and row.log_probabilities[0] == 0 > row.log_probabilities[1]
+
+
+def test_a_forced_end_is_certain_only_at_the_limit():
+    """Over fixed tensors, too, where a row that ends has no more room."""
+    model = tiny.seq2seq("marian")
+    eos, sources = model.config.eos_token_id, tiny.sources(model, 8)
+    config = transformers.GenerationConfig(**(model.generation_config.to_dict() | {"forced_eos_token_id": eos}))
+    runs = []
+    for graphs in (False, True):
+        served = Seq2Seq(copy.copy(model.model), model.config, None, config)
+        served.model.graphs = graphs
+        runs.append([row.log_probabilities for row in served.generate(sources, max_new_tokens=9, scores=True).rows])
+    for one, other in zip(*runs, strict=True):
+        assert one == pytest.approx(other, abs=1e-9)
+        assert (one[-1] == 0) == (len(one) == 9)
+    assert len({len(one) for one in runs[0]}) > 2
 
 
 @pytest.mark.parametrize(

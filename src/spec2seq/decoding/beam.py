@@ -75,8 +75,8 @@ class Search:
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
         self.ends = ends or (a.eos_token_id,)
-        known = NativeRules.known(processors, a.vocabulary)
-        self.native = known and verifier.native is not None and method.sampling is None
+        native = verifier.native is not None and method.sampling is None
+        self.native = native and NativeRules.known(processors, a.vocabulary)
         self.rules = NativeRules(processors) if self.native and processors else None
         starts = starts or [a.decoder_start_token_id] * len(sources)
         begins = [(start, *prompt) for start, prompt in zip(starts, prompts or [()] * len(sources), strict=True)]

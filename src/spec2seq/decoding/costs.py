@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spec2seq.decoding.acceptance import Draft
 from spec2seq.decoding.drafters import LittleModel, Session
 from spec2seq.decoding.lookup import NgramLookup
+from spec2seq.decoding.native_rules import NativeRules
 from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.sampling import Sampling
 from spec2seq.errors import Spec2SeqError
@@ -28,8 +29,8 @@ from spec2seq.version import __version__
 if TYPE_CHECKING:
     from spec2seq.decoding.methods import Speculative
 
-LENGTHS = (0, 1, 2, 4, 8, 16)
-FIRST = 4  # of them, measured before the others; a slow model has only this one and 0
+LENGTHS = (0, 1, 2, 3, 5, 8, 11, 16)  # 5 and 11 with the row's own token fill the kernels' tiles of 6
+FIRST = 5  # of them, measured before the others; a slow model has only this one and 0
 BUDGET = 0.7  # seconds
 ROUNDS = 8
 ON_END = 2  # iterations that are timed in one call, as in a decoding loop, where the drafter allows it
@@ -191,9 +192,10 @@ def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Proce
     """Names what the seconds depend on but the state of the machine."""
     drafter, rule = method.drafter, method.acceptance
     library = c.find()[0]
-    kinds = [(type(process).__qualname__, process.rules is None) for process in processors]
+    known = NativeRules.known(processors, verifier.architecture.vocabulary)
+    kinds = known, [type(process).__qualname__ for process in processors]
     facts = [
-        __version__, torch.__version__, cpu(), library and library._name, torch.get_num_threads(), slots,
+        __version__, LENGTHS, torch.__version__, cpu(), library and library._name, torch.get_num_threads(), slots,
         method.length.cap, kinds, type(rule).__name__, rule.sampling is None, type(drafter).__module__,
         type(drafter).__qualname__, getattr(drafter, "distributions", None),
         isinstance(drafter, LittleModel) and drafter.reads_as(verifier),

@@ -5,6 +5,7 @@ The arguments are Transformers' own; what is not supported here is refused by na
 """
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from spec2seq.decoding.processors import (
 )  # fmt: skip
 from spec2seq.errors import Spec2SeqError
 
+MOST = 2**31  # of a length
 # Names that change nothing about the tokens, or that the methods own (see `Sampling` and `Beam`).
 _HARMLESS = {
     "max_length", "max_new_tokens", "do_sample", "num_beams", "use_cache", "cache_implementation", "cache_config",
@@ -61,17 +63,17 @@ def _of_words(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterato
     if config.get("sequence_bias"):
         biases = config["sequence_bias"]
         biases = biases.items() if isinstance(biases, dict) else biases
-        last = {tuple(tokens): bias for tokens, bias in biases}  # of equal ones
+        last = {_tokens("sequence_bias", tokens): bias for tokens, bias in biases}  # of equal ones
         yield BiasSequences(tuple(last.items()))
     if config.get("repetition_penalty") not in (None, 1.0):
         yield PenalizeRepetition(config["repetition_penalty"])
-    if (config.get("no_repeat_ngram_size") or 0) > 0:
-        yield NoRepeatNgrams(config["no_repeat_ngram_size"])
+    if size := _whole("no_repeat_ngram_size", config.get("no_repeat_ngram_size") or 0):
+        yield NoRepeatNgrams(size)
     ends = [[token] for token in eos_token_ids]  # which nobody bans
-    banned = [word for word in config.get("bad_words_ids") or [] if word not in ends]
+    banned = [_tokens("bad_words_ids", word) for word in config.get("bad_words_ids") or [] if list(word) not in ends]
     if single := [word[0] for word in banned if len(word) == 1]:
         yield Suppress(tuple(single))
-    if longer := dict.fromkeys((tuple(word) for word in banned if len(word) > 1), -math.inf):
+    if longer := dict.fromkeys((word for word in banned if len(word) > 1), -math.inf):
         yield BiasSequences(tuple(longer.items()))
 
 
@@ -79,14 +81,15 @@ def _of_places(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterat
     fewest = config.get("min_new_tokens")
     if fewest is not None:  # where both are given, Transformers takes this one
         if fewest:
-            yield Suppress(eos_token_ids, Where("written", 0, fewest))
-    elif (shortest := config.get("min_length") or 0) > 1:
+            yield Suppress(eos_token_ids, Where("written", 0, _whole("min_new_tokens", fewest)))
+    elif (shortest := _whole("min_length", config.get("min_length") or 0)) > 1:
         yield Suppress(eos_token_ids, Where("before", 0, shortest))
     first, last = config.get("forced_bos_token_id"), config.get("forced_eos_token_id")
     if first is not None:
-        yield Force((first,), Where("before", 1, 2))
+        yield Force(_tokens("forced_bos_token_id", [first]), Where("before", 1, 2))
     if last is not None:
-        yield Force(_listed(last), Where("left", 1, 2))
+        last = last if isinstance(last, list | tuple) else [last]
+        yield Force(_tokens("forced_eos_token_id", last), Where("left", 1, 2))
 
 
 def _of_numbers(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Iterator[Processor]:
@@ -95,10 +98,10 @@ def _of_numbers(config: dict[str, Any], eos_token_ids: tuple[int, ...]) -> Itera
     if config.get("exponential_decay_length_penalty"):
         yield FavourTheEnd(eos_token_ids, *config["exponential_decay_length_penalty"])
     if config.get("suppress_tokens"):
-        yield Suppress(tuple(config["suppress_tokens"]))
+        yield Suppress(_tokens("suppress_tokens", config["suppress_tokens"]))
     if config.get("begin_suppress_tokens"):
         counted = "written" if config.get("forced_bos_token_id") is None else "behind"
-        yield Suppress(tuple(config["begin_suppress_tokens"]), Where(counted, 0, 1))
+        yield Suppress(_tokens("begin_suppress_tokens", config["begin_suppress_tokens"]), Where(counted, 0, 1))
     if config.get("renormalize_logits"):
         yield Renormalize()
 
@@ -110,5 +113,22 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
             raise Spec2SeqError(f"generation setting {name}={value!r} is not supported")
 
 
-def _listed(value: int | list[int]) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def _whole(name: str, value: Any) -> int:
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = -1
+    if not 0 <= found <= MOST:
+        raise Spec2SeqError(f"generation setting {name}={value!r}; allowed: whole numbers from 0 to {MOST}")
+    return found
+
+
+def _tokens(name: str, ids: Any) -> tuple[int, ...]:
+    """Token ids, one at least. Whether the vocabulary has them nobody knows here."""
+    try:
+        found = tuple(map(operator.index, ids))
+    except TypeError:
+        found = ()
+    if not found:
+        raise Spec2SeqError(f"generation setting {name}: {ids!r} are no token ids")
+    return found

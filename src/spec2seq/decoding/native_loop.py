@@ -17,6 +17,7 @@ from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_rules import NativeRules
 from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.rows import Rows
+from spec2seq.errors import Spec2SeqError
 from spec2seq.kernels import library as c
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
@@ -93,9 +94,9 @@ class NativeLoop:
     ) -> bool:
         """Whether it knows the method and the processors, and the executor is the compiled one."""
         rule = method.acceptance
-        if not NativeRules.known(processors, verifier.architecture.vocabulary):
-            return False
         if verifier.native is None or not verifier.native.takes(verifier.target_embedding):
+            return False
+        if not NativeRules.known(processors, verifier.architecture.vocabulary):
             return False
         if type(rule) not in (Exact, TopBeta, Rollback) or rule.sampling or getattr(rule, "needs_distributions", False):
             return False
@@ -177,6 +178,9 @@ class NativeLoop:
         """Commit what stands of a draft that was made outside."""
         it, tokens = self.iteration, draft.tokens.to("cpu", torch.long).contiguous()
         lengths = draft.lengths.to("cpu", torch.long).clamp(0, draft.width)  # whatever a drafter gives
+        unknown = (tokens < 0) | (tokens >= self.decoder.vocabulary)
+        if (unknown & (torch.arange(draft.width) < lengths[:, None])).any():
+            raise Spec2SeqError(f"{type(self.session).__name__} drafts ids that the vocabulary does not have")
         it.little = it.lookup = None
         it.given, it.given_stride, it.given_lengths = tokens.data_ptr(), draft.width, lengths.data_ptr()
         (report,) = self._call(draft.width, 1)

@@ -25,7 +25,7 @@ class NativeRules:
     @staticmethod
     def known(processors: Sequence[Processor], vocabulary: int) -> bool:
         """Whether the executor knows them all; nothing checks an id there."""
-        rules = [processor.rules for processor in processors]
+        rules = [getattr(processor, "rules", None) for processor in processors]
         if None in rules:
             return False
         ids = [id for part in rules for rule in part for sequence in rule.tokens for id in sequence]

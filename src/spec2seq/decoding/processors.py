@@ -72,7 +72,8 @@ class Rule(NamedTuple):
 
 
 class Processor(Protocol):
-    """Equal ones do the same. A GPU's graph may be made of a call, so nothing in it waits for the device."""
+    """Equal ones do the same, and can be hashed. A GPU's graph may be made of a call, so nothing in it waits for the
+    device."""
 
     @property
     def rules(self) -> tuple[Rule, ...] | None:
@@ -83,10 +84,19 @@ class Processor(Protocol):
 
 
 @dataclass(frozen=True)
-class Suppress:
+class _OfTokens:
+    tokens: tuple[int, ...]
+
+    @functools.cached_property
+    def _on(self) -> Callable[[torch.device], Tensor]:
+        """The tokens on a device, copied there once: a copy to a GPU for every pass would stall it."""
+        return functools.cache(lambda device: torch.tensor(self.tokens, device=device))
+
+
+@dataclass(frozen=True)
+class Suppress(_OfTokens):
     """Tokens that may not come at some places; None: anywhere."""
 
-    tokens: tuple[int, ...]
     where: Where | None = None
 
     @property
@@ -99,16 +109,11 @@ class Suppress:
             return banned
         return torch.where(self.where.holds(prefix, logits.shape[1])[:, :, None], banned, logits)
 
-    @functools.cached_property
-    def _on(self) -> Callable[[torch.device], Tensor]:
-        return _ids(self.tokens)
-
 
 @dataclass(frozen=True)
-class Force:
+class Force(_OfTokens):
     """One of the tokens must come at some places."""
 
-    tokens: tuple[int, ...]
     where: Where
 
     @property
@@ -118,10 +123,6 @@ class Force:
     def __call__(self, logits: Tensor, prefix: Prefix) -> Tensor:
         forced = torch.full_like(logits[:1, :1], -torch.inf).index_fill(2, self._on(logits.device), 0)
         return torch.where(self.where.holds(prefix, logits.shape[1])[:, :, None], forced, logits)
-
-    @functools.cached_property
-    def _on(self) -> Callable[[torch.device], Tensor]:
-        return _ids(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,9 @@ class BiasSequences:
 
 
 @dataclass(frozen=True)
-class FavourTheEnd:
+class FavourTheEnd(_OfTokens):
     """From the place `start` on an end token's logit rises by its size times factor ** (steps since) - 1."""
 
-    eos_token_ids: tuple[int, ...]
     start: int
     factor: float
 
@@ -231,10 +231,6 @@ class FavourTheEnd:
         score = logits.index_select(2, ends)
         rise = score.abs() * (torch.pow(float(self.factor), steps.double()) - 1).to(score.dtype)
         return logits.index_add(2, ends, rise.masked_fill(~score.isfinite(), 0.0))
-
-    @functools.cached_property
-    def _on(self) -> Callable[[torch.device], Tensor]:
-        return _ids(self.eos_token_ids)
 
 
 @dataclass(frozen=True)
@@ -257,8 +253,3 @@ class Renormalize:
 
     def __call__(self, logits: Tensor, prefix: Prefix) -> Tensor:
         return logits.log_softmax(-1)
-
-
-def _ids(tokens: tuple[int, ...]) -> Callable[[torch.device], Tensor]:
-    """Token ids as a tensor of a device, copied there once: a copy to a GPU for every pass would stall it."""
-    return functools.cache(lambda device: torch.tensor(tokens, device=device))

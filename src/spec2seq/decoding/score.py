@@ -43,7 +43,8 @@ def row_log_probabilities(
         cache.slots_from(slot), tokens[:, :-1], torch.zeros_like(rows.lengths[here]), length - 1, uniform=True,
         source_horizon=rows.host_sources[slot], logit_positions=places,
     ).logits  # fmt: skip
-    prefix = Prefix(tokens, rows.given[here], rows.limits[here], rows.given[here])
+    limits = rows.limits.new_tensor([rows.host_limits[slot]])  # in a graph a row that ends has its length for a limit
+    prefix = Prefix(tokens, rows.given[here], limits, rows.given[here])
     for process in processors:
         logits = process(logits, prefix)
     return _of_next(logits, tokens[:, given:])[0].tolist()

@@ -19,6 +19,7 @@ from spec2seq.decoding.static_iteration import HEAD, Shape, State, iterate
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
 
 LEAST, FRESH = 64, 16  # places and tokens; fewer cost as much
+SETS = 8  # of processors whose graphs are kept
 LARGEST = Shape(rows=256, source=1536, horizon=1024, k=32, fresh=64)  # what goes beyond it is not captured
 
 
@@ -51,7 +52,7 @@ class StaticLoop:
         for cache in self._caches():
             cache.source_lengths.fill_(1)
         self.graphs = Graphs(device)
-        self.known_processors: dict[tuple[Processor, ...], tuple[Processor, ...]] = {}
+        self.sets: dict[tuple[Processor, ...], tuple[int, tuple[Processor, ...]]] = {}
         self.host_eos = a.eos_token_id
         self.reserved: tuple[int, ...] = ()  # where the tensors lie that the graphs are of
 
@@ -79,8 +80,11 @@ class StaticLoop:
     def start(self, verifier: EncoderDecoder, rule: AcceptanceRule, processors: tuple[Processor, ...] = ()) -> None:
         """Serve another engine, without rows. It may put what is to be done while the device works into `meanwhile`."""
         self.verifier, self.rule, self.rows.count = verifier, rule, 0
+        if processors not in self.sets and len(self.sets) == SETS:
+            self.graphs.forget()
+            self.sets.clear()
         # Graphs are of the tensors that the first of equal processors keep.
-        self.processors = self.known_processors.setdefault(processors, processors)
+        self.set, self.processors = self.sets.setdefault(processors, (len(self.sets), processors))
         self.meanwhile: Callable[[], None] = lambda: None
         if self.session is not None:
             self.session.verifier = verifier
@@ -128,7 +132,7 @@ class StaticLoop:
             self.state.eos.fill_(self.host_eos)
         captured = all(getattr(shape, name) <= most for name, most in vars(LARGEST).items())
         return self.graphs.run(
-            (shape, self.rule, self.processors) if captured else None,
+            (shape, self.rule, self.set) if captured else None,
             lambda: iterate(self.verifier, self.state, shape, self.rule, self.processors),
         )
 

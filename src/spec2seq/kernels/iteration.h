@@ -6,8 +6,8 @@
 
 /* Whether the verifier lets a drafted token stand (SpecDec, section 3.2; BiLD, section 3.2). */
 static int stands(const Iteration *it, const float *logits, int64_t vocabulary, int64_t token, int64_t best) {
-    if (token == best) return 1;
     float score = logits[token];
+    if (token == best) return it->rollback < 0 || score > -INFINITY;
     int64_t better = 0;
     if (!(score > -INFINITY)) return 0;
     if (it->rollback >= 0) {

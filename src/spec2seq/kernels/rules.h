@@ -105,7 +105,7 @@ static void apply_rules(const Rules *r, float *x, int64_t vocabulary, int64_t ro
             break;
         case NO_REPEAT:
             size = (int64_t)rule->value;
-            for (const int64_t *s = tokens; s + size <= tokens + before; s++)
+            for (const int64_t *s = tokens; before >= size && s <= tokens + before - size; s++)
                 if (same(s, tokens + before - size + 1, size - 1)) x[s[size - 1]] = -INFINITY;
             break;
         case PENALIZE: penalize(x, (float)rule->value, tokens, before, room); break;

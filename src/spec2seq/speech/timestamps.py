@@ -30,31 +30,35 @@ class TimestampRules:
         return (Rule("timestamps", ((self.no_timestamps, self.eos_token_id),), value=latest),)
 
     def __call__(self, logits: Tensor, prefix: Prefix) -> Tensor:
-        first = self.no_timestamps + 1
-        width, device = logits.shape[1], logits.device
+        first, width, device = self.no_timestamps + 1, logits.shape[1], logits.device
         before, written = prefix.before(width), prefix.written(width)
-        words = torch.arange(logits.shape[2], device=device)
-        stamps = prefix.tokens >= first
-        last, penultimate = ((written >= back) & stamps.gather(1, (before - back).clamp(min=0)) for back in (1, 2))
+        stamped = prefix.tokens >= first
+        last, penultimate = ((written >= back) & stamped.gather(1, (before - back).clamp(min=0)) for back in (1, 2))
         penultimate |= written < 2
         # The latest timestamp before each place: they do not decrease, or else a draft has been wrong before it.
-        places = torch.arange(stamps.shape[1], device=device)
+        places = torch.arange(stamped.shape[1], device=device)
         given = 1 if prefix.given is None else prefix.given[:, None]
-        latest = torch.where(stamps & (places >= given), prefix.tokens, 0).cummax(1).values
+        latest = torch.where(stamped & (places >= given), prefix.tokens, 0).cummax(1).values
         latest = latest.gather(1, (before - 1).clamp(min=0)).where(written > 0, 0)
-        earliest = torch.where(latest > 0, latest + ~(last & ~penultimate), 0)
-        banned = words == self.no_timestamps
-        banned = banned | ((last & penultimate)[:, :, None] & (words >= first))
-        banned |= (last & ~penultimate)[:, :, None] & (words < self.eos_token_id)
-        banned |= (words >= first) & (words < earliest[:, :, None])
-        begins = (written == 0)[:, :, None]
-        banned |= begins & (words < first)
+        opened, begins = (last & ~penultimate)[:, :, None], (written == 0)[:, :, None]
+        earliest = torch.where(latest > 0, latest + ~opened[:, :, 0], 0)
+        logits = logits.clone()
+        logits[:, :, self.no_timestamps] = -torch.inf
+        # A vocabulary is long, so each part of it is gone through as seldom as can be.
+        words, special, stamps = logits.tensor_split((self.eos_token_id, first), 2)
+        marks = torch.arange(first, logits.shape[2], device=device)
+        banned = (last & penultimate)[:, :, None] | (marks < earliest[:, :, None])
         if self.latest_first is not None:
-            banned |= begins & (words > first + self.latest_first)
-        logits = logits.masked_fill(banned, -torch.inf)
-        scores = logits.float().log_softmax(-1)
-        stamped = scores[:, :, first:].logsumexp(-1) > scores[:, :, :first].amax(-1)
-        return logits.masked_fill(stamped[:, :, None] & (words < first), -torch.inf)
+            banned |= begins & (marks > first + self.latest_first)
+        stamps.masked_fill_(banned, -torch.inf)
+        likeliest = torch.maximum(
+            words.amax(-1, True).masked_fill(opened | begins, -torch.inf),
+            special.amax(-1, True).masked_fill(begins, -torch.inf),
+        )  # fmt: skip
+        likelier = stamps.float().logsumexp(-1, True) > likeliest.float()
+        words.masked_fill_(opened | begins | likelier, -torch.inf)
+        special.masked_fill_(begins | likelier, -torch.inf)
+        return logits
 
 
 def segments(tokens: Sequence[int], first: int, places: int) -> tuple[list[tuple[int, int, list[int]]], int]:
