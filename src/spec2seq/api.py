@@ -28,7 +28,7 @@ from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES
 from spec2seq.pairing import check_pair
-from spec2seq.runner import Runner
+from spec2seq.runner import Begin, Runner
 
 WINDOW = 16  # batches that are sorted by length together
 
@@ -218,7 +218,7 @@ class Seq2Seq:
         begins = checks.prompt_ids(self, prompts, len(ids))
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids,
-                     dict(enumerate(begins)), scores)  # fmt: skip
+                     {index: Begin(prompt) for index, prompt in enumerate(begins)}, scores)  # fmt: skip
         if streamer is not None:
             check_streamable(run.method, len(ids))
             run.streamed = Streamed(streamer)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from spec2seq.checks import LONGEST_SOURCE
 from spec2seq.decoding.beam import beam_search
@@ -20,19 +20,29 @@ from spec2seq.pairing import check_pair
 if TYPE_CHECKING:
     from spec2seq.api import Method, Seq2Seq
 
-EMPTY: Mapping[int, Any] = {}
 AT_ONCE = 16  # iterations in one call: a keyboard interrupt waits for them
+
+
+class Begin(NamedTuple):
+    """How an output begins: with a prompt, behind a start (None: the decoder's own); and the most tokens it may then
+    have (None: as many as all others)."""
+
+    prompt: Sequence[int] = ()
+    start: int | None = None
+    most: int | None = None
+
+
+EMPTY: Mapping[int, Begin] = {}
 
 
 class Runner:
     """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`. `sources` are all that
-    there will be, where that is known; `prompts`, by index, what outputs begin with behind their `starts`, where these
-    are not the decoder's own."""
+    there will be, where that is known; `begins`, by index, how outputs begin that begin in a way of their own."""
 
     def __init__(
         self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
-        profile: bool, sources: Sequence[Source] | None = None, prompts: Mapping[int, Sequence[int]] = EMPTY,
-        scores: bool = False, starts: Mapping[int, int] = EMPTY,
+        profile: bool, sources: Sequence[Source] | None = None, begins: Mapping[int, Begin] = EMPTY,
+        scores: bool = False,
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
@@ -44,8 +54,8 @@ class Runner:
             batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
         self.seq2seq, self.method, self.batch_size = seq2seq, method, batch_size
-        self.prompts, self.starts, self.asked = prompts, starts, max_new_tokens
-        given = max(map(len, prompts.values()), default=0)
+        self.begins, self.asked = begins, max_new_tokens
+        given = max((len(begin.prompt) for begin in begins.values()), default=0)
         seq2seq.max_new_tokens(max_new_tokens, given)  # raises for what is not possible
         if seq2seq.model.device.type == "cuda" and not isinstance(method, OfficialBiLD):
             most = seq2seq.model.architecture.max_source_positions or LONGEST_SOURCE
@@ -82,9 +92,8 @@ class Runner:
         engine.stats = self.stats
         place = {}
         for source, index in zip(sources, indices, strict=True):
-            prompt, seed = self.prompts.get(index, ()), seed_of(engine.sampling, index)
-            most = self._most(source, prompt)
-            place[engine.submit(source, most, seed, prompt, self.starts.get(index))] = index
+            begin, seed = self._begin(index), seed_of(engine.sampling, index)
+            place[engine.submit(source, self._most(source, begin), seed, begin.prompt, begin.start)] = index
         while engine.busy:
             ended = engine.step(1 if self.streamed is not None else AT_ONCE)
             if self.streamed is not None:
@@ -93,29 +102,33 @@ class Runner:
                 yield place[completion.id], completion
 
     def _beams(self, sources: list[Source], indices: list[int]) -> Iterator[tuple[int, Completion]]:
-        waiting = [(index, source, self.prompts.get(index, ())) for index, source in zip(indices, sources, strict=True)]
+        waiting = [(index, source, self._begin(index)) for index, source in zip(indices, sources, strict=True)]
+        own = self.seq2seq.model.architecture.decoder_start_token_id
         while waiting:  # as many as one batch has, with prompts of one length
-            alike = [one for one in waiting if len(one[2]) == len(waiting[0][2])][: self.batch_size]
-            places, batch, prompts = map(list, zip(*alike, strict=True))
+            alike = [one for one in waiting if len(one[2].prompt) == len(waiting[0][2].prompt)][: self.batch_size]
+            places, batch, begins = map(list, zip(*alike, strict=True))
             waiting = [one for one in waiting if one[0] not in places]
-            most = [self._most(source, prompt) for source, prompt in zip(batch, prompts, strict=True)]
-            own = self.seq2seq.model.architecture.decoder_start_token_id
+            most = [self._most(source, begin) for source, begin in zip(batch, begins, strict=True)]
             found = beam_search(
                 self.seq2seq.model, batch, self.method, most, self.processors, self.stats,
-                [seed_of(self.method.sampling, index) for index in places], self.ends, prompts,
-                [self.starts.get(index, own) for index in places],
+                [seed_of(self.method.sampling, index) for index in places], self.ends,
+                [begin.prompt for begin in begins], [own if begin.start is None else begin.start for begin in begins],
             )  # fmt: skip
             for completion in found:
                 yield places[completion.id], completion
 
-    def _most(self, source: Source, prompt: Sequence[int]) -> int:
+    def _begin(self, index: int) -> Begin:
+        return self.begins.get(index, Begin())
+
+    def _most(self, source: Source, begin: Begin) -> int:
         """Tokens of an output."""
-        return self.seq2seq.most_tokens(source, self.seq2seq.max_new_tokens(self.asked, len(prompt)))
+        most = begin.most or self.seq2seq.max_new_tokens(self.asked, len(begin.prompt))
+        return self.seq2seq.most_tokens(source, most)
 
     def _alone(self, source: list[int]) -> Completion:
         """A source in the official BiLD, whatever the batch size."""
         started = time.perf_counter()
-        most = self._most(source, ())
+        most = self._most(source, Begin())
         completion = self.method.decode(self.seq2seq.model, source, most, self.processors, self.ends)
         counts, stats = completion.counts, self.stats
         stats.add(counts)

@@ -85,7 +85,7 @@ def test_json_with_a_fallback(run, ears, talks, model):
     for one, transcript in zip(found, wanted, strict=True):
         heard = [part for part in transcript.segments if part.text.strip()]
         assert [part["log_probability"] for part in one["segments"]] == [part.log_probability for part in heard]
-        assert [part["temperature"] for part in one["segments"]] == [part.temperature or 0.0 for part in heard]
+        assert [part["temperature"] for part in one["segments"]] == [part.temperature for part in heard]
     assert any(part["temperature"] for one in found for part in one["segments"])
 
 

@@ -14,6 +14,7 @@ from speech.test_transcribe import features, long_sounds, tokens
 
 from spec2seq import Assisted, Beam, Fallback, Greedy, Lookup, Sample, Seq2Seq, UsageError, transcribe
 from spec2seq.decoding.score import logits_behind
+from spec2seq.speech import windows
 from spec2seq.speech.fallback import compression_ratio
 
 CAP = 20
@@ -108,7 +109,7 @@ def test_a_window_is_heard_again_until_it_stands():
     kept = 0
     for one, before in zip(found.transcripts, plain.transcripts, strict=True):
         (segment,), (first,) = one.segments, before.segments
-        if segment.temperature is None:
+        if not segment.temperature:
             assert segment.log_probability >= scores[3] and segment.tokens == first.tokens
             kept += 1
         else:
@@ -136,15 +137,70 @@ def test_a_text_that_repeats_itself_is_heard_again():
 
 
 def test_hot_windows_tell_the_next_nothing():
-    """Conditioning ends behind a window that was heard at a temperature above 0.5, and begins anew."""
+    """Conditioning ends behind a window that was heard at a temperature of 0.5, and begins anew."""
     (sound,) = long_sounds(1)
-    never = Fallback((0.6,), compression_ratio=0.0, log_probability=None, no_speech=None)
+    never = Fallback((0.5,), compression_ratio=0.0, log_probability=None, no_speech=None)
     runs = [ours(0, [sound], fallback=never, condition_on_previous=conditioned) for conditioned in (False, True)]
     assert runs[0].transcripts == runs[1].transcripts
-    assert {part.temperature for part in runs[0].transcripts[0].segments} == {0.6}
+    assert {part.temperature for part in runs[0].transcripts[0].segments} == {0.5}
     cool = Fallback((0.4,), compression_ratio=0.0, log_probability=None, no_speech=None)
     runs = [ours(0, [sound], fallback=cool, condition_on_previous=conditioned) for conditioned in (False, True)]
     assert runs[0].transcripts != runs[1].transcripts
+    for temperature, same in ((0.5, True), (0.4, False)):  # of the method itself, too
+        method = Sample(temperature, seed=3)
+        runs = [ours(0, [sound], method, condition_on_previous=conditioned) for conditioned in (False, True)]
+        assert (runs[0].texts == runs[1].texts) is same
+        assert {part.temperature for part in runs[0].transcripts[0].segments} == {temperature}
+
+
+def test_a_fallback_draws_anew():
+    """Not by the numbers that the method itself has drawn by."""
+    sounds, again = tiny_sound.sounds(8), Fallback((0.9,), compression_ratio=0.0, log_probability=None, no_speech=None)
+    for seed in range(3):
+        assert ours(0, sounds, Sample(0.9, seed=seed)).texts != ours(0, sounds, fallback=again).texts
+    assert len({again.draws(number) for number in range(5)} | {Fallback(seed=1).draws(0)}) == 6
+
+
+def test_whether_a_window_is_silent_is_asked_once(monkeypatch):
+    asked, (sound,) = [], tiny_sound.sounds(1)
+    monkeypatch.setattr(windows, "logits_behind", lambda *given: (asked.append(1), logits_behind(*given))[1])
+    ours(0, [sound], fallback=Fallback(compression_ratio=None, log_probability=-1e-9, no_speech=0.9999))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_a_length_of_the_generation_config_is_of_what_is_written(conditioned):
+    """What windows go on from takes nothing of it."""
+    base, sounds = tiny_sound.seq2seq(3), long_sounds()
+    config = copy.deepcopy(base.generation_config)
+    config.max_length = 24
+    model = Seq2Seq(base.model, base.config, base.tokenizer, config)
+    model.extractor = base.extractor
+    settings = {"language": "fr", "condition_on_previous": conditioned, "initial_prompt": "w7 w8 w9 w9"}
+    found = transcribe(model, sounds, **settings)
+    assert found.transcripts == transcribe(base, sounds, max_new_tokens=24 - 3, **settings).transcripts
+
+
+def test_an_initial_prompt_is_whole_or_refused():
+    """Of 64 positions three are for what the decoder is told and one for what comes before; Transformers cuts none."""
+    (sound,), words = long_sounds(1), [f"w{place % 50}" for place in range(61)]
+    ids = [tiny_sound.IDS["<|startofprev|>"], *(int(word[1:]) for word in words[:40])]
+    (found,) = ours(0, [sound], initial_prompt=" ".join(words[:40])).transcripts
+    wanted = theirs(0, sound, prompt_ids=torch.tensor(ids))
+    assert [segment.tokens for segment in found.segments] == [part["tokens"].tolist() for part in wanted]
+    with pytest.raises(UsageError, match="initial_prompt has 41 tokens; the decoder has places for 40 beside"):
+        ours(0, [sound], initial_prompt=" ".join(words[:41]))
+    with pytest.raises(UsageError, match="condition_on_previous has no room; the decoder has places for 0"):
+        transcribe(tiny_sound.seq2seq(0), [sound], language="fr", condition_on_previous=True, max_new_tokens=60)
+
+
+def test_english_alone():
+    model, sounds = tiny_sound.seq2seq(0, english=True), long_sounds(2)
+    runs = [
+        transcribe(model, sounds, max_new_tokens=CAP, batch_size=size, fallback=Fallback(no_speech=0.01),
+                   condition_on_previous=True, initial_prompt="w3 w4") for size in (1, 2)
+    ]  # fmt: skip
+    assert runs[0].texts == runs[1].texts and any(runs[0].texts)
 
 
 def test_silence_alone():
@@ -204,8 +260,16 @@ def test_a_forced_end_is_certain_only_at_the_limit():
 
 @pytest.mark.parametrize(
     ("make", "said"),
-    [(lambda: Fallback((0.0,)), "temperature of the fallback is 0.0; allowed: at least"),
-     (lambda: Fallback((0.4, 0.2)), "allowed: rising ones"),
+    [(lambda: Fallback((0.0,)), r"temperatures of the fallback are \(0.0,\); allowed: numbers above 0"),
+     (lambda: Fallback(0.2), "temperatures of the fallback are 0.2; allowed: numbers"),
+     (lambda: Fallback((None,)), "allowed: numbers above 0, rising"),
+     (lambda: Fallback((float("inf"),)), "allowed: numbers above 0, rising"),
+     (lambda: ours(0, [], fallback=True), "fallback is a bool; allowed: a Fallback, or None"),
+     (lambda: ours(0, [], initial_prompt=5), "initial_prompt is a int; allowed: a text"),
+     (lambda: ours(0, tiny_sound.sounds(2), numbers=[1]), "numbers are \\[1\\]; allowed: 2 different ones from 0 to"),
+     (lambda: ours(0, tiny_sound.sounds(2), numbers=[1, 1]), "allowed: 2 different ones"),
+     (lambda: ours(0, tiny_sound.sounds(1), numbers=[1.0]), "allowed: 1 different ones"),
+     (lambda: Fallback((0.4, 0.2)), "allowed: numbers above 0, rising"),
      (lambda: Fallback(no_speech=1.5), "no_speech is 1.5; allowed: from 0.0 to 1.0"),
      (lambda: Fallback(log_probability=0.5), "log_probability is 0.5; allowed: at most 0.0"),
      (lambda: ours(0, tiny_sound.sounds(1), initial_prompt="w1 <|endoftext|>"), "initial_prompt holds <|endoftext|>"),
@@ -218,11 +282,16 @@ def test_what_is_refused(make, said):
 
 def test_a_model_that_does_not_know_what_was_before():
     base = tiny_sound.seq2seq(0)
-    config = transformers.GenerationConfig(**base.generation_config.to_dict())
+    config = copy.deepcopy(base.generation_config)
     config.prev_sot_token_id = None
     model = Seq2Seq(base.model, base.config, None, config)
     model.extractor = base.extractor
     with pytest.raises(UsageError, match=r"does not say what <\|startofprev\|> is"):
         transcribe(model, tiny_sound.sounds(1), condition_on_previous=True)
+    model = Seq2Seq(base.model, base.config, None, base.generation_config)
+    model.extractor = base.extractor
     with pytest.raises(UsageError, match="initial_prompt is a text, and this model was loaded without a tokenizer"):
         transcribe(model, tiny_sound.sounds(1), initial_prompt="Hello")
+    with pytest.raises(UsageError, match="compression_ratio is of texts, and this model was loaded without a token"):
+        transcribe(model, tiny_sound.sounds(1), fallback=Fallback())
+    assert transcribe(model, tiny_sound.sounds(1), fallback=Fallback(compression_ratio=None)).transcripts[0].segments

@@ -33,15 +33,14 @@ def logits_behind(model: EncoderDecoder, source: Source, tokens: Sequence[int]) 
 def row_log_probabilities(
     model: EncoderDecoder, rows: Rows, cache: Cache, slot: int, processors: Sequence[Processor]
 ) -> list[float]:
-    """Of each token that the row at a slot has written, under the processors, in nats: from one more pass over the row,
-    after which nothing else may be decoded for it."""
+    """Of each token that the row at a slot has written, under the processors, in nats: one more pass over them."""
     given, length = rows.host_given[slot], rows.host_lengths[slot]
     here = slice(slot, slot + 1)
     tokens = rows.tokens[here, :length]
-    places = torch.arange(given - 1, length - 1, device=tokens.device)[None]
+    cache.reserve(length - 1)
     logits = model.decode_block(
-        cache.slots_from(slot), tokens[:, :-1], torch.zeros_like(rows.lengths[here]), length - 1, uniform=True,
-        source_horizon=rows.host_sources[slot], logit_positions=places,
+        cache.slots_from(slot), tokens[:, given - 1 : -1], rows.given[here] - 1, length - 1, uniform=True,
+        source_horizon=rows.host_sources[slot],
     ).logits  # fmt: skip
     limits = rows.limits.new_tensor([rows.host_limits[slot]])  # in a graph a row that ends has its length for a limit
     prefix = Prefix(tokens, rows.given[here], limits, rows.given[here])

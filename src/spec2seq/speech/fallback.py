@@ -1,12 +1,14 @@
 """When a window is heard again, and when nothing was said in it (Radford et al. 2023, section 4.5)."""
 
+import math
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from spec2seq.config import check_range
 from spec2seq.errors import UsageError
 
-HOT = 0.5  # what was written at a higher temperature tells the next window nothing
+HOT = 0.5  # what was written at this temperature or a higher one tells the next window nothing
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,13 @@ class Fallback:
 
     Args:
         temperatures: rising, above 0. Empty: a window is only judged silent or not.
-        compression_ratio: the most that zlib may make of a text, as bytes before over bytes after; None: anything.
+        compression_ratio: the most that zlib may make of a text, as bytes before over bytes after (Transformers takes
+            the bytes of the token ids); None: anything.
         log_probability: the least mean log-probability of a window's tokens, in nats, or score of its best beam; None:
             any.
         no_speech: a window is silent, and left out, if the model gives the token for that a greater probability than
-            this, and the mean log-probability is below its threshold, too; None: none is. It takes a further pass of
-            the encoder where the second holds.
+            this, and the mean log-probability is below its threshold, too; None: none is. Where the second holds, it
+            takes a further pass of the encoder.
         seed: for the draws.
     """
 
@@ -32,14 +35,19 @@ class Fallback:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for temperature in self.temperatures:
-            check_range("temperature of the fallback", temperature, low=1e-6)
-        if list(self.temperatures) != sorted(self.temperatures):
-            raise UsageError(f"temperatures of the fallback are {self.temperatures}; allowed: rising ones")
+        rising = isinstance(self.temperatures, tuple | list) and all(map(_is_temperature, self.temperatures))
+        if not rising or list(self.temperatures) != sorted(self.temperatures):
+            raise UsageError(
+                f"temperatures of the fallback are {self.temperatures!r}; allowed: numbers above 0, rising"
+            )
         check_range("compression_ratio", self.compression_ratio, low=0.0)
         check_range("log_probability", self.log_probability, high=0.0)
         check_range("no_speech", self.no_speech, low=0.0, high=1.0)
-        check_range("seed of the fallback", self.seed, low=0, high=2**32)
+        check_range("seed of the fallback", self.seed, low=0, high=2**30)
+
+    def draws(self, attempt: int) -> int:
+        """The seed of an attempt: that of no other one, and hardly a method's own."""
+        return (1 << 39) + (self.seed << 8) + attempt
 
     def unsure(self, log_probability: float | None) -> bool:
         """Whether the mean log-probability of a window is too low; None: it is not asked for."""
@@ -48,6 +56,10 @@ class Fallback:
     def repeats(self, text: str) -> bool:
         """Whether a text can be compressed so well that it repeats itself."""
         return self.compression_ratio is not None and compression_ratio(text) > self.compression_ratio
+
+
+def _is_temperature(value: Any) -> bool:
+    return isinstance(value, int | float) and 1e-6 <= value < math.inf
 
 
 def compression_ratio(text: str) -> float:

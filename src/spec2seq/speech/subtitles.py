@@ -55,7 +55,7 @@ def as_json(transcript: "Transcript", file: str) -> str:
 def _as_dict(segment: "Segment") -> dict[str, Any]:
     found: dict[str, Any] = {"start": segment.start, "end": segment.end, "text": segment.text.strip()}
     if segment.log_probability is not None:
-        found |= {"log_probability": segment.log_probability, "temperature": segment.temperature or 0.0}
+        found |= {"log_probability": segment.log_probability, "temperature": segment.temperature}
     return found
 
 

@@ -1,6 +1,7 @@
 """Sounds of any length through a model that hears a window at a time (Radford et al. 2023, section 3.8)."""
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_range
 from spec2seq.decoding.methods import Greedy
+from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.score import logits_behind
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
@@ -17,7 +19,7 @@ from spec2seq.speech.audio import read_audio
 from spec2seq.speech.fallback import Fallback
 from spec2seq.speech.timestamps import TimestampRules
 from spec2seq.speech.vocabulary import PREVIOUS, SpeechVocabulary
-from spec2seq.speech.windows import Segment, Sound, Windows, window_of
+from spec2seq.speech.windows import Segment, Sound, Windows, room_before, window_of
 
 MOST_SOUNDS = 1 << 20  # of a call, so that no window is drawn as another one is
 
@@ -74,14 +76,14 @@ def transcribe(
             which needs them.
         fallback: when to hear a window again at higher temperatures, and when to take it for silent; None: never.
         condition_on_previous: each window goes on from what was understood of the ones before it, up to half of what
-            the decoder has room for, unless the last was heard at a temperature above 0.5.
-        initial_prompt: a text that every window goes on from, or the first one if they are conditioned: names and words
-            that are to be expected, a style.
+            the decoder has room for. Behind a window that was heard at a temperature of 0.5 or above that begins anew.
+        initial_prompt: a text that every window goes on from, or what comes before the first one if they are
+            conditioned: names and words that are to be expected, a style.
         max_new_tokens: the most tokens for a window.
         batch_size: windows in flight.
         progress: called with the seconds of sound that were understood since the last time.
         stats: counts are added to these.
-        numbers: by which sampled sounds are drawn, one for each below 2 ** 20; None: 0, 1, 2…
+        numbers: by which sampled sounds are drawn, one of its own for each, below 2 ** 20; None: 0, 1, 2…
 
     Raises UsageError for a model that does not hear, and for settings that it does not know; Spec2SeqError, naming the
     sound, for one that cannot be read or is too long for a decoding without timestamps.
@@ -97,14 +99,21 @@ def transcribe(
     if model.extractor.feature_size != model.model.architecture.sound.bins:
         bins = model.model.architecture.sound.bins
         raise UsageError(f"the feature extractor makes {model.extractor.feature_size} bins; the model hears {bins}")
+    if isinstance(method, OfficialBiLD):
+        raise UsageError("OfficialBiLD takes no prompts; use BiLD")
+    _check_fallback(model, fallback)
+    numbers = _checked_numbers(numbers, len(sounds))
+    told = words.prompt(spoken or next(iter(words.languages), None), task, bool(timestamps))
     starting = _starting(model, words, initial_prompt)
     if condition_on_previous or starting:
-        _check_previous(words)
+        _check_before(model, words, told, [] if condition_on_previous else starting, max_new_tokens)
     heard = [_read(model, sound, f"sound {number}", timestamps) for number, sound in enumerate(sounds, 1)]
-    for number, sound in zip(range(len(heard)) if numbers is None else numbers, heard, strict=True):
+    stats = Stats() if stats is None else stats
+    started = time.perf_counter()
+    for number, sound in zip(numbers, heard, strict=True):
         sound.draws, sound.before = number, list(starting)
         sound.language = spoken or _detect(model, words, sound)
-    stats = Stats() if stats is None else stats
+    stats.seconds += time.perf_counter() - started
     for timed in (False, True):
         going = [sound for sound in heard if sound.timestamps is timed]
         run = Windows(
@@ -119,8 +128,28 @@ def transcribe(
     return Transcription([_transcript(sound) for sound in heard], stats)
 
 
+def _check_fallback(model: Seq2Seq, fallback: Fallback | None) -> None:
+    if fallback is None:
+        return
+    if not isinstance(fallback, Fallback):
+        raise UsageError(f"fallback is a {type(fallback).__name__}; allowed: a Fallback, or None")
+    if model.tokenizer is None and fallback.compression_ratio is not None:
+        raise UsageError("compression_ratio is of texts, and this model was loaded without a tokenizer; allowed: None")
+
+
+def _checked_numbers(numbers: Sequence[int] | None, count: int) -> Sequence[int]:
+    if numbers is None:
+        return range(count)
+    fine = all(isinstance(number, int) and 0 <= number < MOST_SOUNDS for number in numbers)
+    if not fine or len(set(numbers)) != count or len(numbers) != count:
+        raise UsageError(f"numbers are {numbers!r}; allowed: {count} different ones from 0 to {MOST_SOUNDS - 1}")
+    return numbers
+
+
 def _starting(model: Seq2Seq, words: SpeechVocabulary, text: str | None) -> list[int]:
     """The tokens of an initial prompt."""
+    if text is not None and not isinstance(text, str):
+        raise UsageError(f"initial_prompt is a {type(text).__name__}; allowed: a text")
     if not text or not text.strip():
         return []
     if model.tokenizer is None:
@@ -131,9 +160,18 @@ def _starting(model: Seq2Seq, words: SpeechVocabulary, text: str | None) -> list
     return ids
 
 
-def _check_previous(words: SpeechVocabulary) -> None:
+def _check_before(
+    model: Seq2Seq, words: SpeechVocabulary, told: list[int], starting: list[int], max_new_tokens: int | None
+) -> None:
+    """Whether there is room for what a window goes on from, an initial prompt that must stay whole."""
     if words.previous is None:
         raise UsageError(f"this model does not say what {PREVIOUS} is, which conditioning and an initial prompt need")
+    model.max_new_tokens(max_new_tokens, len(told))  # raises for what is not possible
+    room = room_before(model, told, max_new_tokens)
+    if room < max(1, len(starting)):
+        what = f"initial_prompt has {len(starting)} tokens" if starting else "condition_on_previous has no room"
+        behind = "" if max_new_tokens is None else f" beside max_new_tokens={max_new_tokens}"
+        raise UsageError(f"{what}; the decoder has places for {max(room, 0)}{behind}")
 
 
 def _hearing(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:

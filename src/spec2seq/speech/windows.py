@@ -1,8 +1,10 @@
 """Windows of sounds, one after the other: each is decoded, and says where the next begins."""
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from spec2seq.decoding.methods import Sample, Speculative
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.score import logits_behind
 from spec2seq.decoding.stats import Stats
-from spec2seq.runner import Runner
+from spec2seq.runner import Begin, Runner
 from spec2seq.speech.fallback import HOT, Fallback
 from spec2seq.speech.timestamps import segments
 from spec2seq.speech.vocabulary import SECONDS, SpeechVocabulary
@@ -22,21 +24,23 @@ PLACE = 2  # frames of a spectrogram to a timestamp
 
 @dataclass(frozen=True)
 class Segment:
-    """What was said from `start` to `end`, in seconds; `tokens` with the timestamps. With a fallback also the mean
-    `log_probability` of the tokens of its window, in nats, and the `temperature` at which that was heard again."""
+    """What was said from `start` to `end`, in seconds; `tokens` with the timestamps, one at each end. `temperature` is
+    the one at which its window was heard, 0 where nothing was drawn; with a fallback `log_probability` is the mean of
+    the window's tokens, in nats, or its best beam's score."""
 
     start: float
     end: float
     text: str | None
     tokens: list[int]
     log_probability: float | None = None
-    temperature: float | None = None
+    temperature: float = 0.0
 
 
 @dataclass
 class Sound:
     """On its way: `features` `[bins, frames]`, of which `seek` are understood. `draws` is what the next window is drawn
-    by, where it is: no other window has it. The next window goes on from the tokens `before`."""
+    by, where it is: no other window has it. The next window goes on from the tokens `before`; `silent` says whether
+    nothing is said in it, once that was asked."""
 
     features: Tensor
     frames: int
@@ -46,6 +50,7 @@ class Sound:
     seek: int = 0
     language: str | None = None
     before: list[int] = field(default_factory=list)
+    silent: bool | None = None
     segments: list[Segment] = field(default_factory=list)
 
 
@@ -55,6 +60,14 @@ def window_of(model: Seq2Seq, sound: Sound) -> Tensor:
     cut = sound.features[:, sound.seek : sound.seek + PLACE * shape.places]
     cut = torch.nn.functional.pad(cut, (0, PLACE * shape.places - cut.shape[1]))
     return cut.T.reshape(shape.places, -1)
+
+
+class _Heard(NamedTuple):
+    """What was written of a window, at which temperature, and how likely it is."""
+
+    tokens: list[int]
+    temperature: float
+    log_probability: float | None
 
 
 @dataclass(frozen=True)
@@ -76,69 +89,92 @@ class Windows:
     def next_windows(self, sounds: list[Sound]) -> None:
         """One window of each sound, at as many temperatures as it takes."""
         windows = {sound.draws: window_of(self.model, sound) for sound in sounds}
-        methods: list[tuple[float | None, Method]] = [(None, self.method)]
+        attempts = [(temperature_of(self.method.completed(self.model.settings)), self.method)]
         if self.fallback is not None:
-            methods += [(t, Sample(t, seed=self.fallback.seed + attempt))
-                        for attempt, t in enumerate(self.fallback.temperatures, 1)]  # fmt: skip
-        for attempt, (temperature, method) in enumerate(methods, 1):
-            sounds = [
-                sound for sound, completion in self._decoded(sounds, windows, method)
-                if not self._stands(sound, windows[sound.draws], completion, temperature, attempt == len(methods))
-            ]  # fmt: skip
+            attempts += [(temperature, Sample(temperature, seed=self.fallback.draws(number)))
+                         for number, temperature in enumerate(self.fallback.temperatures)]  # fmt: skip
+        for number, (temperature, method) in enumerate(attempts, 1):
+            again = []
+            for sound, completion in self._decoded(sounds, windows, method):
+                heard = _Heard(self._tokens(completion), temperature, self._log_probability(completion))
+                if number < len(attempts) and self._is_doubtful(sound, windows[sound.draws], heard):
+                    again.append(sound)
+                else:
+                    self._take(sound, heard, self._is_silent(sound, windows[sound.draws], heard))
+            sounds = again
             if not sounds:
                 break
 
     def _decoded(
         self, sounds: list[Sound], windows: dict[int, Tensor], method: Method
     ) -> Iterator[tuple[Sound, Completion]]:
-        scores = self.fallback is not None and isinstance(method, Speculative)
         by_draws = {sound.draws: sound for sound in sounds}
-        begins = {draws: self._begin(sound) for draws, sound in by_draws.items()}
         chosen = [windows[draws] for draws in by_draws]
         run = Runner(
             self.model, method, self.max_new_tokens, self.batch_size, False, False, chosen,
-            {draws: begin[1:] for draws, begin in begins.items()}, scores,
-            {draws: begin[0] for draws, begin in begins.items()},
+            {draws: self._begin(sound) for draws, sound in by_draws.items()},
+            self.fallback is not None and isinstance(method, Speculative),
         )  # fmt: skip
         run.stats = self.stats
         for draws, completion in run.each(chosen, list(by_draws)):
             yield by_draws[draws], completion
 
-    def _begin(self, sound: Sound) -> list[int]:
-        """What the next output of a sound begins with, a decoder's start and all."""
-        a = self.model.model.architecture
-        told = [a.decoder_start_token_id, *self.words.prompt(sound.language, self.task, sound.timestamps)]
+    def _begin(self, sound: Sound) -> Begin:
+        """How the next output of a sound begins."""
+        a, told = self.model.model.architecture, self.words.prompt(sound.language, self.task, sound.timestamps)
+        # What stands before the decoder's own start is no part of the length that the generation config allows.
+        most = self.model.max_new_tokens(self.max_new_tokens, len(told))
         if not sound.before:
-            return told
-        room = min(a.max_positions // 2 - 1, a.max_positions - len(told) - (self.max_new_tokens or 1))
-        return [self.words.previous, *sound.before[-room:], *told] if room > 0 else told
+            return Begin(told, None, most)
+        own = a.decoder_start_token_id
+        room = room_before(self.model, told, self.max_new_tokens)
+        before = sound.before[-min(room, a.max_positions // 2 - 1) :] if self.conditions else sound.before
+        prompt = [*before, own, *told]
+        return Begin(prompt, self.words.previous, min(most, a.max_positions - len(prompt)))
 
-    def _stands(
-        self, sound: Sound, window: Tensor, completion: Completion, temperature: float | None, last: bool
-    ) -> bool:
-        """Take what was written of a window, or nothing if it is silent; False if it is to be heard again."""
-        tokens = [token for token in completion.tokens if token not in self.model.eos_token_ids]
-        log_probability, silent = None, False
-        if self.fallback is not None:
-            log_probability = _log_probability(completion)
-            unsure = self.fallback.unsure(log_probability)
-            silent = (unsure or self.fallback.log_probability is None) and self._is_silent(sound, window)
-            if not silent and not last and (unsure or self.fallback.repeats(self._text(tokens) or "")):
-                return False
+    def _tokens(self, completion: Completion) -> list[int]:
+        return [token for token in completion.tokens if token not in self.model.eos_token_ids]
+
+    def _log_probability(self, completion: Completion) -> float | None:
+        """The mean of a window's tokens, or what the method has for it; None: nobody asks."""
+        if self.fallback is None:
+            return None
+        if completion.hypotheses:
+            return completion.hypotheses[0][0]
+        return statistics.fmean(completion.log_probabilities)
+
+    def _is_doubtful(self, sound: Sound, window: Tensor, heard: _Heard) -> bool:
+        """Whether a window is to be heard again."""
+        text, net = self._text(heard.tokens), self.fallback
+        unlike = net.unsure(heard.log_probability) or (text is not None and net.repeats(text))
+        return unlike and not self._is_silent(sound, window, heard)
+
+    def _is_silent(self, sound: Sound, window: Tensor, heard: _Heard) -> bool:
+        """Whether nothing is said in a window that was heard so."""
+        net = self.fallback
+        if net is None or net.no_speech is None:
+            return False
+        if net.log_probability is not None and not net.unsure(heard.log_probability):
+            return False
+        if sound.silent is None:
+            started, begin = time.perf_counter(), self._begin(sound)
+            told = len(self.words.prompt(sound.language, self.task, sound.timestamps))
+            start = self.model.model.architecture.decoder_start_token_id if begin.start is None else begin.start
+            through = [start, *begin.prompt][: 1 + len(begin.prompt) - told]  # the decoder's own start is the last
+            logits = logits_behind(self.model.model, window, through)[0, -1]
+            sound.silent = float(logits.double().softmax(-1)[self.words.no_speech]) > net.no_speech
+            self.stats.seconds += time.perf_counter() - started
+        return sound.silent
+
+    def _take(self, sound: Sound, heard: _Heard, silent: bool) -> None:
+        """What was heard stands; in a silent window it is nothing."""
         began = sound.seek
-        said = self._understood(sound, tokens, silent, log_probability, temperature)
-        if self.conditions:
-            sound.before = list(self.starting) if (temperature or 0.0) > HOT else [*sound.before, *said]
+        said = self._understood(sound, heard, silent)
+        if self.conditions and not silent:
+            sound.before = list(self.starting) if heard.temperature >= HOT else [*sound.before, *said]
+        sound.silent = None
         if self.progress is not None:
             self.progress((min(sound.seek, sound.frames) - began) / PLACE * SECONDS)
-        return True
-
-    def _is_silent(self, sound: Sound, window: Tensor) -> bool:
-        if self.fallback.no_speech is None:
-            return False
-        begin, behind = self._begin(sound), self.words.prompt(sound.language, self.task, sound.timestamps)
-        logits = logits_behind(self.model.model, window, begin[: len(begin) - len(behind)])[0, -1]
-        return float(logits.double().softmax(-1)[self.words.no_speech]) > self.fallback.no_speech
 
     def _text(self, tokens: Sequence[int]) -> str | None:
         if self.model.tokenizer is None:
@@ -146,28 +182,31 @@ class Windows:
         spoken = [token for token in tokens if token < self.words.first_timestamp]
         return self.model.tokenizer.decode(spoken, skip_special_tokens=True)
 
-    def _understood(
-        self, sound: Sound, tokens: list[int], silent: bool, log_probability: float | None, temperature: float | None
-    ) -> list[int]:
+    def _understood(self, sound: Sound, heard: _Heard, silent: bool) -> list[int]:
         """Add a window's segments; returns their tokens."""
         places = self.model.model.architecture.sound.places
         left = min(places, -(-(sound.frames - sound.seek) // PLACE))
         offset = sound.seek / PLACE * SECONDS
-        found, reached = [(0, left, tokens)], left
+        found, reached = [(0, left, heard.tokens)], left
         if silent:
             found = []
         elif sound.timestamps:
-            found, reached = segments(tokens, self.words.first_timestamp, left)
+            found, reached = segments(heard.tokens, self.words.first_timestamp, left)
         for start, end, part in found:
             start, end = (round(offset + place * SECONDS, 2) for place in (start, end))
-            sound.segments.append(Segment(start, end, self._text(part), part, log_probability, temperature))
+            said = Segment(start, end, self._text(part), part, heard.log_probability, heard.temperature)
+            sound.segments.append(said)
         # A window in which nothing was understood would be heard for ever.
         sound.seek += PLACE * (reached or left)
         return [token for _, _, part in found for token in part]
 
 
-def _log_probability(completion: Completion) -> float:
-    """The mean of a window's tokens, as the method has it."""
-    if completion.hypotheses:
-        return completion.hypotheses[0][0]
-    return statistics.fmean(completion.log_probabilities)
+def temperature_of(method: Method) -> float:
+    """Of a method that is `completed`; 0 where nothing is drawn."""
+    sampling = getattr(method, "sampling", None)
+    return 0.0 if sampling is None else 1.0 if sampling.temperature is None else sampling.temperature
+
+
+def room_before(model: Seq2Seq, told: Sequence[int], max_new_tokens: int | None) -> int:
+    """How many tokens there may be before the decoder's own start and what it is told."""
+    return model.model.architecture.max_positions - len(told) - 1 - (max_new_tokens or 1)
