@@ -18,6 +18,7 @@ from spec2seq.decoding.rows import padded
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Counts, Stats
 from spec2seq.kernels import library as c
+from spec2seq.models import threads
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.native import call
 
@@ -52,9 +53,11 @@ def beam_search(
     counts the passes a sentence took part in, all its beams at once.
     """
     started = time.perf_counter()
-    search = Search(verifier, sources, method, max_new_tokens, processors, seeds, eos_token_ids, prompts, starts)
-    while search.running:
-        search.step()
+    native = verifier.native is not None and method.sampling is None
+    with threads.ours(native and NativeRules.known(processors, verifier.architecture.vocabulary)):
+        search = Search(verifier, sources, method, max_new_tokens, processors, seeds, eos_token_ids, prompts, starts)
+        while search.running:
+            search.step()
     done = sorted(search.done, key=lambda completion: completion.id)
     stats.rows += len(done)
     stats.verifier_passes += len(search.history)

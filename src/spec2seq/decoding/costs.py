@@ -22,6 +22,7 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.files import read_json, write_json
 from spec2seq.kernels import library as c
 from spec2seq.kernels.build import cache_folder, cpu
+from spec2seq.models import threads
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.version import __version__
@@ -195,7 +196,7 @@ def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Proce
     known = NativeRules.known(processors, verifier.architecture.vocabulary)
     kinds = known, [type(process).__qualname__ for process in processors]
     facts = [
-        __version__, LENGTHS, torch.__version__, cpu(), library and library._name, torch.get_num_threads(), slots,
+        __version__, LENGTHS, torch.__version__, cpu(), library and library._name, threads.count(), slots,
         method.length.cap, kinds, type(rule).__name__, rule.sampling is None, type(drafter).__module__,
         type(drafter).__qualname__, getattr(drafter, "distributions", None),
         isinstance(drafter, LittleModel) and drafter.reads_as(verifier),

@@ -24,6 +24,7 @@ from spec2seq.decoding.score import row_log_probabilities
 from spec2seq.decoding.static_loop import StaticLoop, borrow
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import UsageError
+from spec2seq.models import threads
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
 
 
@@ -118,13 +119,20 @@ class Engine:
         """One iteration over the rows in flight, or `most` on end where they can run in one call and no row ends;
         returns the requests that ended."""
         started = time.perf_counter()
-        with self._phase("encode"):
-            self._admit()
-        done: list[Completion] = []
-        if self.rows.count:
-            done = self._iterate(most)
+        with threads.ours(self.compiled):
+            with self._phase("encode"):
+                self._admit()
+            done: list[Completion] = []
+            if self.rows.count:
+                done = self._iterate(most)
         self.stats.seconds += time.perf_counter() - started
         return done
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled executor does all that takes long."""
+        natively = getattr(self.session, "drafts_natively", False)
+        return isinstance(self.native, NativeLoop) and (self.native.drafts or natively)
 
     @property
     def _opening(self) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spec2seq.errors import Spec2SeqError
 from spec2seq.kernels import library as c
+from spec2seq.models import threads
 from spec2seq.models.architecture import Architecture
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
@@ -295,7 +296,7 @@ def call(name: str, *arguments) -> None:
     library, reason = c.find()
     if library is None:
         raise Spec2SeqError(f"the native executor is not available: {reason}")
-    if getattr(library, name)(*arguments, torch.get_num_threads()):
+    if getattr(library, name)(*arguments, threads.count()):
         raise MemoryError(f"{name}: not enough memory for its buffers")
 
 
