@@ -305,3 +305,14 @@ def cached_drafter(model: Seq2Seq, seed: int = 0, **settings) -> CachedBlockDraf
         for part in (drafter.follow.state, drafter.follow.token, drafter.follow.out):
             torch.nn.init.normal_(part.weight, std=0.2)
     return CachedBlockDrafter(drafter)
+
+
+def under_processors(model: Seq2Seq) -> Seq2Seq:
+    """The same model with a generation config that asks for all that there is."""
+    config = copy.deepcopy(model.generation_config)
+    config.update(
+        no_repeat_ngram_size=2, repetition_penalty=1.2, min_length=5, suppress_tokens=[7], begin_suppress_tokens=[8],
+        bad_words_ids=[[9], [10, 11]], sequence_bias=[[[12], 2.5]], exponential_decay_length_penalty=(3, 1.4),
+        forced_eos_token_id=model.config.eos_token_id, remove_invalid_values=True, renormalize_logits=True,
+    )  # fmt: skip
+    return Seq2Seq(model.model, model.config, None, config)

@@ -303,13 +303,7 @@ class Seq2Seq:
     def eos_token_ids(self) -> tuple[int, ...]:
         """What ends an output: one token or several, as the generation config says, else the model's own. Raises
         Spec2SeqError for an id that the vocabulary does not have."""
-        found, a = self.settings.get("eos_token_id"), self.model.architecture
-        if found is None:
-            return (a.eos_token_id,)
-        ends = tuple(found) if isinstance(found, list | tuple) else (found,)
-        if not ends or any(not isinstance(end, int) or not 0 <= end < a.vocabulary for end in ends):
-            raise Spec2SeqError(f"generation setting eos_token_id={found!r}; allowed: ids of 0 to {a.vocabulary - 1}")
-        return tuple(dict.fromkeys(ends))
+        return checks.end_tokens(self.settings.get("eos_token_id"), self.model.architecture)
 
     def max_new_tokens(self, asked: int | None = None, given: int = 0) -> int:
         """The cap in force behind a prompt of `given` tokens. Raises UsageError if `asked` is not possible."""
@@ -342,13 +336,7 @@ class Seq2Seq:
         if a.sound is not None:
             return checks.spectrogram(source, where, a.sound, self.extractor)
         ids = self.encode_text(source) if isinstance(source, str) else list(source)
-        if not ids:
-            raise UsageError(f"{where} has no tokens; a source holds at least the end token")
-        if truncate:
-            checks.check_ids(ids, where, a.source_vocabulary or a.vocabulary)
-            ids = languages.cut(ids, a.max_source_positions or checks.LONGEST_SOURCE, a.eos_token_id)
-        checks.check_source(ids, where, a)
-        return ids
+        return checks.source_ids(ids, where, a, truncate)
 
     def _row(self, completion: Completion, trace: bool) -> Row:
         hypotheses = tuple(Hypothesis(self._text(ids), ids, score) for score, ids in completion.hypotheses)

@@ -1,4 +1,4 @@
-"""What a model may be given to read, checked: token ids of a source, or what it is to hear."""
+"""What a model may be given, checked: token ids of a source, what it is to hear, how an output begins and ends."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,33 @@ import torch
 from torch import Tensor
 
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.models import languages
 from spec2seq.models.architecture import Architecture, SoundShape
 
 LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
+
+
+def source_ids(ids: list[int], where: str, a: Architecture, truncate: bool) -> list[int]:
+    """A source, cut to what the model allows if `truncate` says so. Raises UsageError for one without tokens, and as
+    `check_source`."""
+    if not ids:
+        raise UsageError(f"{where} has no tokens; a source holds at least the end token")
+    if truncate:
+        check_ids(ids, where, a.source_vocabulary or a.vocabulary)
+        ids = languages.cut(ids, a.max_source_positions or LONGEST_SOURCE, a.eos_token_id)
+    check_source(ids, where, a)
+    return ids
+
+
+def end_tokens(found: Any, a: Architecture) -> tuple[int, ...]:
+    """What ends an output, as a generation config says; None: the model's own. Raises Spec2SeqError for an id that the
+    vocabulary does not have."""
+    if found is None:
+        return (a.eos_token_id,)
+    ends = tuple(found) if isinstance(found, list | tuple) else (found,)
+    if not ends or any(not isinstance(end, int) or not 0 <= end < a.vocabulary for end in ends):
+        raise Spec2SeqError(f"generation setting eos_token_id={found!r}; allowed: ids of 0 to {a.vocabulary - 1}")
+    return tuple(dict.fromkeys(ends))
 
 
 def check_source(ids: Sequence[int], where: str, a: Architecture) -> None:

@@ -72,17 +72,11 @@ def test_token_ids_with_graphs_and_without(family, name, batch_size, graphs):
 def test_token_ids_under_processors(family, name):
     """What a generation config asks for is in the graph."""
     model = tiny.seq2seq(family)
-    config = copy.deepcopy(model.generation_config)
-    config.update(
-        no_repeat_ngram_size=2, repetition_penalty=1.2, min_length=5, suppress_tokens=[7], begin_suppress_tokens=[8],
-        bad_words_ids=[[9], [10, 11]], sequence_bias=[[[12], 2.5]], exponential_decay_length_penalty=(3, 1.4),
-        forced_eos_token_id=model.config.eos_token_id, remove_invalid_values=True, renormalize_logits=True,
-    )  # fmt: skip
+    asking = tiny.under_processors(model)
     block = CachedBlockDrafter(copy.deepcopy(tiny.cached_drafter(model).model).float().cuda())
-    wanted = Seq2Seq(model.model, model.config, None, config)
-    wanted = wanted.generate(tiny.sources(model, 12, 50), max_new_tokens=CAP).sequences
-    mine = on(model, "cuda")
-    mine.generation_config, mine.model.graphs = config, True
+    wanted = asking.generate(tiny.sources(model, 12, 50), max_new_tokens=CAP).sequences
+    mine = on(asking, "cuda")
+    mine.model.graphs = True
     method = Greedy() if name == "greedy" else SpecDec(block, 4)
     for _ in range(3):
         found = mine.generate(tiny.sources(model, 12, 50), method, max_new_tokens=CAP, batch_size=4)

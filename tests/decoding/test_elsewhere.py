@@ -162,16 +162,6 @@ def test_the_same_tokens(family, name, monkeypatch):
         assert getattr(found.stats, count) == getattr(wanted.stats, count), count
 
 
-def under_processors(model: Seq2Seq) -> Seq2Seq:
-    config = copy.deepcopy(model.generation_config)
-    config.update(
-        no_repeat_ngram_size=2, repetition_penalty=1.2, min_length=5, suppress_tokens=[7], begin_suppress_tokens=[8],
-        bad_words_ids=[[9], [10, 11]], sequence_bias=[[[12], 2.5]], exponential_decay_length_penalty=(3, 1.4),
-        forced_eos_token_id=model.config.eos_token_id, remove_invalid_values=True, renormalize_logits=True,
-    )  # fmt: skip
-    return Seq2Seq(model.model, model.config, None, config)
-
-
 def test_graphs_of_a_few_sets_of_processors_are_kept(monkeypatch):
     """A caller whose settings differ from call to call does not fill the device with graphs."""
     plain, kept = tiny.seq2seq("marian"), set()
@@ -190,7 +180,7 @@ def test_graphs_of_a_few_sets_of_processors_are_kept(monkeypatch):
 
 @pytest.mark.parametrize("chosen", [Greedy(), Lookup(3), Beam(2)], ids=["greedy", "lookup", "beam"])
 def test_under_the_generation_configs_processors(chosen, monkeypatch):
-    model = under_processors(tiny.seq2seq("marian"))
+    model = tiny.under_processors(tiny.seq2seq("marian"))
     sources = tiny.sources(model, ROWS, 4)
     wanted = model.generate(sources, chosen, max_new_tokens=CAP, batch_size=SLOTS)
     with elsewhere.device(monkeypatch):
@@ -202,7 +192,7 @@ def test_under_the_generation_configs_processors(chosen, monkeypatch):
 def test_graphs_under_the_generation_configs_processors(family, name, monkeypatch):
     """Each call makes processors of its own; graphs are of the first, and stay."""
     plain, inside = tiny.seq2seq(family), watched(monkeypatch)
-    model, sources = under_processors(plain), tiny.sources(plain, ROWS, 4)
+    model, sources = tiny.under_processors(plain), tiny.sources(plain, ROWS, 4)
     asked = {"max_new_tokens": CAP, "batch_size": SLOTS, "prompts": [[13, 14][: row % 3] for row in range(ROWS)]}
     chosen = method(name, model, model, copy.copy)
     wanted = [served.generate(sources, chosen, **asked).sequences for served in (model, plain)]

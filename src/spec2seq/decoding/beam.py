@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spec2seq.decoding.methods import Beam
 from spec2seq.decoding.native_rules import NativeRules
-from spec2seq.decoding.processors import Prefix, Processor
+from spec2seq.decoding.processors import Prefix, Processor, processed
 from spec2seq.decoding.rows import padded
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Counts, Stats
@@ -53,8 +53,7 @@ def beam_search(
     counts the passes a sentence took part in, all its beams at once.
     """
     started = time.perf_counter()
-    native = verifier.native is not None and method.sampling is None
-    with threads.ours(native and NativeRules.known(processors, verifier.architecture.vocabulary)):
+    with threads.ours(_scores_natively(verifier, method, processors)):
         search = Search(verifier, sources, method, max_new_tokens, processors, seeds, eos_token_ids, prompts, starts)
         while search.running:
             search.step()
@@ -65,6 +64,12 @@ def beam_search(
         stats.add(completion.counts)
     stats.seconds += time.perf_counter() - started
     return done
+
+
+def _scores_natively(verifier: EncoderDecoder, method: Beam, processors: list[Processor]) -> bool:
+    """Whether the compiled executor chooses the continuations."""
+    native = verifier.native is not None and method.sampling is None
+    return native and NativeRules.known(processors, verifier.architecture.vocabulary)
 
 
 class Search:
@@ -78,8 +83,7 @@ class Search:
         a, device = verifier.architecture, verifier.device
         self.verifier, self.method, self.processors = verifier, method, processors
         self.ends = ends or (a.eos_token_id,)
-        native = verifier.native is not None and method.sampling is None
-        self.native = native and NativeRules.known(processors, a.vocabulary)
+        self.native = _scores_natively(verifier, method, processors)
         self.rules = NativeRules(processors) if self.native and processors else None
         starts = starts or [a.decoder_start_token_id] * len(sources)
         begins = [(start, *prompt) for start, prompt in zip(starts, prompts or [()] * len(sources), strict=True)]
@@ -134,9 +138,7 @@ class Search:
         """Put the candidates of each sentence into `best`: score and place, which is beam * vocabulary + token."""
         log_probabilities = logits.to(self.scores.dtype).log_softmax(-1)
         if self.processors:
-            prefix = self._prefix()
-            for process in self.processors:
-                log_probabilities = process(log_probabilities, prefix)
+            log_probabilities = processed(log_probabilities, self._prefix(), self.processors)
         if self.method.sampling is not None:
             log_probabilities = self.method.sampling.filtered(log_probabilities, fewest=1 + len(self.ends))
         count = len(self.running)

@@ -99,7 +99,7 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     if copies:  # made-up text repeats nothing, so the drafts are made up as well
         engine.native.drafts = False
     if engine.native is None or not engine.native.drafts:
-        engine.session = _Full(engine.session)
+        engine.tensors.session = _Full(engine.session)
     began, first = time.perf_counter(), [0, min(FIRST, cap)]
     for number, k in enumerate([*first, *lengths * ROUNDS]):
         if 4 * engine.rows.count < 3 * slots:

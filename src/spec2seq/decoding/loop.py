@@ -1,20 +1,17 @@
 """The engine: draft, verify, judge, commit, over rows of different lengths, until every request is done."""
 
 import contextlib
-import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from spec2seq.config import check_range
-from spec2seq.decoding.acceptance import Draft, Verdict
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
 from spec2seq.decoding.pace import Pace
-from spec2seq.decoding.processors import Prefix, Processor
+from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.prompts import read_prompts
 from spec2seq.decoding.reader import Reader
 from spec2seq.decoding.rows import Rows
@@ -23,9 +20,10 @@ from spec2seq.decoding.scheduler import Completion, Request, Scheduler, Source
 from spec2seq.decoding.score import row_log_probabilities
 from spec2seq.decoding.static_loop import StaticLoop, borrow
 from spec2seq.decoding.stats import Stats
+from spec2seq.decoding.tensor_loop import TensorLoop
 from spec2seq.errors import UsageError
 from spec2seq.models import threads
-from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
+from spec2seq.models.encoder_decoder import EncoderDecoder
 
 
 class Engine:
@@ -58,6 +56,7 @@ class Engine:
             self._take(borrow(self, verifier, method, slots, tuple(self.processors)), ends)
         else:
             self._make(slots, ends)
+        self.tensors = TensorLoop(verifier, method, self.rows, self.cache, self.session, self.processors)
         self.stats, self.pace = Stats(), Pace()
         self.ids = itertools.count()
 
@@ -155,17 +154,18 @@ class Engine:
 
     def _iterate_over_tensors(self, k: int, most: int) -> list[Completion]:
         """One iteration over tensors, however many there may be."""
+        loop = self.tensors
         with self._phase("draft"):
-            draft = self._draft(k)
-            tail = self._unverified_tail(draft)
+            draft = loop.draft(k)
+            tail = loop.unverified_tail(draft)
         decoded = None
         if tail is None or not tail.all():
             with self._phase("verify"):
-                decoded = self._verify(draft)
+                decoded = loop.verify(draft)
         with self._phase("judge"):
-            verdict = self._judge(decoded, draft, tail)
+            verdict = loop.judge(decoded, draft, tail)
             self.reader.read_ahead()  # the device is still at work
-            return self._commit(draft, verdict, decoded, tail)
+            return self._booked(loop.commit(draft, verdict, decoded, tail))
 
     def _iterate_native(self, k: int, most: int) -> list[Completion]:
         """The same in one call, or in two where the drafter runs before; up to `most` times in one call where it needs
@@ -178,17 +178,17 @@ class Engine:
             for place, found in enumerate(self.native.run(k, most)):
                 if place and self.chooser is not None:
                     self.chooser.again()
-                done = self._book_native(found)
+                done = self._booked(found)
         else:
             with self._phase("draft"):
-                draft = self._draft(k)
-            done = self._book_native(self.native.judge(draft))
+                draft = self.tensors.draft(k)
+            done = self._booked(self.native.judge(draft))
         if self.profile:
             for name, seconds in self.native.seconds.items():
                 self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
         return done
 
-    def _book_native(self, found: Iterated) -> list[Completion]:
+    def _booked(self, found: Iterated) -> list[Completion]:
         rows = self.rows
         finished = [
             new[-1] in rows.eos_token_ids or length >= limit
@@ -209,96 +209,6 @@ class Engine:
             for reader in (self.session, self.native):
                 if prompted is not None and prompted.hidden and reader is not None:
                     reader.prompted(first, prompted)
-
-    def _draft(self, k: int) -> Draft:
-        rows = self.rows
-        n = rows.count
-        if not k:
-            return Draft(rows.tokens.new_zeros(n, 0), rows.lengths.new_zeros(n), calls=0)
-        rows.reserve(rows.horizon + k + 1)
-        # The verifier adds a token of its own, so a draft leaves room for one.
-        spare = rows.limits[:n] - rows.lengths[:n] - 1
-        if self.method.starts == "verifier":
-            spare = spare.where(rows.lengths[:n] > rows.given[:n], 0)
-        draft = self.session.draft(k, spare, self.method.length.confidence, self.sampling)
-        return dataclasses.replace(draft, asked=k).cut(rows.room)
-
-    def _unverified_tail(self, draft: Draft) -> Tensor | None:
-        """`[rows]` whose drafts end them without being verified; None if there is none."""
-        if self.method.verify_tail or not draft.width:
-            return None
-        within = torch.arange(draft.width, device=draft.tokens.device) < draft.lengths[:, None]
-        tail = (within & self.rows.ends(draft.tokens)).any(1)
-        if self.processors:  # drafters do not see them, and what they forbid (an early end) must not pass
-            blank = torch.zeros(*draft.tokens.shape, self.verifier.architecture.vocabulary, device=within.device)
-            allowed = self._processed(blank, draft).gather(2, draft.tokens[:, :, None])[:, :, 0] > -torch.inf
-            tail &= (allowed | ~within).all(1)
-        return tail if tail.any() else None
-
-    def _verify(self, draft: Draft) -> Decoded:
-        rows = self.rows
-        n, horizon = rows.count, rows.horizon
-        rows.reserve(horizon + draft.width + 1)
-        if rows.uniform:
-            last = rows.tokens[:n, horizon - 1 : horizon]
-        else:
-            last = rows.tokens[:n].gather(1, rows.lengths[:n, None] - 1)
-        tokens = torch.cat([last, draft.tokens], 1) if draft.width else last
-        return self.verifier.decode_block(
-            self.cache, tokens, rows.lengths[:n] - 1, horizon + draft.width,
-            uniform=rows.uniform, source_horizon=rows.source_horizon,
-            hidden_layers=self.method.drafter.hidden_layers if self.method.drafter else (),
-        )  # fmt: skip
-
-    def _judge(self, decoded: Decoded | None, draft: Draft, tail: Tensor | None) -> Verdict:
-        if decoded is None:  # every row ends in its own draft
-            return Verdict(draft.lengths, draft.lengths)
-        rows = self.rows
-        n, logits = rows.count, decoded.logits
-        if self.processors:
-            logits = self._processed(logits, draft)
-        verdict = self.method.acceptance.judge(logits, draft, rows.seeds[:n], rows.lengths[:n])
-        if tail is not None:  # rows are what they are alone, whether the others needed a pass or not
-            verdict = Verdict(torch.where(tail, draft.lengths, verdict.accepted), verdict.replacement)
-        return verdict
-
-    def _processed(self, logits: Tensor, draft: Draft) -> Tensor:
-        """Logits `[rows, width or more, vocabulary]` of the drafted places as the generation config wants them."""
-        rows, n = self.rows, self.rows.count
-        if draft.width:  # the draft stands behind the committed tokens while the places are scored
-            places = rows.lengths[:n, None] + torch.arange(draft.width, device=logits.device)
-            rows.tokens[:n].scatter_(1, places, draft.tokens)
-        prefix = Prefix(rows.tokens[:n], rows.lengths[:n], rows.limits[:n], rows.given[:n])
-        for process in self.processors:
-            logits = process(logits, prefix)
-        return logits
-
-    def _commit(self, draft: Draft, verdict: Verdict, decoded: Decoded | None, tail: Tensor | None) -> list[Completion]:
-        rows, n = self.rows, self.rows.count
-        accepted, replacement, drafted, unsure, tokens = self._read(draft, verdict)
-        emitted, finished = [], []
-        for slot in range(n):
-            new = rows.through_end([*(tokens[place][slot] for place in range(accepted[slot])), replacement[slot]])
-            emitted.append(new)
-            full = rows.host_lengths[slot] + len(new) >= rows.host_limits[slot]
-            finished.append(full or new[-1] in rows.eos_token_ids)
-        rows.append(emitted)
-        if self.session is not None and decoded is not None:
-            self.session.commit([len(new) for new in emitted], decoded)
-        unverified = [0] * n if tail is None else tail.tolist()
-        found = Iterated(drafted, accepted, emitted, unverified, tokens, draft.by_row(draft.calls),
-                         draft.by_row(draft.fed), draft.asked, int(decoded is not None), unsure)  # fmt: skip
-        return self._book(found, finished)
-
-    def _read(self, draft: Draft, verdict: Verdict) -> tuple[list, list, list, list, list]:
-        """The one host read: accepted, replacement, drafted, unsure `[rows]`, tokens `[width][rows]`."""
-        if not draft.width and draft.unsure is None:
-            none = [0] * self.rows.count
-            return none, verdict.replacement.tolist(), none, none, []
-        unsure = torch.zeros_like(draft.lengths) if draft.unsure is None else draft.unsure.long()
-        packed = torch.stack([verdict.accepted, verdict.replacement, draft.lengths, unsure])
-        host = torch.cat([packed, draft.tokens.T]).tolist()
-        return *host[:4], host[4:]
 
     def _book(self, found: Iterated, finished: list[bool]) -> list[Completion]:
         """Count what every row in flight got, let the length rule learn from it, and release who has `finished`."""

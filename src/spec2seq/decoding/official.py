@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spec2seq.config import check_range
 from spec2seq.decoding.drafters import LittleModel
-from spec2seq.decoding.processors import Prefix, Processor
+from spec2seq.decoding.processors import Prefix, Processor, processed
 from spec2seq.decoding.scheduler import Completion
 from spec2seq.decoding.stats import Counts
 from spec2seq.errors import UsageError
@@ -150,9 +150,7 @@ class _Decoding:
         row = logits[None, -1:].float()
         tokens = torch.tensor([self.ids], device=row.device)
         prefix = Prefix(tokens, tokens.new_tensor([len(self.ids)]), tokens.new_tensor([self.limit]))
-        for process in self.processors:
-            row = process(row, prefix)
-        return row[0, 0]
+        return processed(row, prefix, self.processors)[0, 0]
 
     def _write(self, token: int, writer: str) -> None:
         self.ids.append(token)

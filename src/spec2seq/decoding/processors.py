@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -81,6 +81,13 @@ class Processor(Protocol):
 
     def __call__(self, logits: Tensor, prefix: Prefix) -> Tensor:
         """Logits `[rows, width, vocabulary]` as they are to be."""
+
+
+def processed(logits: Tensor, prefix: Prefix, processors: Iterable[Processor]) -> Tensor:
+    """Logits `[rows, width, vocabulary]` as all of them want them, in their order."""
+    for process in processors:
+        logits = process(logits, prefix)
+    return logits
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spec2seq.decoding.processors import Prefix, Processor
+from spec2seq.decoding.processors import Prefix, Processor, processed
 from spec2seq.decoding.rows import Rows, padded
 from spec2seq.decoding.scheduler import Source
 from spec2seq.models.cache import Cache
@@ -43,9 +43,7 @@ def row_log_probabilities(
         source_horizon=rows.host_sources[slot],
     ).logits  # fmt: skip
     limits = rows.limits.new_tensor([rows.host_limits[slot]])  # in a graph a row that ends has its length for a limit
-    prefix = Prefix(tokens, rows.given[here], limits, rows.given[here])
-    for process in processors:
-        logits = process(logits, prefix)
+    logits = processed(logits, Prefix(tokens, rows.given[here], limits, rows.given[here]), processors)
     return _of_next(logits, tokens[:, given:])[0].tolist()
 
 

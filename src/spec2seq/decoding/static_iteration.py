@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spec2seq.decoding.acceptance import AcceptanceRule, Draft, Verdict
 from spec2seq.decoding.cached_blocks import CachedSession, through
-from spec2seq.decoding.processors import Prefix, Processor
+from spec2seq.decoding.processors import Prefix, Processor, processed
 from spec2seq.decoding.rows import Rows
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
@@ -93,10 +93,7 @@ def _processed(
     tokens = rows.tokens[:n, : shape.horizon + 1].scatter(
         1, lengths[:, None] + torch.arange(shape.k, device=lengths.device), draft.tokens
     )
-    prefix = Prefix(tokens, lengths, rows.limits[:n], rows.given[:n])
-    for process in processors:
-        logits = process(logits, prefix)
-    return logits
+    return processed(logits, Prefix(tokens, lengths, rows.limits[:n], rows.given[:n]), processors)
 
 
 def _commit(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spec2seq.api import Seq2Seq
-from spec2seq.decoding.processors import Prefix
+from spec2seq.decoding.processors import Prefix, processed
 from spec2seq.decoding.rows import padded
 from spec2seq.generation import Row
 
@@ -60,10 +60,7 @@ def _logits(model: Seq2Seq, sources: list[list[int]], sequences: Tensor) -> Tens
 def _processed(model: Seq2Seq, config: Any, logits: Tensor, sequences: Tensor) -> Tensor:
     tokens = sequences.to(logits.device)
     ones = torch.ones(len(tokens), dtype=torch.long, device=logits.device)
-    prefix = Prefix(tokens, ones, ones * config.max_length)
-    for process in model.processors():
-        logits = process(logits, prefix)
-    return logits
+    return processed(logits, Prefix(tokens, ones, ones * config.max_length), model.processors())
 
 
 def _each(rows: Sequence[Row], beams: bool) -> list[Any]:

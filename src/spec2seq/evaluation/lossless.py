@@ -10,7 +10,7 @@ import torch
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_range
 from spec2seq.decoding.methods import Greedy
-from spec2seq.decoding.processors import Prefix
+from spec2seq.decoding.processors import Prefix, processed
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 
@@ -183,9 +183,7 @@ def next_logits(
         ).logits  # fmt: skip
         limit = model.max_new_tokens(max_new_tokens) + 1
         place = Prefix(tokens, tokens.new_tensor([length]), tokens.new_tensor([limit]))
-        for process in model.processors():
-            logits = process(logits, place)
-        return logits[0, 0].double()
+        return processed(logits, place, model.processors())[0, 0].double()
 
 
 def _outputs(model, sources, method, batch_size, max_new_tokens, stats, progress) -> list[list[int]]:

@@ -68,9 +68,7 @@ static void follow(const Choice *c, int64_t slot) {
 
 /* The place of the largest, the first among equals. */
 static int64_t likeliest(const float *x, int64_t n) {
-    float most = x[0];
-#pragma omp simd reduction(max : most)
-    for (int64_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
+    float most = largest_of(x, n);
     for (int64_t i = 0; i < n; i++)
         if (x[i] == most) return i;
     return 0;

@@ -70,6 +70,13 @@ static inline float sum(const float *x, int64_t n) {
     return lane_sum(total) + rest;
 }
 
+INLINE float largest_of(const float *x, int64_t n) {
+    float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
 INLINE float dot(const float *a, const float *b, int64_t n) {
     vec total = {0};
     int64_t i = 0;

@@ -29,13 +29,6 @@ static float exp_sum(const float *x, int64_t n, float largest) {
     return total;
 }
 
-INLINE float largest_of(const float *x, int64_t n) {
-    float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-    for (int64_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
-    return most;
-}
-
 static void log_softmax(float *x, int64_t n) {
     float most = largest_of(x, n), total = logf(exp_sum(x, n, most));
     for (int64_t i = 0; i < n; i++) x[i] = x[i] - most - total;
