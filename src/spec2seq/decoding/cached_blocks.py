@@ -134,10 +134,7 @@ class CachedSession:
             starts = rows.lengths[:n] - new
             tokens = rows.tokens[:n, fed[0] : host[0]]
         else:
-            starts = torch.tensor(fed, device=room.device)
-            rows.reserve(max(fed) + new)
-            places = starts[:, None] + torch.arange(new, device=room.device)
-            tokens = rows.tokens[:n].gather(1, places)  # beyond a row's length: pads, which nothing sees
+            tokens, starts = rows.tokens_from(fed, new)
         states = self.model.guess(
             self.verifier, self.cache, tokens, self.pending[:n, :new], starts, rows.lengths[:n] - starts, k,
             max(fed) + new + k - 1, rows.source_horizon, same,

@@ -272,10 +272,7 @@ class LittleSession:
             if width > 1:
                 last = torch.full((n, 1), width - 1, device=starts.device)
         else:
-            starts = torch.tensor(fed, device=rows.lengths.device)
-            rows.reserve(max(fed) + width)  # a row that is new may have a long prompt, beside one that is far
-            places = starts[:, None] + torch.arange(width, device=starts.device)
-            tokens = rows.tokens[:n].gather(1, places)
+            tokens, starts = rows.tokens_from(fed, width)
             last = (rows.lengths[:n] - starts - 1)[:, None]
         return self._decode(tokens, starts, max(fed) + width, uniform_rows, last)
 

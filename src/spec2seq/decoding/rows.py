@@ -104,6 +104,14 @@ class Rows:
         """Make room for `length` tokens in every row."""
         self.tokens = _at_least(self.tokens, length, self.pad_token_id)
 
+    def tokens_from(self, starts: list[int], width: int) -> tuple[Tensor, Tensor]:
+        """So many tokens of each row in flight, `[rows, width]`, from its start on, and the starts `[rows]`. Beyond a
+        row's length they may be anything: one that is new, with a long prompt, makes them many."""
+        self.reserve(max(starts) + width)
+        first = torch.tensor(starts, device=self.tokens.device)
+        places = first[:, None] + torch.arange(width, device=first.device)
+        return self.tokens[: len(starts)].gather(1, places), first
+
     def append(self, new: list[list[int]]) -> None:
         """Commit the tokens `new[slot]`, at least one for every row in flight; room for them is reserved."""
         n, counts = self.count, [len(tokens) for tokens in new]

@@ -27,6 +27,7 @@ class TensorLoop:
         self.session, self.processors = session, processors
 
     def draft(self, k: int) -> Draft:
+        """Up to k tokens for every row, or as many as its limit leaves beside the verifier's own token; 0: none."""
         rows = self.rows
         n = rows.count
         if not k:
@@ -52,6 +53,7 @@ class TensorLoop:
         return tail if tail.any() else None
 
     def verify(self, draft: Draft) -> Decoded:
+        """One pass of the verifier over each row's last token and its draft, `[rows, 1 + width]`."""
         rows = self.rows
         n, horizon = rows.count, rows.horizon
         rows.reserve(horizon + draft.width + 1)
@@ -67,6 +69,7 @@ class TensorLoop:
         )  # fmt: skip
 
     def judge(self, decoded: Decoded | None, draft: Draft, tail: Tensor | None) -> Verdict:
+        """What stands of each draft by the method's rule; of a row in `tail` `[rows]` all."""
         if decoded is None:  # every row ends in its own draft
             return Verdict(draft.lengths, draft.lengths)
         rows = self.rows
@@ -88,6 +91,7 @@ class TensorLoop:
         return processed(logits, prefix, self.processors)
 
     def commit(self, draft: Draft, verdict: Verdict, decoded: Decoded | None, tail: Tensor | None) -> Iterated:
+        """Append what stands, and the verifier's own token behind it, to the rows."""
         rows, n = self.rows, self.rows.count
         accepted, replacement, drafted, unsure, tokens = self._read(draft, verdict)
         emitted = [
