@@ -28,7 +28,7 @@ from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES
 from spec2seq.pairing import check_pair
-from spec2seq.runner import Begin, Runner
+from spec2seq.runner import Runner, begun
 
 WINDOW = 16  # batches that are sorted by length together
 
@@ -215,14 +215,13 @@ class Seq2Seq:
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
-        begins = checks.prompt_ids(self, prompts, len(ids))
+        begins = begun(checks.prompt_ids(self, prompts, len(ids)))
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids,
-                     {index: Begin(prompt) for index, prompt in enumerate(begins)}, scores)  # fmt: skip
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids, begins, scores)
         if streamer is not None:
             check_streamable(run.method, len(ids))
             run.streamed = Streamed(streamer)
-            run.streamed.start([self.model.architecture.decoder_start_token_id, *begins[0]])
+            run.streamed.start([self.model.architecture.decoder_start_token_id, *begins[0].prompt])
         done = run([ids[index] for index in order], list(order))
         if run.streamed is not None:
             run.streamed.end()
@@ -241,12 +240,14 @@ class Seq2Seq:
         batch_size: int = 8,
         truncate: bool = False,
         trace: bool = False,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | None = None,
     ) -> Iterator[Row]:
         """Like `generate`, for a source of any length: rows come in order, a window of sources at a time, each
-        line alone at batch size 1. Counts are added to `stats` as it goes."""
+        line alone at batch size 1. Counts are added to `stats` as it goes; `prompts` are of the first sources."""
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, False)
+        begins = {} if prompts is None else begun(checks.prompt_ids(self, prompts, len(prompts)))
+        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, False, begins=begins)
         run.stats = stats if stats is not None else run.stats
         size = 1 if batch_size == 1 else batch_size * WINDOW
         window: list[tuple[int, list[int]]] = []

@@ -35,6 +35,11 @@ class Begin(NamedTuple):
 EMPTY: Mapping[int, Begin] = {}
 
 
+def begun(prompts: Sequence[Sequence[int]]) -> dict[int, Begin]:
+    """Outputs that begin with these, by their indices."""
+    return {index: Begin(prompt) for index, prompt in enumerate(prompts)}
+
+
 class Runner:
     """One generation: groups of (source, index) in, (index, completion) out, counts in `stats`. `sources` are all that
     there will be, where that is known; `begins`, by index, how outputs begin that begin in a way of their own."""

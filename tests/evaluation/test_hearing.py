@@ -9,6 +9,8 @@ import tiny_sound
 
 from spec2seq import Seq2Seq, Spec2SeqError
 from spec2seq.evaluation import hearing
+from spec2seq.models.cached_drafter import CachedDrafter
+from spec2seq.models.cached_drafter_shape import CachedDrafterConfig, CachedDrafterShape
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,25 @@ def test_all_engines_take_part(folder, sounds, tmp_path, capsys, monkeypatch):
     assert found["quality"]["spec2seq float32"]["same_tokens"] == 1.0  # CTranslate2 forbids timestamps, too
     assert found["quality"]["spec2seq float32"]["new_tokens"] > 4
     assert "## What they write" in (tmp_path / "hearing.md").read_text(encoding="utf-8")
+
+
+def test_a_drafter_takes_part(folder, sounds, tmp_path, monkeypatch):
+    monkeypatch.setattr(hearing, "CAP", 30)
+    monkeypatch.setattr(hearing, "ctranslate2_engine", lambda *arguments: lambda heard, size: [[1]] * len(heard))
+    model = Seq2Seq.from_pretrained(folder)
+    shape = CachedDrafterShape(3, feed_forward=64, hidden_layers=(1, 2))
+    drafter = CachedDrafter(CachedDrafterConfig(model.model.architecture, shape, model.fingerprint()))
+    drafter.start_from(model.model)
+    drafter.save_pretrained(tmp_path / "drafter")
+    hearing.main(["--model", str(folder), "--drafter", str(tmp_path / "drafter"), "--sounds", str(sounds), "--out",
+                  str(tmp_path), "--rounds", "1", "--threads", "1", "--batch-sizes", "2"])  # fmt: skip
+    found = json.loads((tmp_path / "hearing.json").read_text(encoding="utf-8"))
+    for dtype in ("float32", "int8"):
+        drafted = next(row for row in found["rows"] if row["engine"] == f"spec2seq {dtype}, drafted")
+        assert drafted["speedup"]["own"]["median"] > 0 and drafted["tokens_per_verifier_call"] >= 1
+        assert found["quality"][drafted["engine"]]["same_as_greedy"] == 1.0
+    assert found["manifest"]["command"].endswith("ears --drafter drafter --sounds sounds.tsv")
+    assert "| spec2seq int8, drafted | 2 |" in (tmp_path / "hearing.md").read_text(encoding="utf-8")
 
 
 def test_word_errors():

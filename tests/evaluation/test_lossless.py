@@ -83,6 +83,20 @@ def test_logits_after_a_prefix_are_transformers(family):
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-9)
 
 
+def test_outputs_behind_prompts_are_compared_there(sources):
+    model, prompts = tiny.seq2seq("marian"), [[9, 4], [7], [], [3, 3, 3]] * 3
+    given = {"prompts": prompts[: len(sources)], "max_new_tokens": 10}
+    greedy = greedy_outputs(model, sources, **given)
+    assert greedy == model.generate(sources, **given).sequences != greedy_outputs(model, sources, 10)
+    assert compare_with_greedy(model, sources, Lookup(3), batch_size=3, **given).passed
+    other = [[*row[:1], 5, *row[2:]] for row in greedy]
+    report = compare_with_greedy(model, sources, Lookup(3), greedy=other, **given)
+    for item in report.divergences:
+        prompt, prefix = given["prompts"][item.line - 1], greedy[item.line - 1][:1]
+        assert next_logits(model, sources[item.line - 1], prefix, 10, prompt).argmax() == item.actual
+    assert len(report.divergences) > 3
+
+
 def test_logits_are_processed_as_in_decoding():
     theirs = copy.deepcopy(tiny.transformers_model("marian"))
     theirs.generation_config.suppress_tokens = [11]
@@ -103,9 +117,9 @@ def test_equal_logits_are_a_tie_only_near_the_best(sources):
         if head.bias is not None:
             head.bias[twin] = head.bias[token]
     for token, tie in ((best, True), (worst, False)):
-        found = lossless._divergence(model, 1, source, [token], [twins[token]], None, 1e-4)
+        found = lossless._divergence(model, 1, source, (), [token], [twins[token]], None, 1e-4)
         assert found.gap == pytest.approx(0, abs=1e-6) and found.tie is tie
-        assert lossless._divergence(model, 1, source, [token], [twins[token]], None, 0.0).tie is False
+        assert lossless._divergence(model, 1, source, (), [token], [twins[token]], None, 0.0).tie is False
 
 
 def test_an_output_that_ends_too_soon_is_a_bug(model, sources, greedy):

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,8 +28,6 @@ from spec2seq.dropin.generate import share
 from spec2seq.models import native
 from spec2seq.models.quantize import quantize
 from spec2seq.speech.transcribe import transcribe
-from spec2seq.training.distill import distill
-from spec2seq.training.recipe import DataConfig
 
 CAP = 30
 SEEDS = (0, 3)  # models whose outputs end at different steps
@@ -323,8 +320,6 @@ def test_what_windows_are_refused():
         transcribe(tiny.seq2seq("marian"), [np.zeros(9)])
     with pytest.raises(UsageError, match="WhisperForConditionalGeneration hears: use spec2seq.transcribe"):
         share(tiny_sound.transformers_model(0))
-    with pytest.raises(UsageError, match="this model hears, and what is distilled are texts"):
-        distill(model, Path("a.txt"), Path("b.jsonl"), DataConfig("a", "b"))
     with pytest.raises(UsageError, match="takes no prompts"):
         transcribe(model, [np.zeros(9)], OfficialBiLD(tiny.noisy_copy(model, 0.02).drafter()))
     with pytest.raises(UsageError, match="eos_token_id is 60 and 0"):

@@ -70,7 +70,7 @@ def test_one_call_makes_a_folder_that_drafts_and_a_stopped_one_goes_on(verifier,
 
 
 def test_a_drafter_that_is_not_lossless_is_not_written(verifier, sources, tmp_path, monkeypatch):
-    def other(model, ids, cap):
+    def other(model, ids, cap, prompts):
         return [[*row[:-1], 7, 7, 7] for row in model.generate(ids, max_new_tokens=cap).sequences]
 
     monkeypatch.setattr(making, "greedy_outputs", other)

@@ -14,6 +14,7 @@ from spec2seq import CachedBlockDrafter, Seq2Seq
 from spec2seq.training.data import Pair
 from spec2seq.training.draft_scores import score_drafter
 from spec2seq.training.drafting import block_guesses
+from spec2seq.training.inputs import Texts
 from spec2seq.training.loss import sequence_loss
 
 
@@ -77,7 +78,7 @@ def test_a_drafter_is_scored(monkeypatch):
 
     def scored(verifier, drafter):
         guess = functools.partial(block_guesses, drafter, verifier.model)
-        return score_drafter(verifier, CachedBlockDrafter(drafter), guess, pairs, 2, 9)
+        return score_drafter(Texts(verifier), CachedBlockDrafter(drafter), guess, pairs, 2, 9)
 
     drafter = tiny.cached_drafter(model).model
     here, other = scored(model, drafter), elsewhere.put(drafter)

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="a table of counts on stderr at the end")]
 
+LanguageFlag = Annotated[str | None, typer.Option(help="code or English name (default: what each sounds like)")]
+TaskFlag = Annotated[str, typer.Option(metavar="transcribe|translate", help="write what is said, or that in English")]
+TimestampsFlag = Annotated[
+    bool | None,
+    typer.Option("--timestamps/--no-timestamps", show_default=False,
+                 help="when something was said (default: where a sound is longer than the model hears at once)"),
+]  # fmt: skip
+
 
 def with_options(command: Command, without: tuple[str, ...] = ()) -> Command:
     """Give a command a flag for every line of the table but those of `without`, and `--config`; it gets `run` and

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spec2seq import io
-from spec2seq.cli.flags import StatsFlag, load_all, print_stats, with_options
+from spec2seq.cli.flags import LanguageFlag, StatsFlag, TaskFlag, TimestampsFlag, load_all, print_stats, with_options
 from spec2seq.config import check_choice
 from spec2seq.errors import UsageError
 from spec2seq.evaluation.progress import progress
@@ -25,15 +25,9 @@ OF_TEXTS = ("src_lang", "tgt_lang", "prefix", "max_len_a", "max_len_b", "truncat
 def transcribe(
     run: RunOptions, method: MethodOptions,
     sounds: Annotated[list[Path], typer.Argument(metavar="FILE...", help="audio, such as WAV, FLAC, Ogg or MP3")],
-    language: Annotated[str | None, typer.Option(help="code or English name (default: what each sounds like)")] = None,
-    task: Annotated[
-        str, typer.Option(metavar="transcribe|translate", help="write what is said, or that in English")
-    ] = "transcribe",
-    timestamps: Annotated[
-        bool | None,
-        typer.Option("--timestamps/--no-timestamps", help="when something was said (default: where a sound is longer "
-                     "than the model hears at once, and for srt and vtt)", show_default=False),
-    ] = None,
+    language: LanguageFlag = None,
+    task: TaskFlag = "transcribe",
+    timestamps: TimestampsFlag = None,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="hear a window again at higher temperatures where its text repeats "
                            "itself or is unlikely, and leave silent ones out (the thresholds of Whisper's paper)")
@@ -44,7 +38,9 @@ def transcribe(
     initial_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="what outputs go on from: names and words to be expected")
     ] = None,
-    format: Annotated[str, typer.Option(metavar="|".join(ENDINGS), help="text and json are a line a sound")] = "text",
+    format: Annotated[
+        str, typer.Option(metavar="|".join(ENDINGS), help="text and json are a line a sound, srt and vtt are timed")
+    ] = "text",
     out: Annotated[
         Path | None, typer.Option("--out", help="folder for a file a sound, named as the sound (default: stdout)")
     ] = None,

@@ -1,12 +1,13 @@
 """The subcommands that make models: train, distill, make-drafter, import fairseq."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spec2seq.cli.flags import load_all, quiet, report, with_options
+from spec2seq.cli.flags import LanguageFlag, TaskFlag, TimestampsFlag, load_all, quiet, report, with_options
 from spec2seq.options import MethodOptions, RunOptions
 
 
@@ -39,8 +40,11 @@ def distill(
     out: Annotated[Path, typer.Option("--out", help="JSONL: source, target, tokens, reference")],
     recipe: Annotated[Path | None, typer.Option(help="take columns and filters from its data section")] = None,
     lines: Annotated[int | None, typer.Option(min=1, help="so many, spread over the usable lines")] = None,
+    language: LanguageFlag = None,
+    task: TaskFlag = "transcribe",
+    timestamps: TimestampsFlag = None,
 ) -> None:  # fmt: skip
-    """Write a model's output for a corpus.
+    """Write a model's output for a corpus; of a model that hears it names audio files.
 
     What a drafter learns from. A call that was stopped goes on; `accelerate launch` shares the lines out.
     """
@@ -48,6 +52,8 @@ def distill(
     from spec2seq.training.recipe import DataConfig, load_recipe
 
     data = load_recipe(recipe).data if recipe else DataConfig(train=str(corpus), dev="")
+    told = {"language": language, "task": None if task == "transcribe" else task, "timestamps": timestamps}
+    data = dataclasses.replace(data, **{name: value for name, value in told.items() if value is not None})
     model, decoding = load_all(run, method)
 
     settings = run.given("batch_size", "max_new_tokens")
@@ -65,13 +71,19 @@ def make_drafter(
     src_lang: Annotated[str | None, typer.Option(help="of a multilingual model, as its tokenizer names it")] = None,
     tgt_lang: Annotated[str | None, typer.Option(help="the language to write")] = None,
     prefix: Annotated[str, typer.Option(help="what stands before every source, as T5 wants it")] = "",
+    language: LanguageFlag = None,
+    task: TaskFlag = "transcribe",
+    timestamps: TimestampsFlag = None,
     lines: Annotated[int | None, typer.Option(help="so many, spread over the usable lines (default: all)")] = None,
     minutes: Annotated[float, typer.Option(help="of training")] = 30.0,
     layers: Annotated[int, typer.Option(help="of the drafter")] = 1,
     block_size: Annotated[int, typer.Option(help="the most tokens of a draft")] = 6,
-    dev_lines: Annotated[int, typer.Option(help="held out to choose the weights, and as many to test")] = 200,
+    dev_lines: Annotated[
+        int | None,
+        typer.Option(help="held out to choose the weights, and as many to test (default: 200, or 40 of sounds)"),
+    ] = None,
 ) -> None:
-    """Make a block drafter for a model.
+    """Make a block drafter for a model that reads or hears; then the sources name audio files.
 
     Distils, trains, checks that decoding with it is greedy's output, and measures the speed-up. The work lies in
     OUT.work until all is done: the same command goes on.
@@ -80,8 +92,9 @@ def make_drafter(
     from spec2seq.training import make_drafter as making
 
     made = making.make_drafter(
-        model, sources, out, field=field, src_lang=src_lang, tgt_lang=tgt_lang, prefix=prefix, lines=lines,
-        minutes=minutes, layers=layers, block_size=block_size, dev_lines=dev_lines, report=report,
+        model, sources, out, field=field, src_lang=src_lang, tgt_lang=tgt_lang, prefix=prefix, language=language,
+        task=task, timestamps=timestamps, lines=lines, minutes=minutes, layers=layers, block_size=block_size,
+        dev_lines=dev_lines, report=report,
     )  # fmt: skip
     print(making.describe_made(made))
 

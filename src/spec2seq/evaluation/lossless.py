@@ -11,6 +11,8 @@ from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_range
 from spec2seq.decoding.methods import Greedy
 from spec2seq.decoding.processors import Prefix, processed
+from spec2seq.decoding.scheduler import Source
+from spec2seq.decoding.score import logits_behind
 from spec2seq.decoding.stats import Stats
 from spec2seq.errors import Spec2SeqError, UsageError
 
@@ -115,17 +117,19 @@ def require_lossless(method: Method, name: str) -> None:
 
 def greedy_outputs(
     model: Seq2Seq,
-    sources: Sequence[Sequence[int]],
+    sources: Sequence[Source],
     max_new_tokens: int | None = None,
     progress: Callable[[], None] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """Greedy's token ids of every source (ids, end token included), each alone: what lossless means."""
-    return _outputs(model, sources, Greedy(), 1, max_new_tokens, Stats(), progress)
+    """Greedy's token ids of every source (ids, end token included; or what a model hears), each alone, behind its
+    prompt: what lossless means."""
+    return _outputs(model, sources, Greedy(), 1, max_new_tokens, Stats(), progress, prompts)
 
 
 def compare_with_greedy(
     model: Seq2Seq,
-    sources: Sequence[Sequence[int]],
+    sources: Sequence[Source],
     method: Method,
     *,
     greedy: Sequence[Sequence[int]] | None = None,
@@ -134,16 +138,18 @@ def compare_with_greedy(
     max_new_tokens: int | None = None,
     tie: float | None = None,
     progress: Callable[[], None] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> LosslessReport:
     """Replay the sources with the method and compare its token ids with greedy's.
 
     Args:
-        sources: token ids, end token included.
+        sources: token ids, end token included; or what a model hears.
         greedy: what `greedy_outputs` returned; None decodes it here.
         numbers: what to call the sources; by default 1, 2, 3…
         batch_size: of the method; greedy decodes each source alone.
         tie: logit gaps below this count as rounding; None is the dtype's entry of `TIES`.
         progress: called after every row, greedy's rows included.
+        prompts: token ids that each output begins with; they are no part of it.
 
     Raises Spec2SeqError if there are no sources.
     """
@@ -152,56 +158,54 @@ def compare_with_greedy(
     if not sources:
         raise Spec2SeqError("no lines to compare")
     if greedy is None:
-        greedy = greedy_outputs(model, sources, max_new_tokens, progress)
+        greedy = greedy_outputs(model, sources, max_new_tokens, progress, prompts)
     stats = Stats()
-    outputs = _outputs(model, sources, method, batch_size, max_new_tokens, stats, progress)
+    outputs = _outputs(model, sources, method, batch_size, max_new_tokens, stats, progress, prompts)
     numbers = range(1, len(sources) + 1) if numbers is None else numbers
+    told = [()] * len(sources) if prompts is None else prompts
     found = [
-        _divergence(model, number, source, expected, actual, max_new_tokens, tie)
-        for number, source, expected, actual in zip(numbers, sources, greedy, outputs, strict=True)
+        _divergence(model, number, source, prompt, expected, actual, max_new_tokens, tie)
+        for number, source, prompt, expected, actual in zip(numbers, sources, told, greedy, outputs, strict=True)
         if list(expected) != actual
     ]
     return LosslessReport(len(sources), sum(map(len, greedy)), found, stats)
 
 
 def next_logits(
-    model: Seq2Seq, source: Sequence[int], prefix: Sequence[int], max_new_tokens: int | None = None
+    model: Seq2Seq,
+    source: Source,
+    prefix: Sequence[int],
+    max_new_tokens: int | None = None,
+    prompt: Sequence[int] = (),
 ) -> torch.Tensor:
-    """The verifier's logits `[vocabulary]` after `prefix` (output tokens so far), processed as in decoding, from
-    one pass over the whole prefix."""
-    verifier = model.model
-    start = verifier.architecture.decoder_start_token_id
+    """The verifier's logits `[vocabulary]` after `prompt` and `prefix` (output tokens so far), processed as in
+    decoding, from one pass over both."""
+    start, given = model.model.architecture.decoder_start_token_id, 1 + len(prompt)
     with torch.inference_mode():
-        tokens = torch.tensor([[start, *prefix]], device=verifier.device)
-        ids = torch.tensor([list(source)], device=verifier.device)
-        cache = verifier.new_cache(1)
-        verifier.admit(cache, 0, verifier.encode(ids, torch.tensor([ids.shape[1]], device=ids.device)))
-        length = tokens.shape[1]
-        logits = verifier.decode_block(
-            cache, tokens, torch.zeros(1, dtype=torch.long, device=ids.device), length, uniform=True,
-            source_horizon=ids.shape[1], logit_positions=torch.tensor([[length - 1]], device=ids.device),
-        ).logits  # fmt: skip
-        limit = model.max_new_tokens(max_new_tokens) + 1
-        place = Prefix(tokens, tokens.new_tensor([length]), tokens.new_tensor([limit]))
+        fed = [start, *prompt, *prefix]
+        logits = logits_behind(model.model, source, fed)[:, -1:]
+        tokens = torch.tensor([fed], device=logits.device)
+        limit = model.max_new_tokens(max_new_tokens, len(prompt)) + given
+        place = Prefix(tokens, tokens.new_tensor([len(fed)]), tokens.new_tensor([limit]), tokens.new_tensor([given]))
         return processed(logits, place, model.processors())[0, 0].double()
 
 
-def _outputs(model, sources, method, batch_size, max_new_tokens, stats, progress) -> list[list[int]]:
-    outputs = []
-    for row in model.stream(sources, method, stats=stats, batch_size=batch_size, max_new_tokens=max_new_tokens):
+def _outputs(model, sources, method, batch_size, max_new_tokens, stats, progress, prompts) -> list[list[int]]:
+    outputs, limits = [], {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    for row in model.stream(sources, method, stats=stats, prompts=prompts, **limits):
         outputs.append(row.tokens)
         if progress is not None:
             progress()
     return outputs
 
 
-def _divergence(model, line, source, expected, actual, max_new_tokens, tie) -> Divergence:
+def _divergence(model, line, source, prompt, expected, actual, max_new_tokens, tie) -> Divergence:
     pairs = enumerate(zip(expected, actual, strict=False))
     position = next((place for place, (a, b) in pairs if a != b), min(len(expected), len(actual)))
     tokens = [ids[position] if position < len(ids) else None for ids in (expected, actual)]
     gap = below_best = float("inf")
     if None not in tokens:
-        logits = next_logits(model, source, expected[:position], max_new_tokens)
+        logits = next_logits(model, source, expected[:position], max_new_tokens, prompt)
         scores = logits[tokens]
         gap = (scores[0] - scores[1]).abs().nan_to_num(nan=float("inf"), posinf=float("inf")).item()
         below_best = (logits.max() - scores.max()).item()

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from spec2seq.speech.audio import read_audio
 from spec2seq.speech.fallback import Fallback
 from spec2seq.speech.timestamps import TimestampRules
 from spec2seq.speech.vocabulary import PREVIOUS, SpeechVocabulary
-from spec2seq.speech.windows import Segment, Sound, Windows, room_before, window_of
+from spec2seq.speech.windows import Segment, Sound, Window, Windows, room_before, window_at
 
 MOST_SOUNDS = 1 << 20  # of a call, so that no window is drawn as another one is
 
@@ -27,12 +27,13 @@ MOST_SOUNDS = 1 << 20  # of a call, so that no window is drawn as another one is
 @dataclass(frozen=True)
 class Transcript:
     """Of one sound of so many `seconds`: its text, the code of its language (None: the model knows one), and its
-    segments; without timestamps the whole sound is one."""
+    segments; without timestamps the whole sound is one. `windows` have what the model wrote, token for token."""
 
     text: str
     language: str | None
     seconds: float
     segments: list[Segment]
+    windows: list[Window] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def transcribe(
     starting = _starting(model, words, initial_prompt)
     if condition_on_previous or starting:
         _check_before(model, words, told, [] if condition_on_previous else starting, max_new_tokens)
-    heard = [_read(model, sound, f"sound {number}", timestamps) for number, sound in enumerate(sounds, 1)]
+    heard = [read_sound(model, sound, f"sound {number}", timestamps) for number, sound in enumerate(sounds, 1)]
     stats = Stats() if stats is None else stats
     started = time.perf_counter()
     for number, sound in zip(numbers, heard, strict=True):
@@ -117,7 +118,7 @@ def transcribe(
     for timed in (False, True):
         going = [sound for sound in heard if sound.timestamps is timed]
         run = Windows(
-            _hearing(model, words) if timed else model, words, method or Greedy(), task, fallback,
+            with_timestamps(model, words) if timed else model, words, method or Greedy(), task, fallback,
             starting, condition_on_previous, max_new_tokens, batch_size, stats, progress,
         )  # fmt: skip
         while going:
@@ -174,15 +175,16 @@ def _check_before(
         raise UsageError(f"{what}; the decoder has places for {max(room, 0)}{behind}")
 
 
-def _hearing(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:
-    """The model with the rules of timestamps."""
+def with_timestamps(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:
+    """The model under the rules of timestamps."""
     other = copy.copy(model)
     latest = model.settings.get("max_initial_timestamp_index")
     other.more_processors = (TimestampRules(words.no_timestamps, model.eos_token_ids[0], latest),)
     return other
 
 
-def _read(model: Seq2Seq, sound: Any, where: str, timestamps: bool | None) -> Sound:
+def read_sound(model: Seq2Seq, sound: Any, where: str, timestamps: bool | None = None) -> Sound:
+    """A sound on its way, and its spectrogram. Raises as `transcribe` does."""
     extractor = model.extractor
     samples, where = read_audio(sound, where, extractor.sampling_rate)
     long = len(samples) > extractor.n_samples
@@ -206,11 +208,11 @@ def _detect(model: Seq2Seq, words: SpeechVocabulary, sound: Sound) -> str | None
     if not words.languages:
         return None
     a = model.model.architecture
-    logits = logits_behind(model.model, window_of(model, sound), [a.decoder_start_token_id])[0, -1]
+    logits = logits_behind(model.model, window_at(model, sound, 0), [a.decoder_start_token_id])[0, -1]
     codes = list(words.languages)
     return codes[int(logits[[words.languages[code] for code in codes]].argmax())]
 
 
 def _transcript(sound: Sound) -> Transcript:
     text = "".join(segment.text or "" for segment in sound.segments)
-    return Transcript(text.strip(), sound.language, sound.seconds, sound.segments)
+    return Transcript(text.strip(), sound.language, sound.seconds, sound.segments, sound.windows)

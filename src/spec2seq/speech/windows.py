@@ -36,6 +36,17 @@ class Segment:
     temperature: float = 0.0
 
 
+@dataclass(frozen=True)
+class Window:
+    """One that was heard: it begins at this frame of its sound's spectrogram, and behind the `prompt`, the decoder's
+    start first, the model wrote these tokens, the end token included. `silent`: they were not believed."""
+
+    frame: int
+    prompt: list[int]
+    tokens: list[int]
+    silent: bool = False
+
+
 @dataclass
 class Sound:
     """On its way: `features` `[bins, frames]`, of which `seek` are understood. `draws` is what the next window is drawn
@@ -52,18 +63,19 @@ class Sound:
     before: list[int] = field(default_factory=list)
     silent: bool | None = None
     segments: list[Segment] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
 
 
-def window_of(model: Seq2Seq, sound: Sound) -> Tensor:
-    """The next one, `[places, 2 * bins]`."""
+def window_at(model: Seq2Seq, sound: Sound, frame: int) -> Tensor:
+    """The window that begins there, `[places, 2 * bins]`."""
     shape = model.model.architecture.sound
-    cut = sound.features[:, sound.seek : sound.seek + PLACE * shape.places]
+    cut = sound.features[:, frame : frame + PLACE * shape.places]
     cut = torch.nn.functional.pad(cut, (0, PLACE * shape.places - cut.shape[1]))
     return cut.T.reshape(shape.places, -1)
 
 
 class _Heard(NamedTuple):
-    """What was written of a window, at which temperature, and how likely it is."""
+    """What was written of a window, the end token included, at which temperature, and how likely it is."""
 
     tokens: list[int]
     temperature: float
@@ -88,7 +100,7 @@ class Windows:
 
     def next_windows(self, sounds: list[Sound]) -> None:
         """One window of each sound, at as many temperatures as it takes."""
-        windows = {sound.draws: window_of(self.model, sound) for sound in sounds}
+        windows = {sound.draws: window_at(self.model, sound, sound.seek) for sound in sounds}
         attempts = [(temperature_of(self.method.completed(self.model.settings)), self.method)]
         if self.fallback is not None:
             attempts += [(temperature, Sample(temperature, seed=self.fallback.draws(number)))
@@ -96,7 +108,7 @@ class Windows:
         for number, (temperature, method) in enumerate(attempts, 1):
             again = []
             for sound, completion in self._decoded(sounds, windows, method):
-                heard = _Heard(self._tokens(completion), temperature, self._log_probability(completion))
+                heard = _Heard(completion.tokens, temperature, self._log_probability(completion))
                 if number < len(attempts) and self._is_doubtful(sound, windows[sound.draws], heard):
                     again.append(sound)
                 else:
@@ -132,8 +144,11 @@ class Windows:
         prompt = [*before, own, *told]
         return Begin(prompt, self.words.previous, min(most, a.max_positions - len(prompt)))
 
-    def _tokens(self, completion: Completion) -> list[int]:
-        return [token for token in completion.tokens if token not in self.model.eos_token_ids]
+    def _started(self, sound: Sound) -> list[int]:
+        """What stands before the next output, the start first."""
+        begin = self._begin(sound)
+        own = self.model.model.architecture.decoder_start_token_id
+        return [own if begin.start is None else begin.start, *begin.prompt]
 
     def _log_probability(self, completion: Completion) -> float | None:
         """The mean of a window's tokens, or what the method has for it; None: nobody asks."""
@@ -157,10 +172,9 @@ class Windows:
         if net.log_probability is not None and not net.unsure(heard.log_probability):
             return False
         if sound.silent is None:
-            started, begin = time.perf_counter(), self._begin(sound)
+            started, before = time.perf_counter(), self._started(sound)
             told = len(self.words.prompt(sound.language, self.task, sound.timestamps))
-            start = self.model.model.architecture.decoder_start_token_id if begin.start is None else begin.start
-            through = [start, *begin.prompt][: 1 + len(begin.prompt) - told]  # the decoder's own start is the last
+            through = before[: len(before) - told]  # the decoder's own start is the last
             logits = logits_behind(self.model.model, window, through)[0, -1]
             sound.silent = float(logits.double().softmax(-1)[self.words.no_speech]) > net.no_speech
             self.stats.seconds += time.perf_counter() - started
@@ -169,6 +183,7 @@ class Windows:
     def _take(self, sound: Sound, heard: _Heard, silent: bool) -> None:
         """What was heard stands; in a silent window it is nothing."""
         began = sound.seek
+        sound.windows.append(Window(began, self._started(sound), heard.tokens, silent))
         said = self._understood(sound, heard, silent)
         if self.conditions and not silent:
             sound.before = list(self.starting) if heard.temperature >= HOT else [*sound.before, *said]
@@ -187,11 +202,12 @@ class Windows:
         places = self.model.model.architecture.sound.places
         left = min(places, -(-(sound.frames - sound.seek) // PLACE))
         offset = sound.seek / PLACE * SECONDS
-        found, reached = [(0, left, heard.tokens)], left
+        written = [token for token in heard.tokens if token not in self.model.eos_token_ids]
+        found, reached = [(0, left, written)], left
         if silent:
             found = []
         elif sound.timestamps:
-            found, reached = segments(heard.tokens, self.words.first_timestamp, left)
+            found, reached = segments(written, self.words.first_timestamp, left)
         for start, end, part in found:
             start, end = (round(offset + place * SECONDS, 2) for place in (start, end))
             said = Segment(start, end, self._text(part), part, heard.log_probability, heard.temperature)

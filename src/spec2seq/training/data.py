@@ -19,12 +19,15 @@ TSV_NAMES = {"source": "0", "target": "1"}  # one recipe may read what `distill`
 @dataclass(frozen=True)
 class Pair:
     """One source text, its target text, the name of where they are from (empty if not known), and the target's
-    token ids where the data has them."""
+    token ids where the data has them. Of a window of a sound the source is a file and `frame` where it begins; the
+    output stands behind the `prompt`, the decoder's start first."""
 
     source: str
     target: str
     origin: str = ""
     tokens: tuple[int, ...] | None = None
+    frame: int | None = None
+    prompt: tuple[int, ...] = ()
 
 
 def resolve(name: str, data_dir: str | Path | None = None, first: Path | None = None) -> Path:
@@ -99,7 +102,8 @@ def _parse_jsonl(line: str, data: DataConfig, where: str) -> Pair:
         record = json.loads(line)
         tokens = None if data.target_tokens is None else tuple(map(int, record[data.target_tokens]))
         source, target = (_field(record, name) for name in (data.source, data.target))
-        return Pair(str(source), str(target), str(record.get(data.origin or "", "")), tokens)
+        frame, prompt = record.get("frame"), tuple(map(int, record.get("prompt", ())))
+        return Pair(str(source), str(target), str(record.get(data.origin or "", "")), tokens, frame, prompt)
     except (ValueError, AttributeError, TypeError):
         raise UsageError(f"{where}: not a JSON object") from None
     except KeyError as error:

@@ -22,7 +22,11 @@ from spec2seq.models import languages
 from spec2seq.training.data import Pair, made_by, read_pairs, resolve
 from spec2seq.training.processes import processes
 from spec2seq.training.recipe import DataConfig, Recipe
+from spec2seq.training.sounds import check_files, check_told, transcribed
 from spec2seq.training.validation import sample
+
+ROWS, LINES = 64, 1024  # in flight and in a chunk
+WINDOWS, SOUNDS = 8, 32  # of a model that hears: what it has read of a window fills megabytes
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ def distill(
     data: DataConfig,
     method: Method | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     lines: int | None = None,
-    chunk_lines: int = 1024,
+    chunk_lines: int | None = None,
     max_new_tokens: int | None = None,
     max_seconds: float | None = None,
     report: Callable[[str], None] | None = None,
@@ -61,37 +65,40 @@ def distill(
         method: Greedy() by default; Beam for beam search.
         batch_size: rows in flight; 64 is the fastest on 2 cores with the bundled model.
         lines: so many, evenly spread over the usable lines; None takes all.
-        chunk_lines: lines of a chunk, which is sorted by length and decoded together.
+        chunk_lines: lines of a chunk, which is sorted by length and decoded together; 1024, or 32 sounds.
         max_seconds: ends the call after the chunk in which they are over; calling again goes on.
         report: takes a line of progress after each chunk.
 
-    Raises UsageError for a corpus without usable lines, or chunks of another run at `out`.
+    Raises UsageError for a corpus without usable lines, chunks of another run at `out`, or settings that do nothing
+    with this model; as `read_audio` for what is no sound.
     """
-    if model.model.architecture.sound is not None:
-        raise UsageError("this model hears, and what is distilled are texts; its drafter may be a little model")
+    check_told(model, data)
+    hears = model.model.architecture.sound is not None
+    chunk_lines = chunk_lines or (SOUNDS if hears else LINES)
+    batch_size = batch_size or (WINDOWS if hears else ROWS)
     state = processes()
     method = method or Greedy()
     parts = out.parent / f"{out.name}.parts"
     settings = asdict(data), repr(method), lines, chunk_lines, max_new_tokens
-    with state.main_process_first():
-        _claim(parts, _description(model, corpus, settings))
     pairs = sample(list(_usable(read_pairs(corpus, data), data)), lines)
     if not pairs:
         raise UsageError(f"{corpus}: none of its lines passes the filters")
+    if hears:
+        check_files(corpus.parent, pairs)
+    with state.main_process_first():
+        _claim(parts, _description(model, corpus, settings))
     chunks = [pairs[start : start + chunk_lines] for start in range(0, len(pairs), chunk_lines)]
     missing = [i for i in range(len(chunks)) if not (parts / _name(i)).is_file()]
     mine = missing[state.process_index :: state.num_processes]
     started, written, tokens = time.monotonic(), 0, 0
     for done, index in enumerate(mine, 1):
-        ids = [model.encode_text(pair.source) for pair in chunks[index]]
-        if data.truncate:
-            ids = [languages.cut(row, data.max_tokens, model.model.architecture.eos_token_id) for row in ids]
-        kept = [i for i, row in enumerate(ids) if len(row) <= data.max_tokens]
-        rows = model.generate(
-            [ids[i] for i in kept], method, batch_size=batch_size, max_new_tokens=max_new_tokens or data.max_tokens
-        ).rows
-        _write_chunk(parts / _name(index), [chunks[index][i] for i in kept], rows)
-        written, tokens = written + len(rows), tokens + sum(len(row.tokens) for row in rows)
+        how = method, batch_size, max_new_tokens
+        if hears:
+            records = transcribed(model, corpus.parent, chunks[index], data, *how)
+        else:
+            records = _generated(model, chunks[index], data, *how)
+        _write_chunk(parts / _name(index), records)
+        written, tokens = written + len(records), tokens + sum(len(record["tokens"]) for record in records)
         if report is not None:
             seconds = time.monotonic() - started
             left = seconds / done * (len(mine) - done) / 60
@@ -112,8 +119,10 @@ def distilled_files(
 ) -> Path | None:
     """Make what `recipe.distillation` asks for in `run`/distilled; returns that folder, None while it is not whole."""
     asked, folder, started = recipe.distillation, run / "distilled", time.monotonic()
-    kept = {name: getattr(recipe.data, name) for name in ("min_words", "max_words", "max_tokens", "exclude_origins")}
-    everything = {"max_words": 10_000, "max_tokens": recipe.data.max_tokens}
+    heard = {name: getattr(recipe.data, name) for name in ("language", "task", "timestamps")}
+    limits = ("min_words", "max_words", "max_tokens", "exclude_origins")
+    kept = heard | {name: getattr(recipe.data, name) for name in limits}
+    everything = heard | {"max_words": 10_000, "max_tokens": recipe.data.max_tokens}
     parts = [(recipe.data.train, asked.train, kept, asked.lines)]
     parts += [(recipe.data.dev, asked.dev, everything, None), (recipe.data.test, asked.test, everything, None)]
     missing = [part for part in parts if part[1] is not None and not (folder / Path(part[0]).name).is_file()]
@@ -164,11 +173,27 @@ def _name(index: int) -> str:
     return f"{index:06d}.jsonl"
 
 
-def _write_chunk(path: Path, pairs: Sequence[Pair], rows: Sequence[Any]) -> None:
+def _generated(
+    model: Seq2Seq, pairs: Sequence[Pair], data: DataConfig, method: Method, batch_size: int, cap: int | None
+) -> list[dict[str, Any]]:
+    """A record for each source that has no more tokens than `data` allows."""
+    ids = [model.encode_text(pair.source) for pair in pairs]
+    if data.truncate:
+        ids = [languages.cut(row, data.max_tokens, model.model.architecture.eos_token_id) for row in ids]
+    kept = [i for i, row in enumerate(ids) if len(row) <= data.max_tokens]
+    rows = model.generate(
+        [ids[i] for i in kept], method, batch_size=batch_size, max_new_tokens=cap or data.max_tokens
+    ).rows
+    return [
+        {"source": pairs[i].source, "target": row.text, "tokens": row.tokens, "reference": pairs[i].target}
+        for i, row in zip(kept, rows, strict=True)
+    ]
+
+
+def _write_chunk(path: Path, records: Sequence[dict[str, Any]]) -> None:
     partial = path.with_suffix(f".{os.getpid()}")
     with open(partial, "w", encoding="utf-8", newline="\n") as file:
-        for pair, row in zip(pairs, rows, strict=True):
-            record = {"source": pair.source, "target": row.text, "tokens": row.tokens, "reference": pair.target}
+        for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     os.replace(partial, path)
 

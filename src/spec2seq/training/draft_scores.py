@@ -1,5 +1,6 @@
 """What a drafter is worth on held-out lines, measured the same for every kind of drafter."""
 
+import collections
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spec2seq import FixedLength, Seq2Seq, Speculative
-from spec2seq.training.batches import Collator
+from spec2seq import FixedLength, Speculative
+from spec2seq.decoding.stats import Stats
 from spec2seq.training.data import Pair
+from spec2seq.training.inputs import Inputs
 
-# A batch of `Collator` → logits `[places, guessable]`, labels among them (-100: never guessed) and place in the block,
-# both `[places]`, of the drafted places that have a label, in any number of parts.
+# A batch of `Inputs.collator` → logits `[places, guessable]`, labels among them (-100: never guessed) and place in the
+# block, both `[places]`, of the drafted places that have a label, in any number of parts.
 Guess = Callable[[dict[str, Tensor]], Iterable[tuple[Tensor, Tensor, Tensor]]]
 
 
@@ -38,23 +40,24 @@ class DraftScores:
 
 @torch.no_grad()
 def score_drafter(
-    verifier: Seq2Seq, drafter: Any, guess: Guess, pairs: list[Pair], batch_size: int, max_new_tokens: int
+    inputs: Inputs, drafter: Any, guess: Guess, pairs: list[Pair], batch_size: int, max_new_tokens: int
 ) -> DraftScores:
-    """Score `drafter`, whose logits `guess` gives, on sources that the verifier has answered (`Pair.tokens`)."""
-    sources = [verifier.source_ids(pair.source, f"line {n}", True) for n, pair in enumerate(pairs, 1)]
-    rows = list(zip(sources, (pair.tokens for pair in pairs), strict=True))
-    a, device, size = verifier.model.architecture, verifier.model.device, drafter.block_size
-    collate = Collator(a.pad_token_id, a.decoder_start_token_id)
+    """Score `drafter`, whose logits `guess` gives, on what the verifier has answered (`Pair.tokens`)."""
+    device, size = inputs.verifier.model.device, drafter.block_size
+    rows, collate = inputs.rows(pairs), inputs.collator()
     right, seen = torch.zeros(2, size, dtype=torch.long)
     nll, guessable = 0.0, 0
     for start in range(0, len(rows), batch_size):
-        batch = {name: t.to(device) for name, t in collate(rows[start : start + batch_size]).items()}
+        part = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
+        batch = {name: t.to(device) for name, t in collate(part).items()}
         for logits, labels, place in guess(batch):
             nll += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             guessable += int((labels != -100).sum())
             right += place[logits.argmax(-1) == labels].bincount(minlength=size).cpu()
             seen += place.bincount(minlength=size).cpu()
-    blocks = Speculative(drafter, FixedLength(size))
-    stats = verifier.generate(sources, blocks, batch_size=batch_size, max_new_tokens=max_new_tokens).stats
+    blocks, stats = Speculative(drafter, FixedLength(size)), Stats()
+    for model, sources, prompts in inputs.asked(pairs):
+        limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        collections.deque(model.stream(sources, blocks, stats=stats, prompts=prompts, **limits), maxlen=0)
     accuracy = tuple((right / seen.clamp(min=1)).tolist())
     return DraftScores(len(rows), nll / max(1, guessable), accuracy, stats.tokens_per_verifier_call)

@@ -15,12 +15,12 @@ from spec2seq import CachedBlockDrafter, Seq2Seq
 from spec2seq.models import languages
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.cached_drafter_shape import CachedDrafterConfig
-from spec2seq.training.batches import Collator
 from spec2seq.training.card import drafter_card
 from spec2seq.training.checkpoints import Checkpoint, require_fit, weights_of
 from spec2seq.training.data import Pair, made_by
 from spec2seq.training.draft_scores import DraftScores, Guess, score_drafter
 from spec2seq.training.drafting import DrafterLoss, block_guesses
+from spec2seq.training.inputs import inputs_of
 from spec2seq.training.session import Session, recipe_yaml
 from spec2seq.training.trainer import BudgetTrainer, Loss, compute_dtype
 
@@ -46,9 +46,14 @@ class DrafterSession(Session):
         languages.set_languages(self.verifier.tokenizer, asked.src_lang, asked.tgt_lang)
         return self.verifier.tokenizer
 
+    def _training_rows(self) -> Any:
+        self.inputs = inputs_of(self.verifier)
+        return self.inputs.training_rows(
+            self.files["train"], self.recipe.data, self.tokenizer, self.out / "cache", self.report
+        )
+
     def _trainer(self, *arguments: Any) -> BudgetTrainer:
-        a = self.verifier.model.architecture
-        return BudgetTrainer(*arguments, Collator(a.pad_token_id, a.decoder_start_token_id), self._loss())
+        return BudgetTrainer(*arguments, self.inputs.collator(), self._loss())
 
     def _fit(self, resume: Checkpoint | None) -> None:
         if resume is not None:  # Transformers only warns of weights that do not fit
@@ -63,7 +68,7 @@ class DrafterSession(Session):
         model, evaluation = self.verifier.model, self.recipe.evaluation
         drafter, guess = self._judged(copy.deepcopy(self.model).to(model.device, model.dtype).eval())
         limits = evaluation.batch_size, evaluation.max_new_tokens
-        return score_drafter(self.verifier, drafter, guess, pairs, *limits)
+        return score_drafter(self.inputs, drafter, guess, pairs, *limits)
 
     def _write(self, facts: dict[str, Any]) -> None:
         folder = self.out / "final"

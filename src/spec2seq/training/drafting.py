@@ -47,7 +47,7 @@ def read(verifier: EncoderDecoder, batch: dict[str, Tensor], layers: tuple[int, 
     the token there, `[rows, length, layers * width]`."""
     inputs = batch["decoder_input_ids"]
     rows, length = inputs.shape
-    encoded = verifier.encode(batch["input_ids"], batch["attention_mask"].sum(1))
+    encoded = _encoded(verifier, batch)
     if not layers:
         return encoded, encoded.states.new_zeros(rows, length, 0)
     cache = verifier.new_cache(rows)
@@ -58,6 +58,15 @@ def read(verifier: EncoderDecoder, batch: dict[str, Tensor], layers: tuple[int, 
     )  # fmt: skip
     states = torch.cat([decoded.hidden[layer] for layer in layers], 2)
     return encoded, torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+
+
+def _encoded(verifier: EncoderDecoder, batch: dict[str, Tensor]) -> Encoded:
+    """The sources of a batch; those of `HeardCollator` are encoded."""
+    states = batch.get("encoded")
+    if states is None:
+        return verifier.encode(batch["input_ids"], batch["attention_mask"].sum(1))
+    lengths = torch.full((len(states),), states.shape[1], device=states.device)
+    return Encoded(states, lengths, states.to(verifier.dtype))
 
 
 def conditioned(drafter: CachedDrafter, verifier: EncoderDecoder, found: Guesses) -> Tensor:

@@ -1,10 +1,11 @@
 """A run that trains the paper's drafter by glancing."""
 
 import functools
+from typing import Any
 
 import torch
 
-from spec2seq import PaperBlockDrafter
+from spec2seq import PaperBlockDrafter, UsageError
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
 from spec2seq.training.checkpoints import require_fit
@@ -19,6 +20,11 @@ class GlancingSession(DrafterSession):
 
     def _verifier_dtype(self) -> torch.dtype:
         return torch.float32
+
+    def _training_rows(self) -> Any:
+        if self.verifier.model.architecture.sound is not None:
+            raise UsageError("paper_drafter reads texts, and its verifier hears; allowed: cached_drafter")
+        return super()._training_rows()
 
     def _new_model(self) -> PaperDrafter:
         recipe, a = self.recipe.paper_drafter, self.verifier.model.architecture

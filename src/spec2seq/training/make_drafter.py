@@ -1,10 +1,9 @@
-"""A block drafter for one's own model in one call: distil, train, check, measure, write the folder."""
+"""A block drafter for one's own model in one call: distil, train, check, measure, write the folder. The model reads
+texts or hears sounds."""
 
 import dataclasses
-import functools
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from spec2seq import BlockDrafter, Greedy, Seq2Seq, Spec2SeqError, SpecDec
+from spec2seq.api import Method
 from spec2seq.config import check_range
 from spec2seq.errors import UsageError
 from spec2seq.evaluation.lossless import compare_with_greedy, describe, greedy_outputs
@@ -21,14 +21,18 @@ from spec2seq.files import read_json, write_json, write_text
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.training.card import drafter_card
+from spec2seq.training.data import read_pairs
 from spec2seq.training.distill import distill
+from spec2seq.training.inputs import inputs_of
 from spec2seq.training.recipe import CachedDrafterRecipe, DataConfig, EvaluationConfig, Recipe, TrainingConfig
 from spec2seq.training.run import train
 from spec2seq.training.shortlist import frequent, read_outputs
+from spec2seq.training.sounds import TOLD, check_told
 from spec2seq.training.validation import sample
 
 MAX_TOKENS = 512  # of a source or an output; the attention of longer ones fills the memory of a small machine
 MAX_WORDS = 100_000  # none is left out for its words
+DEV_LINES, DEV_WINDOWS = 200, 40
 TIMED_LINES, ROUNDS = 24, 5
 
 
@@ -49,11 +53,14 @@ def make_drafter(
     src_lang: str | None = None,
     tgt_lang: str | None = None,
     prefix: str = "",
+    language: str | None = None,
+    task: str = "transcribe",
+    timestamps: bool | None = None,
     lines: int | None = None,
     minutes: float = 30.0,
     layers: int = 1,
     block_size: int = 6,
-    dev_lines: int = 200,
+    dev_lines: int | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Made:
     """Train a cached block drafter on what `model` writes greedily for `sources`, and write its folder `out`.
@@ -62,15 +69,18 @@ def make_drafter(
 
     Args:
         model: folder or hub id of the verifier.
-        sources: TSV, JSONL or lines of text (.txt), optionally .gz.
+        sources: TSV, JSONL or lines of text (.txt), optionally .gz; for a model that hears they name audio files of any
+            length, from where `sources` lies.
         field: column of a TSV (default 0) or field of a JSONL (default source) with the source.
         src_lang, tgt_lang: languages of a multilingual model, as its tokenizer names them.
         prefix: what stands before every source, as T5 wants it.
+        language, task, timestamps: what a model that hears is told, as `transcribe` does.
         lines: so many sources, spread evenly over those that can be used; None takes all.
         minutes: of training; distilling comes before, checking and measuring after it.
         layers: of the drafter, at most as many as the verifier's decoder has.
         block_size: the most tokens of a draft.
-        dev_lines: so many lines choose the weights and as many others test; neither is trained on.
+        dev_lines: so many lines, or windows of sounds, choose the weights and as many others test; neither is trained
+            on. None: 200, or 40 windows.
         report: takes each line of progress.
 
     Raises UsageError for wrong options, too few lines, or the work of a call with other ones; Spec2SeqError if `out`
@@ -85,12 +95,15 @@ def make_drafter(
     if isinstance(verifier.model, TransformersModel):
         raise UsageError(f"{model}: a drafter reads hidden states, which models of other families do not give")
     check_range("layers", layers, 1, verifier.model.architecture.decoder.layers)
+    heard = {"language": language, "task": task, "timestamps": timestamps}
+    dev_lines = dev_lines or (DEV_LINES if verifier.model.architecture.sound is None else DEV_WINDOWS)
     recipe = _recipe(verifier, str(model), out.name, minutes, layers, block_size, dev_lines)
     work = out.with_name(f"{out.name}.work")
-    data = _corpus(sources, field, prefix, recipe.data.max_tokens)
+    data = dataclasses.replace(_corpus(sources, field, prefix, recipe.data.max_tokens), **heard)
+    check_told(verifier, data)
     _claim(work / "sources.json", {"model": verifier.fingerprint(), "sources": sources.name, "lines": lines,
                                    "size": sources.stat().st_size, "field": data.source, "prefix": prefix,
-                                   **direction})  # fmt: skip
+                                   **direction, **heard})  # fmt: skip
     if not (work / "train.jsonl").is_file():
         distilled = work / "distilled.jsonl"
         if not distilled.is_file():
@@ -118,21 +131,32 @@ def measure(verifier: Seq2Seq, folder: Path, test: Path, recipe: Recipe) -> dict
     Raises Spec2SeqError for a difference that rounding does not explain.
     """
     drafter = BlockDrafter.from_pretrained(folder, device=str(verifier.model.device))
-    cap = recipe.evaluation.max_new_tokens
-    ids = [verifier.source_ids(record["source"], str(test), True) for record in _records(test)]
-    greedy = greedy_outputs(verifier, ids, cap)
-    blocks = SpecDec(drafter, drafter.block_size)
-    found = compare_with_greedy(verifier, ids, blocks, greedy=greedy, max_new_tokens=cap)
-    if not found.passed:
-        raise Spec2SeqError(f"decoding with the drafter is not lossless: {describe(found, 'specdec')}")
-    timed, method = sample(ids, TIMED_LINES), SpecDec(drafter)
-    run = functools.partial(verifier.generate, timed, batch_size=1, max_new_tokens=cap)
+    cap, inputs = recipe.evaluation.max_new_tokens, inputs_of(verifier)
+    pairs = list(read_pairs(test, recipe.data))
+    found = [
+        compare_with_greedy(
+            model, ids, SpecDec(drafter, drafter.block_size), prompts=prompts, max_new_tokens=cap,
+            greedy=greedy_outputs(model, ids, cap, prompts=prompts),
+        )
+        for model, ids, prompts in inputs.asked(pairs)
+    ]  # fmt: skip
+    for report in found:
+        if not report.passed:
+            raise Spec2SeqError(f"decoding with the drafter is not lossless: {describe(report, 'specdec')}")
+    chosen, method = sample(pairs, TIMED_LINES), SpecDec(drafter)
+    timed = inputs.asked(chosen)
+
+    def run(method: Method) -> None:
+        for model, ids, prompts in timed:
+            model.generate(ids, method, batch_size=1, max_new_tokens=cap, prompts=prompts)
+
     seconds = interleave({"greedy": lambda: run(Greedy()), "drafter": lambda: run(method)}, ROUNDS)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    rows, differing = sum(report.rows for report in found), sum(len(report.divergences) for report in found)
     return {
-        "lossless": {"lines": found.rows, "equal": found.rows - len(found.divergences), "ties": found.ties},
+        "lossless": {"lines": rows, "equal": rows - differing, "ties": sum(report.ties for report in found)},
         "speedup": seconds.speedup("drafter", "greedy").as_dict() | {
-            "lines": len(timed), "rounds": ROUNDS, "dtype": "float32", "device": device,
+            "lines": len(chosen), "rounds": ROUNDS, "dtype": "float32", "device": device,
             "threads": torch.get_num_threads(),
         },
     }  # fmt: skip
@@ -179,7 +203,7 @@ def _recipe(
         ),
         evaluation=EvaluationConfig(
             every_minutes=min(6.0, minutes / 4), dev_lines=dev_lines,
-            max_new_tokens=min(verifier.max_new_tokens(), most),
+            max_new_tokens=min(verifier.max_new_tokens(None, TOLD if a.sound else 0), most),
         ),
     )  # fmt: skip
 
@@ -220,8 +244,3 @@ def _split(distilled: Path, sources: Path, dev_lines: int) -> None:
     parts = {"dev": held[::2], "test": held[1::2], "train": sorted({*range(len(lines))} - {*held})}
     for name, chosen in parts.items():
         write_text(distilled.with_name(f"{name}.jsonl"), "".join(f"{lines[index]}\n" for index in chosen))
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8", newline="\n") as lines:
-        yield from map(json.loads, lines)

@@ -58,6 +58,10 @@ class DataConfig:
     A dot leads into an object (translation.de). `target_tokens` is the field of a JSONL with the target's token ids
     (as `spec2seq distill` writes them), used instead of segmenting its text. `prefix` stands before every source.
     Sources of more than `max_tokens` leave their line out, or with `truncate` are cut.
+
+    For a model that hears, sources are audio files, from where the data file lies; `language`, `task` and `timestamps`
+    are those of `transcribe`. Its lines are windows: `max_tokens` then bounds prompt and output, and what else filters
+    lines does nothing.
     """
 
     train: str
@@ -76,6 +80,9 @@ class DataConfig:
     exclude_origins: tuple[str, ...] = ()
     dedupe: bool = True
     max_lines: int | None = None
+    language: str | None = None
+    task: str = "transcribe"
+    timestamps: bool | None = None
 
     def __post_init__(self) -> None:
         check_range("min_words", self.min_words, 0, 10000)
@@ -230,7 +237,7 @@ class PaperDrafterRecipe(Direction):
 class DistillationConfig:
     """Make the files that `data` names, base name by base name, from the output of `model` for other files: `lines`
     sources of `train` that pass `data`'s filters of words, tokens and origins, and all of `dev` and `test`, where they
-    are set; `num_beams` 1 is greedy."""
+    are set; `num_beams` 1 is greedy, `batch_size` None what `distill` takes."""
 
     model: str
     train: str
@@ -238,14 +245,14 @@ class DistillationConfig:
     test: str | None = None
     lines: int | None = None
     num_beams: int = 1
-    batch_size: int = 64
+    batch_size: int | None = None
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_range("lines", self.lines, 1, None)
         check_range("num_beams", self.num_beams, 1, 64)
         check_range("batch_size", self.batch_size, 1, None)
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16", "int8"))
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Session:
         torch.set_flush_denormal(True)
         set_seed(recipe.training.seed)
         self.tokenizer = self._vocabulary()
-        self.rows = tokenized(self.files["train"], recipe.data, self.tokenizer, self.out / "cache")
+        self.rows = self._training_rows()
         self.dev = self._held_out("dev", recipe.evaluation.dev_lines)
         lengths = self.rows.source_lengths, self.rows.target_lengths
         self.sampler = TokenBudgetSampler(*lengths, recipe.training.tokens_per_batch, recipe.training.seed)
@@ -117,6 +117,9 @@ class Session:
             f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
             f"batches an epoch, {self.parameters} parameters, {torch.get_num_threads()} threads"
         )
+
+    def _training_rows(self) -> Any:
+        return tokenized(self.files["train"], self.recipe.data, self.tokenizer, self.out / "cache")
 
     def _new_model(self) -> Any:
         shape = self.recipe.model
