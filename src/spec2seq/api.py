@@ -18,7 +18,6 @@ from spec2seq.decoding.processors import Processor
 from spec2seq.decoding.scheduler import Completion, Source
 from spec2seq.decoding.score import log_probability
 from spec2seq.decoding.stats import Stats
-from spec2seq.decoding.streaming import Streamed, check_streamable
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.generation import Generation, Hypothesis, Row
 from spec2seq.models import executor as executors
@@ -28,7 +27,7 @@ from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.transformers_model import TransformersModel
 from spec2seq.options import DTYPES
 from spec2seq.pairing import check_pair
-from spec2seq.runner import Runner, begun
+from spec2seq.runner import Runner, begun, complete
 
 WINDOW = 16  # batches that are sorted by length together
 
@@ -216,19 +215,11 @@ class Seq2Seq:
             raise UsageError("sources is one string; pass a list of them")
         ids = [self.source_ids(source, f"source {index + 1}", truncate) for index, source in enumerate(sources)]
         begins = begun(checks.prompt_ids(self, prompts, len(ids)))
-        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, profile, ids, begins, scores)
-        if streamer is not None:
-            check_streamable(run.method, len(ids))
-            run.streamed = Streamed(streamer)
-            run.streamed.start([self.model.architecture.decoder_start_token_id, *begins[0].prompt])
-        done = run([ids[index] for index in order], list(order))
-        if run.streamed is not None:
-            run.streamed.end()
-        rows = [None] * len(ids)
-        for index, completion in done:
-            rows[index] = self._row(completion, trace)
-        return Generation(rows, run.stats)
+        found, stats = complete(
+            self, method or Greedy(), ids, begins, max_new_tokens=max_new_tokens, batch_size=batch_size, trace=trace,
+            profile=profile, scores=scores, streamer=streamer,
+        )  # fmt: skip
+        return Generation([self._row(completion, trace) for completion in found], stats)
 
     def stream(
         self,

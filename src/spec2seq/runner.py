@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spec2seq.checks import LONGEST_SOURCE
 from spec2seq.decoding.beam import beam_search
@@ -13,7 +13,7 @@ from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.sampling import seed_of
 from spec2seq.decoding.scheduler import Completion, Source
 from spec2seq.decoding.stats import Stats
-from spec2seq.decoding.streaming import Streamed
+from spec2seq.decoding.streaming import Streamed, check_streamable
 from spec2seq.errors import UsageError
 from spec2seq.pairing import check_pair
 
@@ -142,3 +142,22 @@ class Runner:
         stats.drafter_passes += counts.drafter_calls
         stats.seconds += time.perf_counter() - started
         return completion
+
+
+def complete(
+    seq2seq: "Seq2Seq", method: "Method", sources: Sequence[Source], begins: Mapping[int, Begin], *,
+    max_new_tokens: int | None, batch_size: int, trace: bool = False, profile: bool = False, scores: bool = False,
+    streamer: Any = None,
+) -> tuple[list[Completion], Stats]:  # fmt: skip
+    """What becomes of every source, in their order, and the counts; the arguments are those of `Seq2Seq.generate`."""
+    run = Runner(seq2seq, method, max_new_tokens, batch_size, trace, profile, sources, begins, scores)
+    if streamer is not None:
+        check_streamable(run.method, len(sources))
+        run.streamed, first = Streamed(streamer), begins.get(0, Begin())
+        own = seq2seq.model.architecture.decoder_start_token_id
+        run.streamed.start([own if first.start is None else first.start, *first.prompt])
+    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+    done = dict(run([sources[index] for index in order], order))
+    if run.streamed is not None:
+        run.streamed.end()
+    return [done[index] for index in range(len(sources))], run.stats

@@ -49,7 +49,8 @@ def test_make_drafter_passes_everything_on_and_reports(run, monkeypatch, tmp_pat
     command = ("make-drafter", "some/model", "--sources", "a.txt", "--out", tmp_path / "d")
     result = run(*command)
     defaults = dict(field=None, src_lang=None, tgt_lang=None, prefix="", language=None, task="transcribe",
-                    timestamps=None, lines=None, minutes=30.0, layers=1, block_size=6, dev_lines=None)  # fmt: skip
+                    timestamps=None, dtype="float32", lines=None, minutes=30.0, layers=1, block_size=6,
+                    dev_lines=None)  # fmt: skip
     assert seen == [("some/model", Path("a.txt"), tmp_path / "d", defaults)]
     assert result.stderr == "step 1\n"
     assert result.stdout.splitlines() == [
@@ -59,7 +60,7 @@ def test_make_drafter_passes_everything_on_and_reports(run, monkeypatch, tmp_pat
         "speed-up over own greedy: 1.50 (quartiles 1.25 to 1.75; batch 1, float32, 2 threads, 4 lines, 5 rounds)",
     ]
     options = dict(field="text", src_lang="en", tgt_lang="de", prefix="to de: ", language="en", task="translate",
-                   lines=9, minutes=1.5, layers=2, block_size=4, dev_lines=3)  # fmt: skip
+                   dtype="int8", lines=9, minutes=1.5, layers=2, block_size=4, dev_lines=3)  # fmt: skip
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     run(*command, *flags, "--no-timestamps")
     assert seen[1][3] == options | {"timestamps": False}

@@ -191,6 +191,32 @@ def test_as_a_dictionary():
     assert torch.equal(found.sequences, module.generate(**inputs(module), **GREEDY))
 
 
+@pytest.mark.parametrize("settings", [GREEDY, BEAMS, GREEDY | {"min_length": 9, "repetition_penalty": 1.4}])
+@pytest.mark.parametrize("family", ["marian", "bart", "t5", "m2m_100"])
+def test_outputs_that_begin_with_tokens(family, settings):
+    """Of one length; and of several, padded on the left, each as it is alone."""
+    module = tiny.transformers_model(family)
+    start, batch = module.config.decoder_start_token_id, inputs(module)
+    told = torch.tensor([[start, 7, 12, 9], [start, 5, 5, 11], [start, 7, 7, 7], [start, 4, 20, 8]])
+    expected = module.generate(**batch, **settings, decoder_input_ids=told)
+    found = spec2seq.generate(module, **batch, **settings, decoder_input_ids=told)
+    assert torch.equal(found, expected) and found.shape[1] > 6
+    method = Lookup(3) if settings is GREEDY else None
+    told[1, :2], told[2, :3], pad = torch.tensor([0, start]), torch.tensor([0, 0, start]), [0, 1, 2, 0]
+    mask = torch.tensor([[0] * count + [1] * (4 - count) for count in pad])
+    found = spec2seq.generate(module, **batch, **settings, decoder_input_ids=told, decoder_attention_mask=mask,
+                              method=method)  # fmt: skip
+    beams = len(found) // 4
+    for row, count in enumerate(pad):
+        alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        wanted = module.generate(**alone, **settings, decoder_input_ids=told[row : row + 1, count:])
+        for mine, theirs in zip(found[row * beams : (row + 1) * beams], wanted, strict=True):
+            theirs = theirs[: len(mine) - count]  # of what comes behind only the padding
+            assert mine[:count].tolist() == [0] * count
+            assert mine[count : count + len(theirs)].tolist() == theirs.tolist()
+            assert set(mine[count + len(theirs) :].tolist()) <= {module.config.pad_token_id}
+
+
 @pytest.mark.parametrize(("family", "drafted"), [*((family, False) for family in tiny.FAMILIES), ("bart", True)])
 def test_scores_and_logits_of_every_token(family, drafted):
     """Up to the end of a row; what comes behind it means nothing."""
@@ -220,12 +246,13 @@ class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
     (dict(output_attentions=True, return_dict_in_generate=True), "output_attentions=True"),
     (dict(output_hidden_states=True), "output_hidden_states=True"),
     (dict(output_logits=True, num_beams=3), "output_logits=True is not supported by custom_generate in beam search"),
-    (dict(output_scores=True, do_sample=True), "output_scores=True is not supported by custom_generate in sampling"),
     (dict(logits_processor=LogitsProcessorList([Nothing()])), "logits_processor (Nothing)"),
     (dict(stopping_criteria=StoppingCriteriaList([Nothing()])), "stopping_criteria (Nothing)"),
     (dict(prefix_allowed_tokens_fn=lambda row, ids: [5]), "prefix_allowed_tokens_fn"),
-    (dict(decoder_input_ids=torch.full((4, 3), 2)), "decoder_input_ids"),
-    (dict(decoder_attention_mask=torch.ones(4, 1)), "decoder_attention_mask"),
+    (dict(decoder_input_ids=torch.full((4, 2), 2), decoder_attention_mask=torch.tensor([[1, 0]] * 4)),
+     "decoder_attention_mask of row 0 is not zeros and then ones"),
+    (dict(decoder_input_ids=torch.full((4, 2), 2), decoder_attention_mask=torch.zeros(4, 2)),
+     "decoder_attention_mask of row 0 is not zeros and then ones"),
     (dict(max_time=1.0), "max_time=1.0"),
     (dict(num_beams=2, prompt_lookup_num_tokens=3), "num_beams=2 and prompt_lookup_num_tokens"),
     (dict(max_new_tokens=400), "max_length is 401"),

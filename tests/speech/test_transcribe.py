@@ -24,7 +24,6 @@ from spec2seq import (
     SpecDec,
     UsageError,
 )
-from spec2seq.dropin.generate import share
 from spec2seq.models import native
 from spec2seq.models.quantize import quantize
 from spec2seq.speech.transcribe import transcribe
@@ -318,8 +317,6 @@ def test_what_windows_are_refused():
             model.generate([sound])
     with pytest.raises(UsageError, match="marian model reads texts; transcribe is for models that hear"):
         transcribe(tiny.seq2seq("marian"), [np.zeros(9)])
-    with pytest.raises(UsageError, match="WhisperForConditionalGeneration hears: use spec2seq.transcribe"):
-        share(tiny_sound.transformers_model(0))
     with pytest.raises(UsageError, match="takes no prompts"):
         transcribe(model, [np.zeros(9)], OfficialBiLD(tiny.noisy_copy(model, 0.02).drafter()))
     with pytest.raises(UsageError, match="eos_token_id is 60 and 0"):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spec2seq.cli.flags import LanguageFlag, TaskFlag, TimestampsFlag, load_all, quiet, report, with_options
-from spec2seq.options import MethodOptions, RunOptions
+from spec2seq.options import DTYPES, MethodOptions, RunOptions
 
 
 def train(
@@ -74,6 +74,9 @@ def make_drafter(
     language: LanguageFlag = None,
     task: TaskFlag = "transcribe",
     timestamps: TimestampsFlag = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="|".join(DTYPES), help="of the model while it distils and is measured")
+    ] = "float32",
     lines: Annotated[int | None, typer.Option(help="so many, spread over the usable lines (default: all)")] = None,
     minutes: Annotated[float, typer.Option(help="of training")] = 30.0,
     layers: Annotated[int, typer.Option(help="of the drafter")] = 1,
@@ -93,8 +96,8 @@ def make_drafter(
 
     made = making.make_drafter(
         model, sources, out, field=field, src_lang=src_lang, tgt_lang=tgt_lang, prefix=prefix, language=language,
-        task=task, timestamps=timestamps, lines=lines, minutes=minutes, layers=layers, block_size=block_size,
-        dev_lines=dev_lines, report=report,
+        task=task, timestamps=timestamps, dtype=dtype, lines=lines, minutes=minutes, layers=layers,
+        block_size=block_size, dev_lines=dev_lines, report=report,
     )  # fmt: skip
     print(making.describe_made(made))
 

@@ -18,11 +18,12 @@ from spec2seq.config import check_choice
 from spec2seq.decoding.methods import Assisted, Beam, Speculative
 from spec2seq.decoding.stats import Stats
 from spec2seq.dropin import inputs as reading
-from spec2seq.dropin import outputs
+from spec2seq.dropin import outputs, speech
 from spec2seq.dropin.methods import asked_for, check_agrees
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import families, native
 from spec2seq.models.sharing import Shared
+from spec2seq.runner import complete
 
 EXECUTORS = ("torch", "native")
 SEEDS = 2**31
@@ -41,9 +42,6 @@ def share(module: Any, executor: str = "torch") -> Seq2Seq:
     check_choice("executor", executor, EXECUTORS)
     if not families.knows(module.config):
         return _itself(module, executor)
-    if families.family_of(module.config, "").architecture(module.config).sound is not None:
-        raise UsageError(f"{type(module).__name__} hears: use spec2seq.transcribe with "
-                         "Seq2Seq.from_transformers(module, tokenizer, extractor)")  # fmt: skip
     known = _shared.setdefault(module, {})
     if executor in known and known[executor][0].current(module, values=executor == "native"):
         return known[executor][1]
@@ -117,9 +115,11 @@ class Call:
             return cls()
         return cls(**{name: frame.f_locals[name] for name in names})
 
-    def refuse(self) -> None:
-        """Raises Spec2SeqError for what the engine has no place for."""
-        for name in ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "negative_prompt_ids"):
+    def refuse(self, hears: bool) -> None:
+        """Raises Spec2SeqError for what the engine has no place for. A model that hears gets processors from its own
+        `generate`, see `speech.under`."""
+        names = ("stopping_criteria", "prefix_allowed_tokens_fn", "negative_prompt_ids")
+        for name in names if hears else ("logits_processor", *names):
             value = getattr(self, name)
             if value is not None and (not hasattr(value, "__len__") or len(value)):
                 found = f" ({type(value[0]).__name__})" if isinstance(value, list) else ""
@@ -142,19 +142,25 @@ class CustomGenerate:
         self, model: Any, input_ids: Tensor, *, inputs_tensor: Tensor, generation_config: Any,
         logits_processor: Any = None, stopping_criteria: Any = None, **model_kwargs: Any,
     ) -> Any:  # fmt: skip
-        """Called by `GenerationMixin.generate` with the decoder's `input_ids` `[rows, 1]`, rows repeated for beams; the
-        source is `inputs_tensor` `[batch, length]`. `logits_processor` and `stopping_criteria` are those that
-        Transformers made of the config and of `Call`'s, which are read there.
+        """Called by `GenerationMixin.generate` with the decoder's `input_ids` `[rows, length]`, repeated for beams; the
+        source is `inputs_tensor` `[batch, length]`, or of sounds `[batch, bins, frames]`. `logits_processor` and
+        `stopping_criteria` are those that Transformers made of the config and of `Call`'s, which are read there.
 
         Raises Spec2SeqError and UsageError naming what cannot be honoured.
         """
         call = Call.of_caller()
-        call.refuse()
+        shared = share(model, self.executor)
+        hears = shared.model.architecture.sound is not None
+        call.refuse(hears)
         reading.refuse_inputs(model_kwargs)
         if model.training:
             raise UsageError(f"{type(model).__name__} is in training mode, where it drops out; call model.eval() first")
-        sources, states = reading.sources(inputs_tensor, model_kwargs)
-        shared = reading.configured(share(model, self.executor), generation_config, input_ids)
+        sources, states = reading.sources(shared, inputs_tensor, model_kwargs)
+        begins = reading.begins(input_ids, model_kwargs.get("decoder_attention_mask"), len(sources))
+        shared = reading.configured(shared, generation_config, begins)
+        if hears:
+            processors = call.logits_processor or ()
+            speech.under(shared, processors)
         method = self._method(shared, model, call)
         reading.refuse_outputs(generation_config, method)
         repeats = 1
@@ -163,34 +169,39 @@ class CustomGenerate:
             shared.generation_config.num_return_sequences = 1
         if states is not None:
             shared = reading.with_states(shared, method, sources, states)
-        streamer = _AfterPrompt(call.streamer) if call.streamer is not None else self.streamer
-        found = shared.generate(
-            [source for source in sources for _ in range(repeats)], method, batch_size=len(sources) * repeats,
-            max_new_tokens=reading.room(shared, generation_config), streamer=streamer,
+        if hears:
+            speech.listen(shared, processors, input_ids, sources, begins)
+        told = input_ids[:: len(input_ids) // len(sources)].tolist()
+        sources, begins, told = ([one for one in many for _ in range(repeats)] for many in (sources, begins, told))
+        found, self.stats = complete(
+            shared, method, sources, dict(enumerate(begins)), batch_size=len(sources),
+            max_new_tokens=reading.room(shared, generation_config, input_ids.shape[1]),
+            streamer=_AfterPrompt(call.streamer) if call.streamer is not None else self.streamer,
         )  # fmt: skip
-        self.stats, beams = found.stats, isinstance(method, Beam)
-        start, pad = int(input_ids[0, 0]), reading.padding(generation_config, beams)
-        sequences = outputs.sequences(found.rows, start, pad, beams).to(input_ids.device)
+        beams = isinstance(method, Beam)
+        pad = reading.padding(generation_config, beams)
+        sequences = outputs.sequences(found, told, pad, beams).to(input_ids.device)
         if not generation_config.return_dict_in_generate:
             return sequences
         if beams:
-            return outputs.of_beams(found.rows, sequences)
-        each = [row for row in range(len(sources)) for _ in range(repeats)]
-        return outputs.of_rows(shared, generation_config, [sources[row] for row in each], sequences)
+            return outputs.of_beams(found, sequences)
+        return outputs.of_rows(shared, generation_config, method, sources, begins, found, sequences)
 
     def _method(self, shared: Seq2Seq, model: Any, call: Call) -> Method:
         settings = shared.settings
+        # As with Transformers, draws differ from call to call, and torch.manual_seed repeats them.
+        seed = int(torch.randint(SEEDS, ())) if settings.get("do_sample") else 0
         assistant = call.assistant_model if self.assistant_model is None else self.assistant_model
         if self.method is not None:
             if assistant is not None:
                 raise UsageError("assistant_model is given, and a method with custom_generate; leave one of them out")
             # What the model's own config says, the method overrides; what this call says, it may not.
+            if shared.model.architecture.sound is not None and settings.get("do_sample") and self.method.lossless:
+                return asked_for(settings, self.method, seed)  # a doubtful window is drawn anew
             own = model.generation_config
             said = {name: settings.get(name) for name in ("num_beams", "do_sample")}
             check_agrees(self.method, {name: v for name, v in said.items() if v != getattr(own, name, None)})
             return self.method
-        # As with Transformers, draws differ from call to call, and torch.manual_seed repeats them.
-        seed = int(torch.randint(SEEDS, ())) if settings.get("do_sample") else 0
         return asked_for(settings, None if assistant is None else assisted(assistant, self.executor), seed)
 
 

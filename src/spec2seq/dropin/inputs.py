@@ -9,11 +9,14 @@ from torch import Tensor
 
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.decoding.methods import Beam, Speculative
+from spec2seq.decoding.scheduler import Source
+from spec2seq.dropin import speech
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
+from spec2seq.runner import Begin
 
 # Of the arguments for the model: what is read here, and what changes nothing about the tokens.
-_READ = {"attention_mask", "encoder_outputs", "decoder_input_ids"}
+_READ = {"attention_mask", "encoder_outputs", "decoder_input_ids", "decoder_attention_mask"}
 _HARMLESS = {"use_cache", "logits_to_keep", "past_key_values", "cache_position", "return_dict"}
 _SETTINGS = {"output_attentions", "output_hidden_states"}  # refused as such
 
@@ -27,8 +30,6 @@ def refuse_outputs(config: Any, method: Method) -> None:
     refused, where = ["output_attentions", "output_hidden_states"], ""
     if isinstance(method, Beam):
         refused, where = [*refused, "output_logits"], " in beam search"
-    elif method.sampling is not None:  # its scores would be those of the filtered distribution
-        refused, where = [*refused, "output_scores"], " in sampling"
     for name in refused:
         if getattr(config, name, None):
             raise Spec2SeqError(f"{name}=True is not supported by custom_generate{where}; allowed: False")
@@ -44,19 +45,22 @@ def refuse_inputs(model_kwargs: dict[str, Any]) -> None:
         raise Spec2SeqError("past_key_values that hold something are not supported by custom_generate")
 
 
-def sources(inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> tuple[list[list[int]], Tensor | None]:
-    """The token ids of each source, and the states `[batch, length, width]` that Transformers' encoder has made of
-    them already.
+def sources(model: Seq2Seq, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> tuple[list[Source], Tensor | None]:
+    """The token ids of each source, or what is heard of it, and the states `[batch, length, width]` that Transformers'
+    encoder has made of them already.
 
-    `inputs_tensor` `[batch, length]` are the ids; the mask and the states are repeated for beams. Raises
-    Spec2SeqError where there are no ids, or a mask is not ones and then zeros.
+    `inputs_tensor` `[batch, length]` are the ids, or `[batch, bins, frames]` features; the mask and the states are
+    repeated for beams. Raises Spec2SeqError where there are no ids, or a mask is not ones and then zeros.
     """
+    encoded = model_kwargs.get("encoder_outputs")
+    states = None if encoded is None else encoded[0][:: len(encoded[0]) // len(inputs_tensor)]
+    if model.model.architecture.sound is not None:  # a mask of sounds changes nothing
+        return speech.spectrograms(model, inputs_tensor), states
     if inputs_tensor.is_floating_point() or inputs_tensor.dim() != 2 or bool((inputs_tensor < 0).any()):
         raise Spec2SeqError("custom_generate reads input_ids [batch, length]; inputs_embeds alone, or encoder_outputs "
                             "alone, are not supported")  # fmt: skip
     batch, length = inputs_tensor.shape
-    mask, encoded = model_kwargs.get("attention_mask"), model_kwargs.get("encoder_outputs")
-    rows = inputs_tensor.tolist()
+    mask, rows = model_kwargs.get("attention_mask"), inputs_tensor.tolist()
     if mask is not None:
         mask = mask[:: len(mask) // batch]
         lengths = mask.sum(1).tolist()
@@ -64,18 +68,29 @@ def sources(inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> tuple[list[l
             if kept != [1] * count + [0] * (length - count) or not count:
                 raise Spec2SeqError(f"attention_mask of row {row} is not ones and then zeros; pad sources on the right")
         rows = [ids[:count] for ids, count in zip(rows, lengths, strict=True)]
-    states = None if encoded is None else encoded[0]
-    return rows, states if states is None else states[:: len(states) // batch]
+    return rows, states
 
 
-def configured(model: Seq2Seq, config: Any, decoder_input_ids: Tensor) -> Seq2Seq:
-    """The same weights under the generation config of a call, and with the decoder start token of this call.
+def begins(decoder_input_ids: Tensor, mask: Tensor | None, batch: int) -> list[Begin]:
+    """How each output of a batch begins, by `decoder_input_ids` `[rows, length]`, repeated for beams, padded on the
+    left by `mask`. Raises Spec2SeqError for another mask, or a row without a token."""
+    rows = decoder_input_ids[:: len(decoder_input_ids) // batch].tolist()
+    length = decoder_input_ids.shape[1]
+    masks = [[1] * length] * batch if mask is None else mask[:: len(mask) // batch].tolist()
+    found = []
+    for number, (row, kept) in enumerate(zip(rows, masks, strict=True)):
+        count = int(sum(kept))
+        if [bool(one) for one in kept] != [False] * (length - count) + [True] * count or not count:
+            raise Spec2SeqError(f"decoder_attention_mask of row {number} is not zeros and then ones")
+        start, *prompt = row[length - count :]
+        found.append(Begin(prompt, start))
+    return found
 
-    Raises Spec2SeqError for decoder inputs `[rows, length]` that are more than one start token, the same for all rows.
-    """
-    start = int(decoder_input_ids[0, 0])
-    if decoder_input_ids.shape[1] != 1 or bool((decoder_input_ids != start).any()):
-        raise Spec2SeqError("decoder_input_ids are not supported by custom_generate; allowed: one start token for all")
+
+def configured(model: Seq2Seq, config: Any, begins: list[Begin]) -> Seq2Seq:
+    """The same weights under the generation config of a call, with its outputs' own start where they share one."""
+    starts = {begin.start for begin in begins}
+    start = starts.pop() if len(starts) == 1 else model.model.architecture.decoder_start_token_id
     other = copy.copy(model)
     other.generation_config = copy.deepcopy(config)
     other.generation_config.decoder_start_token_id = start
@@ -95,14 +110,14 @@ def with_start(model: EncoderDecoder, start: int) -> EncoderDecoder:
     return known[start]
 
 
-def with_states(model: Seq2Seq, method: Method, sources: list[list[int]], states: Tensor) -> Seq2Seq:
+def with_states(model: Seq2Seq, method: Method, sources: list[Source], states: Tensor) -> Seq2Seq:
     """The model, except that it does not encode these sources: their `states` `[batch, length, width]` are given."""
-    known = {tuple(source): row for row, source in enumerate(sources)}
+    known = {_key(source): row for row, source in enumerate(sources)}
 
     def encode(tokens: Tensor, lengths: Tensor) -> Encoded:
         length = tokens.shape[1]
-        pairs = zip(tokens.tolist(), lengths.tolist(), strict=True)
-        rows = [known.get(tuple(ids[:count])) for ids, count in pairs]
+        pairs = zip(tokens if tokens.dim() == 3 else tokens.tolist(), lengths.tolist(), strict=True)
+        rows = [known.get(_key(source[:count])) for source, count in pairs]
         if None in rows:  # made-up ones, of which costs are measured
             return model.model.encode(tokens, lengths)
         return Encoded(tokens, lengths, states[rows, :length].to(tokens.device))
@@ -114,16 +129,19 @@ def with_states(model: Seq2Seq, method: Method, sources: list[list[int]], states
     return other
 
 
-def room(model: Seq2Seq, config: Any) -> int:
-    """The most new tokens: `max_length`, the decoder start included, as far as the model has positions."""
+def _key(source: Source) -> Any:
+    return source.float().cpu().contiguous().numpy().tobytes() if isinstance(source, Tensor) else tuple(source)
+
+
+def room(model: Seq2Seq, config: Any, length: int) -> int:
+    """The most new tokens behind `length` of the decoder's inputs, as `max_length` and the model's positions allow."""
     most = model.model.architecture.max_positions
-    asked = config.max_length - 1
-    if asked < 1 or (most is not None and asked > most):
-        allowed = "at least 2" if most is None else f"2 to {most + 1}, the model's positions and the start"
+    if config.max_length <= length or (most is not None and config.max_length > most + 1):
+        allowed = f"{length + 1} or more" if most is None else f"{length + 1} to {most + 1}, one more than positions"
         raise UsageError(
-            f"max_length is {config.max_length} (max_new_tokens and the decoder start); allowed: {allowed}"
+            f"max_length is {config.max_length} (max_new_tokens and the decoder's inputs); allowed: {allowed}"
         )
-    return asked
+    return config.max_length - length
 
 
 def padding(config: Any, beams: bool) -> int:

@@ -6,62 +6,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spec2seq.api import Seq2Seq
+from spec2seq.api import Method, Seq2Seq
 from spec2seq.decoding.processors import Prefix, processed
 from spec2seq.decoding.rows import padded
-from spec2seq.generation import Row
+from spec2seq.decoding.scheduler import Completion, Source
+from spec2seq.runner import Begin
 
 
-def sequences(rows: Sequence[Row], start: int, pad: int, beams: bool) -> Tensor:
-    """Generated rows as `[rows, length]`: the decoder start token first, padded at the end. The hypotheses of beam
-    search are rows of their own, those of a source next to each other, the best first."""
-    return padded([[start, *found.tokens] for found in _each(rows, beams)], pad)
+def sequences(found: Sequence[Completion], told: Sequence[Sequence[int]], pad: int, beams: bool) -> Tensor:
+    """Generated rows as `[rows, length]`: first what each was told to begin with, padding at the end. The hypotheses of
+    beam search are rows of their own, those of a source next to each other, the best first."""
+    rows = [[*begin, *tokens] for one, begin in zip(found, told, strict=True) for _, tokens in _each(one, beams)]
+    return padded(rows, pad)
 
 
-def of_beams(rows: Sequence[Row], sequences: Tensor) -> Any:
+def of_beams(found: Sequence[Completion], sequences: Tensor) -> Any:
     """`GenerateBeamEncoderDecoderOutput` with `sequences_scores` `[rows]`; what it says of single steps is None."""
     from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
-    scores = torch.tensor([found.score for found in _each(rows, True)], device=sequences.device)
+    scores = torch.tensor([score for one in found for score, _ in _each(one, True)], device=sequences.device)
     return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=scores)
 
 
-def of_rows(model: Seq2Seq, config: Any, sources: list[list[int]], sequences: Tensor) -> Any:
-    """`GenerateEncoderDecoderOutput`, with `scores` (after the processors) and `logits` (before them) where the config
-    asks for them: a tuple with `[rows, vocabulary]`, float32, for every new token."""
+def of_rows(
+    model: Seq2Seq, config: Any, method: Method, sources: Sequence[Source], begins: Sequence[Begin],
+    found: Sequence[Completion], sequences: Tensor,
+) -> Any:  # fmt: skip
+    """`GenerateEncoderDecoderOutput`, with `scores` (after the processors, and what sampling leaves of them) and
+    `logits` (before them) where the config asks for them: a tuple with `[rows, vocabulary]`, float32, for every new
+    token."""
     from transformers.generation.utils import GenerateEncoderDecoderOutput
 
-    found: dict[str, tuple[Tensor, ...]] = {}
+    made: dict[str, tuple[Tensor, ...]] = {}
     if config.output_scores or config.output_logits:
-        logits = _logits(model, sources, sequences)
+        logits, prefix = _logits(model, sources, begins, found, config.max_length - sequences.shape[1])
         if config.output_logits:
-            found["logits"] = logits.float().unbind(1)
+            made["logits"] = logits.float().unbind(1)
         if config.output_scores:
-            found["scores"] = _processed(model, config, logits, sequences).float().unbind(1)
-    return GenerateEncoderDecoderOutput(sequences=sequences, **found)
+            scores = processed(logits, prefix, model.processors())
+            sampling = method.completed(model.settings).sampling
+            made["scores"] = (scores if sampling is None else sampling.filtered(scores)).float().unbind(1)
+    return GenerateEncoderDecoderOutput(sequences=sequences, **made)
 
 
 @torch.no_grad()
-def _logits(model: Seq2Seq, sources: list[list[int]], sequences: Tensor) -> Tensor:
-    """The logits `[rows, length - 1, vocabulary]` that came before each new token, in one more pass: an engine that
-    drafts does not meet every place as one-by-one decoding does."""
+def _logits(
+    model: Seq2Seq, sources: Sequence[Source], begins: Sequence[Begin], found: Sequence[Completion], left: int
+) -> tuple[Tensor, Prefix]:
+    """The logits `[rows, length, vocabulary]` that came before each new token, in one more pass, and where they stand:
+    an engine that drafts does not meet every place as one-by-one decoding does. `left` more would have had room."""
     verifier, rows = model.model, len(sources)
-    lengths = torch.tensor([len(source) for source in sources], device=verifier.device)
-    tokens = padded(sources, verifier.architecture.pad_token_id).to(verifier.device)
+    device, pad = verifier.device, verifier.architecture.pad_token_id
+    lengths = torch.tensor([len(source) for source in sources], device=device)
+    encoder_inputs = padded(sources, pad).to(device)
     cache = verifier.new_cache(rows)
-    verifier.admit(cache, 0, verifier.encode(tokens, lengths))
-    known = sequences[:, :-1].to(verifier.device)
-    return verifier.decode_block(
-        cache, known, torch.zeros_like(lengths), known.shape[1], uniform=True, source_horizon=tokens.shape[1]
-    ).logits
+    verifier.admit(cache, 0, verifier.encode(encoder_inputs, lengths))
+    given = torch.tensor([1 + len(begin.prompt) for begin in begins], device=device)
+    written = max(len(one.tokens) for one in found)
+    whole = [[begin.start, *begin.prompt, *one.tokens] for begin, one in zip(begins, found, strict=True)]
+    tokens = padded(whole, pad).to(device)
+    known = tokens[:, : int(given.max()) + written - 1]
+    logits = verifier.decode_block(
+        cache, known, torch.zeros_like(lengths), known.shape[1], uniform=True, source_horizon=encoder_inputs.shape[1],
+        logit_positions=(given - 1)[:, None] + torch.arange(written, device=device),
+    ).logits  # fmt: skip
+    return logits, Prefix(tokens, given, given + written + left, given)
 
 
-@torch.no_grad()
-def _processed(model: Seq2Seq, config: Any, logits: Tensor, sequences: Tensor) -> Tensor:
-    tokens = sequences.to(logits.device)
-    ones = torch.ones(len(tokens), dtype=torch.long, device=logits.device)
-    return processed(logits, Prefix(tokens, ones, ones * config.max_length), model.processors())
-
-
-def _each(rows: Sequence[Row], beams: bool) -> list[Any]:
-    return [found for row in rows for found in (row.hypotheses if beams else (row,))]
+def _each(found: Completion, beams: bool) -> Sequence[tuple[float, list[int]]]:
+    return found.hypotheses if beams else [(0.0, found.tokens)]

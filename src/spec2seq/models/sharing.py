@@ -7,14 +7,20 @@ go on as before. The other way, layers that keep the parts apart, would cost thr
 every layer of every pass.
 """
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
 from spec2seq.errors import Spec2SeqError
 from spec2seq.models import families
 from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.family import NameMap
 
 BIAS = "final_logits_bias"  # a buffer, in every family that has it
+
+# Zeros that a module does not have, as long as it is there: once they lie between its own tensors they stay there.
+_zeros: WeakKeyDictionary[torch.nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 class Shared:
@@ -27,8 +33,9 @@ class Shared:
         architecture = family.architecture(module.config)
         names = family.names(architecture)
         live = _tensors(module)
-        used = [part for parts in names.values() for part in parts]
+        used = [part for parts in names.values() for part in parts if not part.endswith(family.zeros)]
         _check(live, used, where, half=family.half)
+        live |= _missing(module, live, names, family.zeros)
         ours = {name: _whole([live[part] for part in parts]) for name, parts in names.items()}
         self.biased = _has_bias(live)
         if self.biased:
@@ -37,11 +44,11 @@ class Shared:
         if family.positions is not None:
             table = family.positions(architecture).to(ours["target_embedding"])
             ours["encoder.positions"] = ours["decoder.positions"] = _same_as(table, module)
-        target = ours["target_embedding"].data_ptr()
+        target, source = ours["target_embedding"].data_ptr(), ours.get("source_embedding")
         self.model: EncoderDecoder = families.assemble(
             architecture, ours,
             # Equal numbers in two storages may be trained apart: what counts is where they lie.
-            shared_table=ours["source_embedding"].data_ptr() == target,
+            shared_table=source is not None and source.data_ptr() == target,
             tied_head=ours["head.weight"].data_ptr() == target,
         )  # fmt: skip
         self.places = {name: _place(live[name]) for name in used}
@@ -64,6 +71,20 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by all its names; tied ones have several."""
     named = dict(module.named_parameters(remove_duplicate=False))
     return named | dict(module.named_buffers(remove_duplicate=False))
+
+
+def _missing(
+    module: torch.nn.Module, live: dict[str, Tensor], names: NameMap, endings: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """What the family's names have and the module has not, as it is zero: of the shape of the last one beside it."""
+    known = _zeros.setdefault(module, {})
+    for parts in names.values():
+        for part in parts:
+            like = live.get(parts[-1])
+            if part.endswith(endings) and (part not in known or known[part].dtype != like.dtype
+                                           or known[part].device != like.device):  # fmt: skip
+                known[part] = torch.zeros_like(like.detach())
+    return known
 
 
 def _has_bias(live: dict[str, Tensor]) -> bool:

@@ -56,6 +56,7 @@ def make_drafter(
     language: str | None = None,
     task: str = "transcribe",
     timestamps: bool | None = None,
+    dtype: str = "float32",
     lines: int | None = None,
     minutes: float = 30.0,
     layers: int = 1,
@@ -75,6 +76,7 @@ def make_drafter(
         src_lang, tgt_lang: languages of a multilingual model, as its tokenizer names them.
         prefix: what stands before every source, as T5 wants it.
         language, task, timestamps: what a model that hears is told, as `transcribe` does.
+        dtype: of the model, one of float32, int8, bfloat16, float16, float64, while it distils and is measured.
         lines: so many sources, spread evenly over those that can be used; None takes all.
         minutes: of training; distilling comes before, checking and measuring after it.
         layers: of the drafter, at most as many as the verifier's decoder has.
@@ -91,7 +93,7 @@ def make_drafter(
     for name, value in (("lines", lines), ("dev_lines", dev_lines)):
         check_range(name, value, 1)
     device, direction = "cuda" if torch.cuda.is_available() else "cpu", {"src_lang": src_lang, "tgt_lang": tgt_lang}
-    verifier = Seq2Seq.from_pretrained(model, device=device, **direction)
+    verifier = Seq2Seq.from_pretrained(model, dtype, device, **direction)
     if isinstance(verifier.model, TransformersModel):
         raise UsageError(f"{model}: a drafter reads hidden states, which models of other families do not give")
     check_range("layers", layers, 1, verifier.model.architecture.decoder.layers)
@@ -103,7 +105,7 @@ def make_drafter(
     check_told(verifier, data)
     _claim(work / "sources.json", {"model": verifier.fingerprint(), "sources": sources.name, "lines": lines,
                                    "size": sources.stat().st_size, "field": data.source, "prefix": prefix,
-                                   **direction, **heard})  # fmt: skip
+                                   "dtype": dtype, **direction, **heard})  # fmt: skip
     if not (work / "train.jsonl").is_file():
         distilled = work / "distilled.jsonl"
         if not distilled.is_file():
@@ -115,7 +117,7 @@ def make_drafter(
     drafter = dataclasses.replace(recipe.cached_drafter, shortlist=shortlist, **direction)
     recipe = dataclasses.replace(recipe, cached_drafter=drafter)
     trained = train(recipe, work / "run", work, report=report)
-    facts = trained.summary | measure(verifier, trained.folder, work / "test.jsonl", recipe)
+    facts = trained.summary | measure(verifier, dtype, trained.folder, work / "test.jsonl", recipe)
     with whole_folder(out) as folder:
         shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
         write_json(folder / "training_summary.json", facts)
@@ -124,13 +126,14 @@ def make_drafter(
     return Made(out, facts)
 
 
-def measure(verifier: Seq2Seq, folder: Path, test: Path, recipe: Recipe) -> dict[str, Any]:
-    """Facts of exact decoding with the drafter in `folder`: `lossless`, whole blocks against greedy by token ids, and
-    `speedup`, with adaptive length against own greedy at batch 1, on some of the lines of `test`.
+def measure(verifier: Seq2Seq, dtype: str, folder: Path, test: Path, recipe: Recipe) -> dict[str, Any]:
+    """Facts of exact decoding with the drafter in `folder`, in the verifier's `dtype`: `lossless`, whole blocks against
+    greedy by token ids, and `speedup`, with adaptive length against own greedy at batch 1, on some of the lines of
+    `test`.
 
     Raises Spec2SeqError for a difference that rounding does not explain.
     """
-    drafter = BlockDrafter.from_pretrained(folder, device=str(verifier.model.device))
+    drafter = BlockDrafter.from_pretrained(folder, dtype, str(verifier.model.device))
     cap, inputs = recipe.evaluation.max_new_tokens, inputs_of(verifier)
     pairs = list(read_pairs(test, recipe.data))
     found = [
@@ -156,7 +159,7 @@ def measure(verifier: Seq2Seq, folder: Path, test: Path, recipe: Recipe) -> dict
     return {
         "lossless": {"lines": rows, "equal": rows - differing, "ties": sum(report.ties for report in found)},
         "speedup": seconds.speedup("drafter", "greedy").as_dict() | {
-            "lines": len(chosen), "rounds": ROUNDS, "dtype": "float32", "device": device,
+            "lines": len(chosen), "rounds": ROUNDS, "dtype": dtype, "device": device,
             "threads": torch.get_num_threads(),
         },
     }  # fmt: skip
