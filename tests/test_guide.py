@@ -109,6 +109,9 @@ def make_ears(place: Path) -> None:
     for seed, name in enumerate(("openai/whisper-small", "openai/whisper-tiny")):
         tiny_sound.seq2seq(seed).save_pretrained(place / name)
     soundfile.write(place / "talk.wav", tiny_sound.sounds(1, seconds=4, seed=2)[0], tiny_sound.RATE)
+    for number, sound in enumerate(tiny_sound.sounds(20)):
+        soundfile.write(place / f"{number}.wav", sound, tiny_sound.RATE)
+    (place / "sounds.txt").write_text("".join(f"{number}.wav\n" for number in range(20)), encoding="utf-8")
 
 
 def invoke(command: str) -> str:
@@ -135,8 +138,11 @@ MORE = (
     "spec2seq pairs VERIFIER DRAFTER",
     "spec2seq transcribe talk.wav --model openai/whisper-small",
     "spec2seq transcribe talk.wav --model openai/whisper-small --drafter openai/whisper-tiny --format srt --out subs",
+    "spec2seq make-drafter openai/whisper-small --sources sounds.txt --out my-drafter --language en",
+    "spec2seq transcribe talk.wav --model openai/whisper-small --drafter my-drafter --language en",
     "spec2seq train recipes/ende-verifier.yaml --out runs/verifier",
     "spec2seq make-drafter MODEL --sources train.txt --out MODEL/drafter",
+    "spec2seq make-drafter openai/whisper-small --sources sounds.txt --out whisper-drafter --language en --dtype int8",
     "spec2seq distill train.tsv.gz --model MODEL --method greedy --out train.jsonl",
     "spec2seq prepare train.en train.de --out train.tsv.gz",
     "spec2seq average A B C --out MEAN",

@@ -1,6 +1,7 @@
 """The guide's sections on documents and on Transformers: what they show runs as it stands."""
 
 import contextlib
+import copy
 import gzip
 import io
 import json
@@ -8,7 +9,10 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import tiny_sound
 from cli.folder import LINES
 from typer.testing import CliRunner
 
@@ -30,13 +34,17 @@ def place(tmp_path, monkeypatch, folder):
     (tmp_path / "my-model").symlink_to(folder)
     (tmp_path / "book.txt").write_text(f"{LINES[0]} {LINES[1]}\n\n{LINES[2]}\n")
     (tmp_path / "articles.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": LINES[3]}).encode()))
+    for seed, name in enumerate(("whisper-small", "whisper-tiny")):
+        copy.deepcopy(tiny_sound.transformers_model(seed)).float().save_pretrained(tmp_path / "openai" / name)
+        tiny_sound.extractor().save_pretrained(tmp_path / "openai" / name)
+    soundfile.write(tmp_path / "talk.wav", np.concatenate(tiny_sound.sounds(3)), tiny_sound.RATE)
     return tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:input . has")
 def test_the_examples_run(place):
     blocks = re.findall(r"```python\n(.*?)```", section("Staying on Transformers", "##"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
         for block in blocks:
@@ -45,6 +53,7 @@ def test_the_examples_run(place):
     assert float(lines[0]) >= 1
     found = [eval(line) for line in lines if line.startswith("[")]
     assert [[*row] for results in found for row in results] == [["translation_text"]] * 3 + [["summary_text"]]
+    assert names["custom"].stats.drafted and names["heard"].input_features.shape[2] > 100
     assert (place / "generation/custom_generate/generate.py").is_file()
 
 

@@ -99,7 +99,9 @@ class Session:
         torch.set_flush_denormal(True)
         set_seed(recipe.training.seed)
         self.tokenizer = self._vocabulary()
+        started = time.monotonic()
         self.rows = self._training_rows()
+        read = time.monotonic() - started
         self.dev = self._held_out("dev", recipe.evaluation.dev_lines)
         lengths = self.rows.source_lengths, self.rows.target_lengths
         self.sampler = TokenBudgetSampler(*lengths, recipe.training.tokens_per_batch, recipe.training.seed)
@@ -113,6 +115,8 @@ class Session:
         steps = len(self.sampler) / (recipe.training.gradient_accumulation * count)
         self.clock = Clock(recipe.training, steps, session_limit=limit, started=self.started)
         self.clock.agreed = None if count == 1 else 0.0
+        if count == 1:  # encoding sounds may take as long as the training that the budget is for
+            self.clock.seconds = -read
         self.report(
             f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
             f"batches an epoch, {self.parameters} parameters, {torch.get_num_threads()} threads"
