@@ -11,7 +11,7 @@ from spec2seq.config import check_choice, check_range
 from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.logits import OF_SPEECH, processors_from
-from spec2seq.decoding.loop import Engine
+from spec2seq.decoding.loop import AtEnd, Engine
 from spec2seq.decoding.methods import Beam, Greedy, Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.processors import Processor
@@ -167,10 +167,10 @@ class Seq2Seq:
 
     def engine(
         self, method: Speculative | None = None, slots: int = 8, *, trace: bool = False, profile: bool = False,
-        scores: bool = False,
+        scores: bool = False, at_end: AtEnd | None = None,
     ) -> Engine:  # fmt: skip
         """An engine for a server: requests come and go while up to `slots` rows are decoded, as the generation config
-        says. `method` is Greedy() by default; `trace`, `profile` and `scores` are `generate`'s.
+        says. `method` is Greedy() by default; `trace`, `profile` and `scores` are `generate`'s, `at_end` is `Engine`'s.
 
         Raises UsageError for Beam and OfficialBiLD, which run in none.
         """
@@ -181,7 +181,7 @@ class Seq2Seq:
         if isinstance(method.drafter, LittleModel):
             check_pair(self, method.drafter)
         return Engine(self.model, method, slots, self.processors(), eos_token_ids=self.eos_token_ids, trace=trace,
-                      profile=profile, scores=scores)  # fmt: skip
+                      profile=profile, scores=scores, at_end=at_end)  # fmt: skip
 
     def generate(
         self,

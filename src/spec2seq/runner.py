@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spec2seq.checks import LONGEST_SOURCE
 from spec2seq.decoding.beam import beam_search
 from spec2seq.decoding.device_memory import planned_rows
-from spec2seq.decoding.loop import Engine
+from spec2seq.decoding.loop import AtEnd, Engine
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.sampling import seed_of
@@ -47,7 +47,7 @@ class Runner:
     def __init__(
         self, seq2seq: "Seq2Seq", method: "Method", max_new_tokens: int | None, batch_size: int, trace: bool,
         profile: bool, sources: Sequence[Source] | None = None, begins: Mapping[int, Begin] = EMPTY,
-        scores: bool = False,
+        scores: bool = False, at_end: AtEnd | None = None,
     ):  # fmt: skip
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
@@ -55,6 +55,8 @@ class Runner:
             raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
         if scores and not isinstance(method, Speculative):
             raise UsageError("scores are not for OfficialBiLD, nor for beam search, whose hypotheses have their own")
+        if at_end is not None and not isinstance(method, Speculative):
+            raise UsageError(f"what is done at a row's end is not done in {type(method).__name__}")
         if sources:
             batch_size = min(batch_size, len(sources))  # costs are measured at the rows there are
         method = method.completed(seq2seq.settings)
@@ -71,13 +73,16 @@ class Runner:
         self.streamed: Streamed | None = None
         self.stats = Stats()
         if isinstance(method, Speculative):
-            self.engine = seq2seq.engine(method, self.batch_size, trace=trace, profile=profile, scores=scores)
+            self.engine = seq2seq.engine(
+                method, self.batch_size, trace=trace, profile=profile, scores=scores, at_end=at_end
+            )
             self.stats = self.engine.stats
         else:
             self.processors, self.ends = seq2seq.processors(), seq2seq.eos_token_ids
             if isinstance(method, OfficialBiLD):
-                if given:
-                    raise UsageError("OfficialBiLD takes no prompts; use BiLD")
+                own = seq2seq.model.architecture.decoder_start_token_id
+                if given or any(begin.start not in (None, own) for begin in begins.values()):
+                    raise UsageError("OfficialBiLD takes no prompts, nor another start; use BiLD")
                 check_pair(seq2seq, method.drafter)
 
     def __call__(self, sources: list[Source], indices: list[int]) -> list[tuple[int, Completion]]:

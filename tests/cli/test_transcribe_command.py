@@ -96,6 +96,13 @@ def test_subtitles_of_one_sound_go_to_stdout(run, ears, talks, model, form):
     assert result.stdout == written(timed, form, "") + "\n" and "-->" in result.stdout
 
 
+def test_json_with_words(run, ears, talks):
+    result = run("transcribe", talks[0], "--model", ears, "--format", "json", "--word-timestamps")
+    segments = json.loads(result.stdout)["segments"]
+    assert segments and all(word["start"] <= word["end"] for one in segments for word in one["words"])
+    assert all("".join(word["text"] for word in one["words"]) for one in segments)
+
+
 @pytest.mark.parametrize(("form", "ending"), [("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("json", "json")])
 def test_a_file_for_each_sound(run, ears, talks, model, tmp_path, form, ending):
     out = tmp_path / "new" / "folder"
@@ -110,7 +117,7 @@ def test_a_file_for_each_sound(run, ears, talks, model, tmp_path, form, ending):
 def test_options_reach_the_library(run, ears, talks, calls):
     run("transcribe", talks[0], "--model", ears, "--language", "german", "--task", "translate", "--timestamps",
         "--batch-size", "3", "--max-new-tokens", "7", "--method", "assisted", "--fallback", "--condition-on-previous",
-        "--initial-prompt", "w3 w4")  # fmt: skip
+        "--initial-prompt", "w3 w4", "--word-timestamps", "--format", "json")  # fmt: skip
     run("transcribe", talks[0], "--model", ears, "--no-timestamps", "--method", "greedy")
     (_, method, settings), (_, greedy, plain) = calls
     for given in (settings, plain):
@@ -120,9 +127,10 @@ def test_options_reach_the_library(run, ears, talks, calls):
     assert settings == {
         "language": "german", "task": "translate", "timestamps": True, "batch_size": 3, "max_new_tokens": 7,
         "fallback": Fallback(), "condition_on_previous": True, "initial_prompt": "w3 w4",
+        "word_timestamps": True,
     }  # fmt: skip
     assert plain == {"language": None, "task": "transcribe", "timestamps": False, "fallback": None,
-                     "condition_on_previous": False, "initial_prompt": None}  # fmt: skip
+                     "condition_on_previous": False, "initial_prompt": None, "word_timestamps": False}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["assisted", "lookup"])
@@ -185,6 +193,7 @@ def test_flags_that_do_not_go_together(fails, ears, talks, tmp_path):
         fails(2, [f"--format {form} needs timestamps"], *one, "--format", form, "--no-timestamps")
         fails(2, [f"--format {form} of several sounds", "--out"], *two, "--format", form)
     fails(2, ["--resume does nothing without --out"], *one, "--resume")
+    fails(2, ["--word-timestamps does nothing for --format text"], *one, "--word-timestamps")
     fails(2, ["No such option: --prefix"], *one, "--prefix", "a")
     config = tmp_path / "options.yaml"
     config.write_text("prefix: a\n")

@@ -13,7 +13,7 @@ from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, Gene
 
 import spec2seq
 import spec2seq.dropin.generate
-from spec2seq import Beam, Lookup, Sample, Sampling, Seq2Seq, Spec2SeqError, SpecDec, UsageError
+from spec2seq import Assisted, Beam, Lookup, Sample, Sampling, Seq2Seq, Spec2SeqError, SpecDec, UsageError
 from spec2seq.models.encoder_decoder import EncoderDecoder
 
 GREEDY = dict(num_beams=1, do_sample=False, max_new_tokens=CAP)
@@ -202,6 +202,8 @@ def test_outputs_that_begin_with_tokens(family, settings):
     found = spec2seq.generate(module, **batch, **settings, decoder_input_ids=told)
     assert torch.equal(found, expected) and found.shape[1] > 6
     method = Lookup(3) if settings is GREEDY else None
+    if method is not None:  # a row that begins otherwise than the others
+        method = Assisted(tiny.noisy_copy(Seq2Seq.from_transformers(module), 0.02).drafter(), 3)
     told[1, :2], told[2, :3], pad = torch.tensor([0, start]), torch.tensor([0, 0, start]), [0, 1, 2, 0]
     mask = torch.tensor([[0] * count + [1] * (4 - count) for count in pad])
     found = spec2seq.generate(module, **batch, **settings, decoder_input_ids=told, decoder_attention_mask=mask,
@@ -251,6 +253,8 @@ class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
     (dict(prefix_allowed_tokens_fn=lambda row, ids: [5]), "prefix_allowed_tokens_fn"),
     (dict(decoder_input_ids=torch.full((4, 2), 2), decoder_attention_mask=torch.tensor([[1, 0]] * 4)),
      "decoder_attention_mask of row 0 is not zeros and then ones"),
+    (dict(decoder_input_ids=torch.full((1, 2), 2)), "decoder_input_ids have 1 rows for 4 sources"),
+    (dict(decoder_input_ids=torch.tensor([[2, 10**6]] * 4)), "row 0 of decoder_input_ids has the token id 1000000"),
     (dict(decoder_input_ids=torch.full((4, 2), 2), decoder_attention_mask=torch.zeros(4, 2)),
      "decoder_attention_mask of row 0 is not zeros and then ones"),
     (dict(max_time=1.0), "max_time=1.0"),

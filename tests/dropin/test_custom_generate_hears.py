@@ -10,7 +10,7 @@ import transformers
 from models.native_models import needs_compiler
 
 import spec2seq
-from spec2seq import Assisted, BiLD, Lookup, Spec2SeqError, UsageError
+from spec2seq import Assisted, Beam, BiLD, Lookup, Spec2SeqError, UsageError
 from spec2seq.dropin.generate import share
 
 CAP = 30
@@ -78,11 +78,55 @@ def test_drafts_change_nothing(seed, method):
          "prompt_ids": torch.tensor([tiny_sound.IDS["<|startofprev|>"], 7, 8, 9])},
     ],
 )  # fmt: skip
-def test_long_sounds_are_transformers(more):
-    """What windows go on from has another length in every row."""
+@pytest.mark.parametrize("drafted", [False, True])
+def test_long_sounds_are_transformers(more, drafted):
+    """What windows go on from has another length in every row, and another start."""
+    module = tiny_sound.transformers_model(0)
+    if drafted and more.get("num_beams"):
+        pytest.skip("beams are not drafted")
+    method = Assisted(share(module).early_exit(1), 3) if drafted else None
     settings = SPOKEN | {"return_timestamps": True, "max_new_tokens": 20} | more
-    theirs, ours, custom = both(tiny_sound.transformers_model(0), settings, **long_features())
+    theirs, ours, custom = both(module, settings, method, **long_features())
     assert torch.equal(ours, theirs) and ours.shape[1] > CAP and custom.stats.verifier_passes > 0
+    assert bool(custom.stats.drafted) is drafted
+
+
+@pytest.mark.parametrize("english", [False, True])
+def test_beams_with_thresholds(english):
+    """Their scores are one more pass; which windows are heard again hangs on them."""
+    module = copy.deepcopy(tiny_sound.transformers_model(0, english))
+    module.generation_config.top_k = 1
+    spoken = {} if english else SPOKEN
+    for threshold in (-0.4, -2.5):
+        settings = spoken | {
+            "return_timestamps": True, "max_new_tokens": 20, "num_beams": 2, "temperature": (0.0, 0.6),
+            "logprob_threshold": threshold, "no_speech_threshold": 0.5, "compression_ratio_threshold": 1.3,
+        }  # fmt: skip
+        theirs, ours, _ = both(module, settings, **long_features())
+        assert torch.equal(ours, theirs)
+        theirs, ours, _ = both(module, settings | {"num_beams": 1}, Beam(2), **long_features())  # the method's beams
+
+
+def test_as_a_folder_and_as_a_function(tmp_path, monkeypatch):
+    """Whisper's own `generate` calls the folder's for each window."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    module = tiny_sound.transformers_model(0)
+    place = str(spec2seq.save_custom_generate(tmp_path / "generation"))
+    thresholds = {"temperature": (0.0,), "logprob_threshold": -9.0}
+    for more in ({}, {"num_beams": 2}, {"condition_on_prev_tokens": True}, thresholds):
+        settings = SPOKEN | {"return_timestamps": True, "max_new_tokens": 20} | more
+        wanted = module.generate(**long_features(), **settings)
+        assert torch.equal(spec2seq.generate(module, **long_features(), **settings), wanted)
+        found = module.generate(**long_features(), **settings, custom_generate=place, trust_remote_code=True)
+        assert torch.equal(found, wanted)
+    found = spec2seq.generate(module, features(), **SPOKEN, max_new_tokens=CAP, method=Lookup(3))
+    assert torch.equal(found, module.generate(features(), **SPOKEN, max_new_tokens=CAP))
+    module.save_pretrained(tmp_path / "ears")
+    spec2seq.save_custom_generate(tmp_path / "ears")
+    loaded = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "ears", trust_remote_code=True)
+    found = loaded.generate(input_features=features(), **SPOKEN, max_new_tokens=CAP)
+    assert torch.equal(found, module.generate(features(), **SPOKEN, max_new_tokens=CAP))
 
 
 def test_doubtful_windows_are_heard_again_and_silent_ones_left_out():

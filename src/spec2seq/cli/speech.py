@@ -38,6 +38,9 @@ def transcribe(
     initial_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="what outputs go on from: names and words to be expected")
     ] = None,
+    word_timestamps: Annotated[
+        bool, typer.Option("--word-timestamps", help="json also says when each word was said")
+    ] = False,
     format: Annotated[
         str, typer.Option(metavar="|".join(ENDINGS), help="text and json are a line a sound, srt and vtt are timed")
     ] = "text",
@@ -52,7 +55,7 @@ def transcribe(
     Sounds of any length, in order. They are written in groups of 4 times --batch-size: what is written stays where the
     command is stopped, and with --resume the same command goes on.
     """
-    timestamps = _check(sounds, timestamps, format, out, resume)
+    timestamps = _check(sounds, timestamps, word_timestamps, format, out, resume)
     targets = [None] * len(sounds) if out is None else _targets(sounds, out, ENDINGS[format], resume)
     todo = [
         one for one in zip(range(len(sounds)), sounds, targets, strict=True) if one[2] is None or not one[2].exists()
@@ -77,7 +80,7 @@ def transcribe(
                 model, [sound for _, sound, _ in group], decoding, language=language, task=task, timestamps=timestamps,
                 progress=advance, stats=counts, numbers=[number for number, _, _ in group],
                 fallback=Fallback() if fallback else None, condition_on_previous=condition_on_previous,
-                initial_prompt=initial_prompt, **settings,
+                initial_prompt=initial_prompt, word_timestamps=word_timestamps, **settings,
             )  # fmt: skip
             for (_, sound, target), transcript in zip(group, heard.transcripts, strict=True):
                 made = written(transcript, format, str(sound))
@@ -86,10 +89,14 @@ def transcribe(
         print_stats(counts)
 
 
-def _check(sounds: list[Path], timestamps: bool | None, form: str, out: Path | None, resume: bool) -> bool | None:
+def _check(
+    sounds: list[Path], timestamps: bool | None, words: bool, form: str, out: Path | None, resume: bool
+) -> bool | None:
     """Whether there are to be timestamps; None leaves it to the library. Raises UsageError for flags that do not go
     together."""
     check_choice("--format", form, ENDINGS)
+    if words and form != "json":
+        raise UsageError(f"--word-timestamps does nothing for --format {form}; allowed: json")
     if resume and out is None:
         raise UsageError("--resume does nothing without --out")
     if form not in TIMED:

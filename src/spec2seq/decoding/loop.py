@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -23,7 +24,10 @@ from spec2seq.decoding.stats import Stats
 from spec2seq.decoding.tensor_loop import TensorLoop
 from spec2seq.errors import UsageError
 from spec2seq.models import threads
+from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import EncoderDecoder
+
+AtEnd = Callable[[Cache, int, Request], Any]
 
 
 class Engine:
@@ -40,11 +44,13 @@ class Engine:
         trace: bool = False,
         profile: bool = False,
         scores: bool = False,
+        at_end: AtEnd | None = None,
     ):
         """`eos_token_ids`: what ends a row; none: the model's own end token. `scores`: a row that ends goes through the
-        verifier once more, for the log-probabilities of its tokens."""
+        verifier once more, for the log-probabilities of its tokens. `at_end` gets a cache with the source of such a row
+        alone, the source's length, and the request; what it returns is the completion's `more`."""
         self.verifier, self.method, self.processors = verifier, method, processors or []
-        self.trace, self.profile, self.scores = trace, profile, scores
+        self.trace, self.profile, self.scores, self.at_end = trace, profile, scores, at_end
         self.scheduler = Scheduler(slots)
         self.reader = Reader(verifier, self.scheduler)
         self.sampling: Sampling | None = method.acceptance.sampling
@@ -249,15 +255,16 @@ class Engine:
         rows, done = self.rows, []
         for slot in reversed(range(rows.count)):
             if finished[slot]:
-                scores = None
+                scores = more = None
                 if self.scores:
                     scores = row_log_probabilities(self.verifier, rows, self.cache, slot, self.processors)
+                if self.at_end is not None:
+                    request, source = self.scheduler.running[slot], rows.host_sources[slot]
+                    more = self.at_end(self.cache.beside(slot), source, request)
                 request = self._leave(slot)
                 self.stats.rows += 1
                 self.stats.add(request.counts)
-                done.append(
-                    Completion(request.id, request.tokens, request.counts, request.trace, log_probabilities=scores)
-                )
+                done.append(Completion(request.id, request.tokens, request.counts, request.trace, (), scores, more))
         return done
 
     def _leave(self, slot: int) -> Request:

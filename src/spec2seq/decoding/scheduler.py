@@ -4,6 +4,7 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,8 @@ class Request:
 @dataclass(frozen=True)
 class Completion:
     """A finished request: its tokens (without the decoder start and the prompt, with the end token if it came to one).
-    Of beam search also its hypotheses (score, tokens), best first; if it is asked for, each token's log-probability."""
+    Of beam search also its hypotheses (score, tokens), best first; if it is asked for, each token's log-probability;
+    and what an engine's `at_end` said."""
 
     id: int
     tokens: list[int]
@@ -39,6 +41,7 @@ class Completion:
     trace: str
     hypotheses: tuple[tuple[float, list[int]], ...] = ()
     log_probabilities: list[float] | None = None
+    more: Any = None
 
 
 class Scheduler:

@@ -19,7 +19,7 @@ from spec2seq.decoding.methods import Assisted, Beam, Speculative
 from spec2seq.decoding.stats import Stats
 from spec2seq.dropin import inputs as reading
 from spec2seq.dropin import outputs, speech
-from spec2seq.dropin.methods import asked_for, check_agrees
+from spec2seq.dropin.methods import asked_for, check_agrees, drawing
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import families, native
 from spec2seq.models.sharing import Shared
@@ -87,8 +87,18 @@ def generate(
     `method`, `executor` and `assistant_model` are those of `custom_generate`.
     """
     callable_ = custom_generate(method, assistant_model=assistant_model, executor=executor)
-    # Of the class: a model from a folder with custom_generate/generate.py has this very function as its own.
-    return type(model).generate(model, inputs, streamer=streamer, custom_generate=callable_, **arguments)
+    # Of the class: a model from a folder with custom_generate/generate.py has this very function as its own. Whisper's
+    # calls it for each window, where its own must not begin again.
+    of_window = getattr(model, "main_input_name", None) == "input_features" and "decoder_input_ids" in arguments
+    run = _mixin().generate if of_window else type(model).generate
+    given = () if inputs is None else (inputs,)
+    return run(model, *given, streamer=streamer, custom_generate=callable_, **arguments)
+
+
+def _mixin() -> Any:
+    from transformers import GenerationMixin
+
+    return GenerationMixin
 
 
 @dataclass(frozen=True)
@@ -156,8 +166,8 @@ class CustomGenerate:
         if model.training:
             raise UsageError(f"{type(model).__name__} is in training mode, where it drops out; call model.eval() first")
         sources, states = reading.sources(shared, inputs_tensor, model_kwargs)
-        begins = reading.begins(input_ids, model_kwargs.get("decoder_attention_mask"), len(sources))
-        shared = reading.configured(shared, generation_config, begins)
+        begins = reading.begins(shared, input_ids, model_kwargs.get("decoder_attention_mask"), len(sources))
+        shared = reading.configured(shared, generation_config)
         if hears:
             processors = call.logits_processor or ()
             speech.under(shared, processors)
@@ -170,7 +180,7 @@ class CustomGenerate:
         if states is not None:
             shared = reading.with_states(shared, method, sources, states)
         if hears:
-            speech.listen(shared, processors, input_ids, sources, begins)
+            speech.listen(shared, processors, input_ids, sources, begins, isinstance(method, Beam))
         told = input_ids[:: len(input_ids) // len(sources)].tolist()
         sources, begins, told = ([one for one in many for _ in range(repeats)] for many in (sources, begins, told))
         found, self.stats = complete(
@@ -184,7 +194,7 @@ class CustomGenerate:
         if not generation_config.return_dict_in_generate:
             return sequences
         if beams:
-            return outputs.of_beams(found, sequences)
+            return outputs.of_beams(shared, generation_config, sources, begins, found, sequences)
         return outputs.of_rows(shared, generation_config, method, sources, begins, found, sequences)
 
     def _method(self, shared: Seq2Seq, model: Any, call: Call) -> Method:
@@ -196,8 +206,10 @@ class CustomGenerate:
             if assistant is not None:
                 raise UsageError("assistant_model is given, and a method with custom_generate; leave one of them out")
             # What the model's own config says, the method overrides; what this call says, it may not.
-            if shared.model.architecture.sound is not None and settings.get("do_sample") and self.method.lossless:
-                return asked_for(settings, self.method, seed)  # a doubtful window is drawn anew
+            if shared.model.architecture.sound is not None and settings.get("do_sample"):
+                drawn = drawing(self.method, settings, seed)  # a doubtful window is drawn anew
+                if drawn is not None:
+                    return drawn
             own = model.generation_config
             said = {name: settings.get(name) for name in ("num_beams", "do_sample")}
             check_agrees(self.method, {name: v for name, v in said.items() if v != getattr(own, name, None)})

@@ -1,27 +1,23 @@
 """What a call of Transformers' `generate` brings along, as our engine wants it; what it cannot take is refused."""
 
 import copy
-import dataclasses
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from spec2seq import checks
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.decoding.methods import Beam, Speculative
 from spec2seq.decoding.scheduler import Source
 from spec2seq.dropin import speech
 from spec2seq.errors import Spec2SeqError, UsageError
-from spec2seq.models.encoder_decoder import Encoded, EncoderDecoder
+from spec2seq.models.encoder_decoder import Encoded
 from spec2seq.runner import Begin
 
 # Of the arguments for the model: what is read here, and what changes nothing about the tokens.
 _READ = {"attention_mask", "encoder_outputs", "decoder_input_ids", "decoder_attention_mask"}
 _HARMLESS = {"use_cache", "logits_to_keep", "past_key_values", "cache_position", "return_dict"}
 _SETTINGS = {"output_attentions", "output_hidden_states"}  # refused as such
-
-
-_variants: WeakKeyDictionary[EncoderDecoder, dict[int, EncoderDecoder]] = WeakKeyDictionary()
 
 
 def refuse_outputs(config: Any, method: Method) -> None:
@@ -39,7 +35,9 @@ def refuse_inputs(model_kwargs: dict[str, Any]) -> None:
     """Raises Spec2SeqError for an argument of the model that the engine has no place for."""
     for name, value in model_kwargs.items():
         if value is not None and name not in _READ | _HARMLESS | _SETTINGS:
-            raise Spec2SeqError(f"{name} is not supported by custom_generate; allowed: input_ids and attention_mask")
+            raise Spec2SeqError(
+                f"{name} is not supported by custom_generate; allowed: input_ids, decoder_input_ids and masks"
+            )
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length():
         raise Spec2SeqError("past_key_values that hold something are not supported by custom_generate")
@@ -71,43 +69,37 @@ def sources(model: Seq2Seq, inputs_tensor: Tensor, model_kwargs: dict[str, Any])
     return rows, states
 
 
-def begins(decoder_input_ids: Tensor, mask: Tensor | None, batch: int) -> list[Begin]:
+def begins(model: Seq2Seq, decoder_input_ids: Tensor, mask: Tensor | None, batch: int) -> list[Begin]:
     """How each output of a batch begins, by `decoder_input_ids` `[rows, length]`, repeated for beams, padded on the
-    left by `mask`. Raises Spec2SeqError for another mask, or a row without a token."""
-    rows = decoder_input_ids[:: len(decoder_input_ids) // batch].tolist()
-    length = decoder_input_ids.shape[1]
-    masks = [[1] * length] * batch if mask is None else mask[:: len(mask) // batch].tolist()
+    left by `mask`. Raises Spec2SeqError for another number of rows, another mask, or a row without a token; UsageError
+    for ids that the vocabulary does not have."""
+    count, length = decoder_input_ids.shape
+    repeats, rest = divmod(count, batch)
+    if not repeats or rest or (mask is not None and mask.shape != decoder_input_ids.shape):
+        raise Spec2SeqError(
+            f"decoder_input_ids have {count} rows for {batch} sources; allowed: one for each, masked by their own shape"
+        )
+    masks = [[1] * length] * batch if mask is None else mask[::repeats].tolist()
     found = []
-    for number, (row, kept) in enumerate(zip(rows, masks, strict=True)):
-        count = int(sum(kept))
-        if [bool(one) for one in kept] != [False] * (length - count) + [True] * count or not count:
-            raise Spec2SeqError(f"decoder_attention_mask of row {number} is not zeros and then ones")
-        start, *prompt = row[length - count :]
+    for number, (row, kept) in enumerate(zip(decoder_input_ids[::repeats].tolist(), masks, strict=True)):
+        own = int(sum(kept))
+        if [bool(one) for one in kept] != [False] * (length - own) + [True] * own or not own:
+            raise Spec2SeqError(
+                f"decoder_attention_mask of row {number} is not zeros and then ones; where all rows begin with padding "
+                "Transformers puts the decoder's start before it"
+            )
+        start, *prompt = row[length - own :]
+        checks.check_ids([start, *prompt], f"row {number} of decoder_input_ids", model.model.architecture.vocabulary)
         found.append(Begin(prompt, start))
     return found
 
 
-def configured(model: Seq2Seq, config: Any, begins: list[Begin]) -> Seq2Seq:
-    """The same weights under the generation config of a call, with its outputs' own start where they share one."""
-    starts = {begin.start for begin in begins}
-    start = starts.pop() if len(starts) == 1 else model.model.architecture.decoder_start_token_id
+def configured(model: Seq2Seq, config: Any) -> Seq2Seq:
+    """The same weights under the generation config of a call; the start of an output is told with its prompt."""
     other = copy.copy(model)
     other.generation_config = copy.deepcopy(config)
-    other.generation_config.decoder_start_token_id = start
-    other.model = with_start(model.model, start)
+    other.generation_config.decoder_start_token_id = model.model.architecture.decoder_start_token_id
     return other
-
-
-def with_start(model: EncoderDecoder, start: int) -> EncoderDecoder:
-    """A model with another decoder start token, its weights shared; the same object each time, so that what is learned
-    of it stays."""
-    if model.architecture.decoder_start_token_id == start:
-        return model
-    known = _variants.setdefault(model, {})
-    if start not in known:
-        known[start] = copy.copy(model)
-        known[start].architecture = dataclasses.replace(model.architecture, decoder_start_token_id=start)
-    return known[start]
 
 
 def with_states(model: Seq2Seq, method: Method, sources: list[Source], states: Tensor) -> Seq2Seq:

@@ -36,6 +36,16 @@ def drafted(drafter: Drafter) -> Speculative:
     return Assisted(drafter) if getattr(drafter, "block_size", None) is None else SpecDec(drafter)
 
 
+def drawing(method: Method, settings: Mapping[str, Any], seed: int) -> Method | None:
+    """What draws as `settings` say, with the drafter of a method that gives the verifier's own output or draws from its
+    own distribution; None: there is no such with another rule of acceptance."""
+    if isinstance(method, Beam):
+        return asked_for({**settings, "num_beams": 1}, None, seed)
+    if isinstance(method, Speculative) and (method.lossless or method.sampling is not None):
+        return asked_for({**settings, "num_beams": 1}, method, seed)
+    return None
+
+
 def check_agrees(method: Method, asked: Mapping[str, Any]) -> None:
     """Raises UsageError where the settings of a call ask for something else than the method that was given."""
     beams = asked.get("num_beams") or 1

@@ -20,12 +20,27 @@ def sequences(found: Sequence[Completion], told: Sequence[Sequence[int]], pad: i
     return padded(rows, pad)
 
 
-def of_beams(found: Sequence[Completion], sequences: Tensor) -> Any:
-    """`GenerateBeamEncoderDecoderOutput` with `sequences_scores` `[rows]`; what it says of single steps is None."""
+def of_beams(
+    model: Seq2Seq, config: Any, sources: Sequence[Source], begins: Sequence[Begin], found: Sequence[Completion],
+    sequences: Tensor,
+) -> Any:  # fmt: skip
+    """`GenerateBeamEncoderDecoderOutput` with `sequences_scores` `[rows]`. What it says of single steps is None, but of
+    a model that hears, whose `generate` asks for them: then `scores`, where the config asks for them, are those of the
+    returned rows, and `beam_indices` `[rows, tokens]` say so."""
     from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
-    scores = torch.tensor([score for one in found for score, _ in _each(one, True)], device=sequences.device)
-    return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=scores)
+    made: dict[str, Any] = {}
+    if config.output_scores and model.model.architecture.sound is not None:
+        each = [(row, tokens) for row, one in enumerate(found) for _, tokens in one.hypotheses]
+        told = [begins[row] for row, _ in each]
+        written = [tokens for _, tokens in each]
+        left = config.max_length - sequences.shape[1]
+        logits, prefix = _logits(model, [sources[row] for row, _ in each], told, written, left)
+        made["scores"] = processed(logits.float().log_softmax(-1), prefix, model.processors()).unbind(1)
+        rows = torch.arange(len(each), device=sequences.device)
+        made["beam_indices"] = rows[:, None].expand(-1, len(made["scores"]))
+    scores = torch.tensor([score for one in found for score, _ in one.hypotheses], device=sequences.device)
+    return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=scores, **made)
 
 
 def of_rows(
@@ -39,7 +54,8 @@ def of_rows(
 
     made: dict[str, tuple[Tensor, ...]] = {}
     if config.output_scores or config.output_logits:
-        logits, prefix = _logits(model, sources, begins, found, config.max_length - sequences.shape[1])
+        written, left = [one.tokens for one in found], config.max_length - sequences.shape[1]
+        logits, prefix = _logits(model, sources, begins, written, left)
         if config.output_logits:
             made["logits"] = logits.float().unbind(1)
         if config.output_scores:
@@ -51,10 +67,11 @@ def of_rows(
 
 @torch.no_grad()
 def _logits(
-    model: Seq2Seq, sources: Sequence[Source], begins: Sequence[Begin], found: Sequence[Completion], left: int
+    model: Seq2Seq, sources: Sequence[Source], begins: Sequence[Begin], written: Sequence[Sequence[int]], left: int
 ) -> tuple[Tensor, Prefix]:
-    """The logits `[rows, length, vocabulary]` that came before each new token, in one more pass, and where they stand:
-    an engine that drafts does not meet every place as one-by-one decoding does. `left` more would have had room."""
+    """The logits `[rows, length, vocabulary]` that came before each token that was written, in one more pass, and where
+    they stand: an engine that drafts does not meet every place as one-by-one decoding does. `left` more would have had
+    room."""
     verifier, rows = model.model, len(sources)
     device, pad = verifier.device, verifier.architecture.pad_token_id
     lengths = torch.tensor([len(source) for source in sources], device=device)
@@ -62,15 +79,15 @@ def _logits(
     cache = verifier.new_cache(rows)
     verifier.admit(cache, 0, verifier.encode(encoder_inputs, lengths))
     given = torch.tensor([1 + len(begin.prompt) for begin in begins], device=device)
-    written = max(len(one.tokens) for one in found)
-    whole = [[begin.start, *begin.prompt, *one.tokens] for begin, one in zip(begins, found, strict=True)]
+    longest = max(map(len, written))
+    whole = [[begin.start, *begin.prompt, *tokens] for begin, tokens in zip(begins, written, strict=True)]
     tokens = padded(whole, pad).to(device)
-    known = tokens[:, : int(given.max()) + written - 1]
+    known = tokens[:, : int(given.max()) + longest - 1]
     logits = verifier.decode_block(
         cache, known, torch.zeros_like(lengths), known.shape[1], uniform=True, source_horizon=encoder_inputs.shape[1],
-        logit_positions=(given - 1)[:, None] + torch.arange(written, device=device),
+        logit_positions=((given - 1)[:, None] + torch.arange(longest, device=device)).clamp(max=known.shape[1] - 1),
     ).logits  # fmt: skip
-    return logits, Prefix(tokens, given, given + written + left, given)
+    return logits, Prefix(tokens, given, given + longest + left, given)
 
 
 def _each(found: Completion, beams: bool) -> Sequence[tuple[float, list[int]]]:

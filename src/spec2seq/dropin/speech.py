@@ -58,11 +58,20 @@ def _rule(processor: Any) -> list[Processor]:
 
 
 @torch.no_grad()
-def listen(model: Seq2Seq, processors: Sequence[Any], input_ids: Tensor, sources: list[Tensor], begins: list[Begin]):
+def listen(
+    model: Seq2Seq, processors: Sequence[Any], input_ids: Tensor, sources: Sequence[Tensor], begins: Sequence[Begin],
+    beams: bool,
+) -> None:  # fmt: skip
     """Let Whisper's detection of silence hear the first logits behind each prompt, as it would in Transformers' loop:
     `generate` asks it afterwards."""
     for processor in processors:
-        if type(processor).__name__ == "WhisperNoSpeechDetection":
+        if type(processor).__name__ != "WhisperNoSpeechDetection":
+            continue
+        first = torch.zeros(len(sources), 1)
+        if processor.start_of_trans_offset <= 1:  # else it makes a pass of its own
             fed = [[begin.start, *begin.prompt] for begin in begins]
-            first = [logits_behind(model.model, source, ids)[0, -1] for source, ids in zip(sources, fed, strict=True)]
-            processor(input_ids, torch.stack(first))
+            pairs = zip(sources, fed, strict=True)
+            first = torch.stack([logits_behind(model.model, source, ids)[0, -1] for source, ids in pairs])
+        if beams:  # whose scores are log-probabilities
+            first = first.log_softmax(-1)
+        processor(input_ids, first.repeat_interleave(len(input_ids) // len(sources), 0))

@@ -147,6 +147,12 @@ class Cache:
         other.source_lengths = self.source_lengths[first:]
         return other
 
+    def beside(self, slot: int) -> "Cache":
+        """One row with this slot's source and nothing else yet, which may grow."""
+        other = self.slots_from(slot)
+        other.own = self.own[:, :, :1, :, :0].clone()
+        return other
+
     def window(self, source: int) -> "Cache":
         """These tensors with `source` places of every source: a pass that is given no source horizon then looks at so
         many, and hides what lies behind a source's own end."""

@@ -56,6 +56,8 @@ def _as_dict(segment: "Segment") -> dict[str, Any]:
     found: dict[str, Any] = {"start": segment.start, "end": segment.end, "text": segment.text.strip()}
     if segment.log_probability is not None:
         found |= {"log_probability": segment.log_probability, "temperature": segment.temperature}
+    if segment.words is not None:
+        found["words"] = [{"start": one.start, "end": one.end, "text": one.text.strip()} for one in segment.words]
     return found
 
 

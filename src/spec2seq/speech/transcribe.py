@@ -10,7 +10,7 @@ import torch
 
 from spec2seq.api import Method, Seq2Seq
 from spec2seq.config import check_range
-from spec2seq.decoding.methods import Greedy
+from spec2seq.decoding.methods import Greedy, Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.score import logits_behind
 from spec2seq.decoding.stats import Stats
@@ -20,6 +20,7 @@ from spec2seq.speech.fallback import Fallback
 from spec2seq.speech.timestamps import TimestampRules
 from spec2seq.speech.vocabulary import PREVIOUS, SpeechVocabulary
 from spec2seq.speech.windows import Segment, Sound, Window, Windows, room_before, window_at
+from spec2seq.speech.words import Listener, alignment_heads
 
 MOST_SOUNDS = 1 << 20  # of a call, so that no window is drawn as another one is
 
@@ -59,6 +60,7 @@ def transcribe(
     fallback: Fallback | None = None,
     condition_on_previous: bool = False,
     initial_prompt: str | None = None,
+    word_timestamps: bool = False,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
     progress: Callable[[float], None] | None = None,
@@ -80,6 +82,8 @@ def transcribe(
             the decoder has room for. Behind a window that was heard at a temperature of 0.5 or above that begins anew.
         initial_prompt: a text that every window goes on from, or what comes before the first one if they are
             conditioned: names and words that are to be expected, a style.
+        word_timestamps: whether to say when each word was said, by what the decoder looks at: a pass more over every
+            window. Not with Beam.
         max_new_tokens: the most tokens for a window.
         batch_size: windows in flight.
         progress: called with the seconds of sound that were understood since the last time.
@@ -103,6 +107,7 @@ def transcribe(
     if isinstance(method, OfficialBiLD):
         raise UsageError("OfficialBiLD takes no prompts; use BiLD")
     _check_fallback(model, fallback)
+    listener = _listener(model, words, method) if word_timestamps else None
     numbers = _checked_numbers(numbers, len(sounds))
     told = words.prompt(spoken or next(iter(words.languages), None), task, bool(timestamps))
     starting = _starting(model, words, initial_prompt)
@@ -119,7 +124,7 @@ def transcribe(
         going = [sound for sound in heard if sound.timestamps is timed]
         run = Windows(
             with_timestamps(model, words) if timed else model, words, method or Greedy(), task, fallback,
-            starting, condition_on_previous, max_new_tokens, batch_size, stats, progress,
+            starting, condition_on_previous, max_new_tokens, batch_size, stats, progress, listener,
         )  # fmt: skip
         while going:
             run.next_windows(going)
@@ -136,6 +141,16 @@ def _check_fallback(model: Seq2Seq, fallback: Fallback | None) -> None:
         raise UsageError(f"fallback is a {type(fallback).__name__}; allowed: a Fallback, or None")
     if model.tokenizer is None and fallback.compression_ratio is not None:
         raise UsageError("compression_ratio is of texts, and this model was loaded without a tokenizer; allowed: None")
+
+
+def _listener(model: Seq2Seq, words: SpeechVocabulary, method: Method | None) -> Listener:
+    if method is not None and not isinstance(method, Speculative):
+        raise UsageError(f"word_timestamps are not for {type(method).__name__}; allowed: greedy, sampling, drafts")
+    if model.tokenizer is None:
+        raise UsageError("word_timestamps are of words, and this model was loaded without a tokenizer")
+    shape = model.model.architecture.decoder
+    heads = alignment_heads(model.settings, shape.layers, shape.heads)
+    return Listener(model.model, heads, words.no_timestamps, model.eos_token_ids[0])
 
 
 def _checked_numbers(numbers: Sequence[int] | None, count: int) -> Sequence[int]:

@@ -18,6 +18,7 @@ from spec2seq.runner import Begin, Runner
 from spec2seq.speech.fallback import HOT, Fallback
 from spec2seq.speech.timestamps import segments
 from spec2seq.speech.vocabulary import SECONDS, SpeechVocabulary
+from spec2seq.speech.words import Listener, Word, starts, words_of
 
 PLACE = 2  # frames of a spectrogram to a timestamp
 
@@ -26,7 +27,7 @@ PLACE = 2  # frames of a spectrogram to a timestamp
 class Segment:
     """What was said from `start` to `end`, in seconds; `tokens` with the timestamps, one at each end. `temperature` is
     the one at which its window was heard, 0 where nothing was drawn; with a fallback `log_probability` is the mean of
-    the window's tokens, in nats, or its best beam's score."""
+    the window's tokens, in nats, or its best beam's score. `words`, if they were asked for, are those of `text`."""
 
     start: float
     end: float
@@ -34,6 +35,7 @@ class Segment:
     tokens: list[int]
     log_probability: float | None = None
     temperature: float = 0.0
+    words: list[Word] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def window_at(model: Seq2Seq, sound: Sound, frame: int) -> Tensor:
 
 
 class _Heard(NamedTuple):
-    """What was written of a window, the end token included, at which temperature, and how likely it is."""
+    """What was written of a window, the end token included, at which temperature, how likely it is, and if words are
+    asked for what the decoder's heads made of the window (`attention_scores`)."""
 
     tokens: list[int]
     temperature: float
     log_probability: float | None
+    scores: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Windows:
     batch_size: int
     stats: Stats
     progress: Callable[[float], None] | None
+    listener: Listener | None
 
     def next_windows(self, sounds: list[Sound]) -> None:
         """One window of each sound, at as many temperatures as it takes."""
@@ -108,7 +113,7 @@ class Windows:
         for number, (temperature, method) in enumerate(attempts, 1):
             again = []
             for sound, completion in self._decoded(sounds, windows, method):
-                heard = _Heard(completion.tokens, temperature, self._log_probability(completion))
+                heard = _Heard(completion.tokens, temperature, self._log_probability(completion), completion.more)
                 if number < len(attempts) and self._is_doubtful(sound, windows[sound.draws], heard):
                     again.append(sound)
                 else:
@@ -125,7 +130,7 @@ class Windows:
         run = Runner(
             self.model, method, self.max_new_tokens, self.batch_size, False, False, chosen,
             {draws: self._begin(sound) for draws, sound in by_draws.items()},
-            self.fallback is not None and isinstance(method, Speculative),
+            self.fallback is not None and isinstance(method, Speculative), self.listener,
         )  # fmt: skip
         run.stats = self.stats
         for draws, completion in run.each(chosen, list(by_draws)):
@@ -208,13 +213,36 @@ class Windows:
             found = []
         elif sound.timestamps:
             found, reached = segments(written, self.words.first_timestamp, left)
+        times, known = self._times(sound, heard, left, offset), 0
         for start, end, part in found:
             start, end = (round(offset + place * SECONDS, 2) for place in (start, end))
-            said = Segment(start, end, self._text(part), part, heard.log_probability, heard.temperature)
+            words = None
+            if times is not None:
+                text = [token for token in part if token < self.listener.end]
+                words = self._words(sound, text, times[known:])
+                known += len(text)
+            said = Segment(start, end, self._text(part), part, heard.log_probability, heard.temperature, words)
             sound.segments.append(said)
         # A window in which nothing was understood would be heard for ever.
         sound.seek += PLACE * (reached or left)
         return [token for _, _, part in found for token in part]
+
+    def _times(self, sound: Sound, heard: _Heard, left: int, offset: float) -> list[float] | None:
+        """When each token of a window's text began, in seconds, and behind them when the last ended."""
+        if heard.scores is None:
+            return None
+        told = len(self.words.prompt(sound.language, self.task, True)) + 2  # with the start and that of no timestamps
+        width = getattr(self.model.config, "median_filter_width", 7)
+        found = starts(heard.scores, left, told, width)
+        return [round(offset + float(place) * SECONDS, 2) for place in found]
+
+    def _words(self, sound: Sound, text: Sequence[int], times: Sequence[float]) -> list[Word]:
+        """Of tokens that began at these times."""
+        found, at, last = [], 0, len(times) - 1  # what was too long to be listened to has no time of its own
+        for word, count in words_of(self.model.tokenizer, text, sound.language):
+            found.append(Word(times[min(at, last)], times[min(at + count, last)], word))
+            at += count
+        return found
 
 
 def temperature_of(method: Method) -> float:
