@@ -237,7 +237,7 @@ class Seq2Seq:
         line alone at batch size 1. Counts are added to `stats` as it goes; `prompts` are of the first sources."""
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
-        begins = {} if prompts is None else begun(checks.prompt_ids(self, prompts, len(prompts)))
+        begins = begun(checks.prompt_ids(self, prompts, None))
         run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, False, begins=begins)
         run.stats = stats if stats is not None else run.stats
         size = 1 if batch_size == 1 else batch_size * WINDOW

@@ -50,13 +50,14 @@ def check_output(ids: Sequence[int], where: str, a: Architecture) -> None:
         check_length(ids, where, a.max_positions)
 
 
-def prompt_ids(model: Any, prompts: Any, count: int) -> list[list[int]]:
-    """Token ids that each of `count` outputs of a `Seq2Seq` is to begin with; None: with nothing. Texts are without
-    the end token. Raises UsageError for another number of them, and as `check_output`."""
+def prompt_ids(model: Any, prompts: Any, count: int | None) -> list[list[int]]:
+    """Token ids that each of `count` outputs of a `Seq2Seq` (None: as many as there are prompts) is to begin with;
+    None: with nothing. Texts are without the end token. Raises UsageError for another number of them, and as
+    `check_output`."""
     if prompts is None:
-        return [[]] * count
-    if isinstance(prompts, str) or not hasattr(prompts, "__len__") or len(prompts) != count:
-        raise UsageError(f"prompts is to be a list of {count}, one for each source")
+        return [[]] * (count or 0)
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__") or count not in (None, len(prompts)):
+        raise UsageError(f"prompts is to be a list{'' if count is None else f' of {count}'}, one for each source")
     found, a = [], model.model.architecture
     for number, prompt in enumerate(prompts, 1):
         if not hasattr(prompt, "__iter__"):

@@ -25,6 +25,16 @@ def test_tsv_and_jsonl_gz_give_the_same_pairs(tmp_path: Path) -> None:
     assert list(read_pairs(tmp_path / "x.jsonl.gz", jsonl)) == expected
 
 
+def test_fields_of_sounds_may_be_something_else_in_texts(tmp_path: Path) -> None:
+    lines = [{"prompt": "Hello", "frame": "x"}, {"prompt": None, "frame": 1.5}, {"prompt": [1, "a"]}]
+    text = "".join(json.dumps(line | {"completion": "Hallo"}) + "\n" for line in lines)
+    (tmp_path / "x.jsonl").write_text(text, encoding="utf-8")
+    config = DataConfig(train="x", dev="x", source="prompt", target="completion")
+    found = list(read_pairs(tmp_path / "x.jsonl", config))
+    assert [pair.source for pair in found] == ["Hello", "None", "[1, 'a']"]
+    assert all((pair.frame, pair.prompt) == (None, ()) for pair in found)
+
+
 def test_filters_keep_what_the_recipe_wants() -> None:
     config = DataConfig(
         train="", dev="", min_words=2, max_words=3, max_ratio=2.0, exclude_origins=("game",), max_lines=3

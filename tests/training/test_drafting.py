@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -18,7 +19,7 @@ from spec2seq.training.data import Pair
 from spec2seq.training.distill import distill
 from spec2seq.training.draft_scores import score_drafter
 from spec2seq.training.drafting import DrafterLoss, block_guesses, read
-from spec2seq.training.inputs import Texts
+from spec2seq.training.inputs import inputs_of
 from spec2seq.training.recipe import DataConfig, parse_recipe
 
 STRIDE, SMOOTHING = 3, 0.1
@@ -139,7 +140,7 @@ def test_accuracy_by_place_is_that_of_the_engines_drafts(monkeypatch):
     assert seen[0] == sum(map(len, outputs)) and min(seen) > 4 and 0 < sum(right) < sum(seen)
     pairs = [Pair(source, "", tokens=tuple(output)) for source, output in zip(sources, outputs, strict=True)]
     guess = functools.partial(block_guesses, block.model, model.model)
-    scores = score_drafter(Texts(model), block, guess, pairs, 3, 12)
+    scores = score_drafter(inputs_of(model, Path()), block, guess, pairs, 3, 12)
     assert scores.accuracy == pytest.approx([r / s for r, s in zip(right, seen, strict=True)])
     exact = model.generate(sources, SpecDec(block, size), max_new_tokens=12)
     assert exact.sequences == outputs

@@ -1,5 +1,6 @@
 """Drafters for models that hear: what is distilled, encoded and learned of sounds, end to end on a tiny model."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from spec2seq.training import train
 from spec2seq.training.data import Pair, read_pairs
 from spec2seq.training.distill import distill
 from spec2seq.training.drafting import read
-from spec2seq.training.inputs import Sounds
+from spec2seq.training.inputs import inputs_of
 from spec2seq.training.make_drafter import make_drafter
 from spec2seq.training.recipe import DataConfig, parse_recipe
-from spec2seq.training.sounds import HeardRows, encoded, heard_rows, spectrograms
+from spec2seq.training.sounds import HeardRows, encoded, learnable, spectrograms
 
 LONG = 3  # sounds of several windows, behind the short ones
 RECORDS = DataConfig("train.jsonl", "", source="source", target="target", target_tokens="tokens")
@@ -81,20 +82,20 @@ def test_a_stopped_call_goes_on(folder, model, distilled, tmp_path):
     assert out.read_bytes() == distilled.read_bytes() and done.lines < len(records(out))
 
 
-def test_a_record_is_decoded_again_to_its_tokens(model, distilled):
+def test_a_record_is_decoded_again_to_its_tokens(model, distilled, tmp_path):
     pairs = list(read_pairs(distilled, RECORDS))
-    asked = Sounds(model).asked(pairs)
-    assert len(asked) == 2 and sum(len(one.sources) for one in asked) == len(pairs)
+    asked = inputs_of(model, tmp_path).asked(pairs)
+    assert len(asked) == 2 and sum(len(one.prompts) for one in asked) == len(pairs)
     again = [list(row.tokens) for one in asked for row in one.model.stream(one.sources, prompts=one.prompts)]
     assert sorted(again) == sorted(list(pair.tokens) for pair in pairs)
 
 
 def test_a_batch_of_encoded_windows_is_read_as_one_of_spectrograms(model, distilled, tmp_path):
     pairs = list(read_pairs(distilled, RECORDS))[:5]
-    inputs, layers = Sounds(model), (1, 2)
+    inputs, layers = inputs_of(model, tmp_path), (1, 2)
     features = torch.stack(list(spectrograms(model, pairs)))
     states = model.model.encode(features, torch.full((5,), tiny_sound.PLACES)).states
-    torch.testing.assert_close(torch.from_numpy(inputs.rows(pairs).states).float(), states, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(inputs.rows(pairs).states).float(), states, rtol=1e-3, atol=1e-3)
     rows = HeardRows(states.numpy(), pairs)  # not rounded
     batch = inputs.collator()([rows[index] for index in range(5)])
     _, hidden = read(model.model, batch, layers)
@@ -112,6 +113,8 @@ def test_a_batch_of_encoded_windows_is_read_as_one_of_spectrograms(model, distil
 def test_windows_are_encoded_once_and_a_stopped_call_goes_on(model, distilled, tmp_path, monkeypatch):
     pairs = [pair for pair in read_pairs(distilled, RECORDS) if pair.target.strip()][:40]
     pairs += [Pair("absent.wav", "", tokens=(tiny_sound.END,), frame=0, prompt=pairs[0].prompt)]  # silent
+    pairs = learnable(model, pairs, DataConfig("", "", max_tokens=64), distilled)
+    assert len(pairs) == 40  # nothing is learned of silence
     calls, encode = [], type(model.model).encode
 
     def count(self, features, lengths):
@@ -121,16 +124,20 @@ def test_windows_are_encoded_once_and_a_stopped_call_goes_on(model, distilled, t
         return encode(self, features, lengths)
 
     monkeypatch.setattr(type(model.model), "encode", count)
-    arguments = model, pairs, 64, distilled, tmp_path, lambda line: None
+    said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        heard_rows(*arguments)
-    rows = heard_rows(*arguments)
-    assert len(calls) == 20 + 40 - 16 and len(rows) == 40  # nothing is learned of silence
-    again = heard_rows(*arguments)
-    assert len(calls) == 20 + 40 - 16
+        encoded(model, pairs, tmp_path / "one", said.append)
+    found = encoded(model, pairs, tmp_path / "one", said.append)
+    assert len(calls) == 20 + 40 - 19 and (encoded(model, pairs, tmp_path / "one", said.append) == found).all()
+    assert len(calls) == 20 + 40 - 19
     monkeypatch.undo()
-    wanted = encoded(model, spectrograms(model, pairs[:40]))
-    assert (rows.states == wanted).all() and (again.states == wanted).all()
+    assert (found == encoded(model, pairs, tmp_path / "other", said.append)).all() and not said
+    sound = tmp_path / "changed.wav"
+    soundfile.write(sound, tiny_sound.sounds(1)[0], tiny_sound.RATE)
+    one = [dataclasses.replace(pairs[0], source=str(sound))]
+    before = encoded(model, one, tmp_path / "one", said.append)
+    soundfile.write(sound, tiny_sound.sounds(2)[1], tiny_sound.RATE)
+    assert (encoded(model, one, tmp_path / "one", said.append) != before).any()
 
 
 def test_one_call_makes_a_drafter_that_writes_what_greedy_writes(folder, model, tmp_path):
@@ -164,6 +171,11 @@ def test_a_recipe_distils_and_trains(folder, tmp_path):
     done = train(parse_recipe(values), tmp_path / "run", tmp_path)
     assert done.finished and done.summary["train_lines"] <= 30 and done.summary["dev"]["lines"] == 4
     assert all(tiny_sound.IDS["<|de|>"] in one["prompt"] for one in records(tmp_path / "run/distilled/train.jsonl"))
+    with pytest.raises(UsageError, match="language is 'Klingon'; allowed: de, en, fr"):
+        data = values["data"] | {"language": "Klingon", "train": str(tmp_path / "run/distilled/train.jsonl"),
+                                 "dev": str(tmp_path / "run/distilled/dev.jsonl")}  # fmt: skip
+        without = {name: part for name, part in values.items() if name != "distillation"}
+        train(parse_recipe(without | {"data": data}), tmp_path / "third", tmp_path)
     paper = {"verifier": str(folder / "model"), "width": 16, "heads": 2, "feed_forward": 16, "block_size": 3}
     del values["cached_drafter"]
     with pytest.raises(UsageError, match="paper_drafter reads texts"):
@@ -200,6 +212,33 @@ def test_what_is_no_sound_is_named(folder, model, tmp_path):
     with pytest.raises(Spec2SeqError, match=r"list\.txt: no audio that can be read"):
         distill(model, tmp_path / "list.txt", tmp_path / "out.jsonl", DataConfig("", "", language="en"))
     assert not list(tmp_path.glob("*.parts"))
-    texts = [Pair("a", "b", tokens=(1, 2))]
-    with pytest.raises(UsageError, match="record 1 lacks frame, prompt or tokens; needed: what distill wrote"):
-        heard_rows(model, texts, 60, Path("train.jsonl"), tmp_path, lambda line: None)
+    for fields, message in (
+        ({}, "record 1 lacks frame, prompt or tokens; needed: what distill wrote"),
+        ({"frame": 0, "prompt": (5,)}, "its prompt begins with 5, not with the decoder's start"),
+        ({"frame": 0, "prompt": (tiny_sound.START, 10**6)}, "record 1 has the token id 1000000"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            learnable(model, [Pair("a", "b", tokens=(1, 2), **fields)], DataConfig("", ""), Path("train.jsonl"))
+    late = Pair(str(folder / "sounds/0.wav"), "b", tokens=(1, 2), frame=10**6, prompt=(tiny_sound.START,))
+    with pytest.raises(Spec2SeqError, match=r"0\.wav: a window begins at frame 1000000; the sound has"):
+        list(spectrograms(model, [late]))
+
+
+def test_sounds_that_cannot_be_distilled_are_named_before_anything_is_done(folder, model, tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), tiny_sound.RATE)
+    whole = DataConfig("", "", language="en", timestamps=False, min_words=3)  # words are of texts
+    for name, message in (("empty.wav", "there are no samples"), (f"{folder}/sounds/41.wav", "the model hears 1")):
+        (tmp_path / "list.txt").write_text(f"{folder}/sounds/0.wav\r\n{name}\r\n", encoding="utf-8", newline="")
+        with pytest.raises(Spec2SeqError, match=message):
+            distill(model, tmp_path / "list.txt", tmp_path / "out.jsonl", whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.wav", "list.txt"]
+    (tmp_path / "list.txt").write_text(f"{folder}/sounds/0.wav\r\n", encoding="utf-8", newline="")
+    assert distill(model, tmp_path / "list.txt", tmp_path / "out.jsonl", whole).lines == 1
+
+
+def test_a_chunk_of_sounds_has_hours_not_days(monkeypatch, model, folder, tmp_path):
+    monkeypatch.setattr("spec2seq.training.distill.SECONDS", 2.5)
+    lines = []
+    data = DataConfig("", "", language="en")
+    distill(model, folder / "sounds.txt", tmp_path / "out.jsonl", data, report=lines.append, chunk_lines=8)
+    assert len(lines) > 43 / 8 + 3

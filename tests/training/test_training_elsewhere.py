@@ -1,6 +1,7 @@
 """Losses and their gradients on a made-up device (`elsewhere`), where nothing of the host may be mixed in."""
 
 import functools
+from pathlib import Path
 
 import elsewhere
 import pytest
@@ -14,7 +15,7 @@ from spec2seq import CachedBlockDrafter, Seq2Seq
 from spec2seq.training.data import Pair
 from spec2seq.training.draft_scores import score_drafter
 from spec2seq.training.drafting import block_guesses
-from spec2seq.training.inputs import Texts
+from spec2seq.training.inputs import inputs_of
 from spec2seq.training.loss import sequence_loss
 
 
@@ -78,7 +79,7 @@ def test_a_drafter_is_scored(monkeypatch):
 
     def scored(verifier, drafter):
         guess = functools.partial(block_guesses, drafter, verifier.model)
-        return score_drafter(Texts(verifier), CachedBlockDrafter(drafter), guess, pairs, 2, 9)
+        return score_drafter(inputs_of(verifier, Path()), CachedBlockDrafter(drafter), guess, pairs, 2, 9)
 
     drafter = tiny.cached_drafter(model).model
     here, other = scored(model, drafter), elsewhere.put(drafter)

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="a table of counts on stderr at the end")]
 
+TASK = "transcribe"
 LanguageFlag = Annotated[str | None, typer.Option(help="code or English name (default: what each sounds like)")]
-TaskFlag = Annotated[str, typer.Option(metavar="transcribe|translate", help="write what is said, or that in English")]
+TaskFlag = Annotated[
+    str | None,
+    typer.Option(metavar="transcribe|translate", help="write what is said, or that in English (default: transcribe)"),
+]
 TimestampsFlag = Annotated[
     bool | None,
     typer.Option("--timestamps/--no-timestamps", show_default=False,

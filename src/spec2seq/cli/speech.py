@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from spec2seq import io
-from spec2seq.cli.flags import LanguageFlag, StatsFlag, TaskFlag, TimestampsFlag, load_all, print_stats, with_options
+from spec2seq.cli.flags import (
+    TASK,
+    LanguageFlag,
+    StatsFlag,
+    TaskFlag,
+    TimestampsFlag,
+    load_all,
+    print_stats,
+    with_options,
+)
 from spec2seq.config import check_choice
 from spec2seq.errors import UsageError
 from spec2seq.evaluation.progress import progress
@@ -26,7 +35,7 @@ def transcribe(
     run: RunOptions, method: MethodOptions,
     sounds: Annotated[list[Path], typer.Argument(metavar="FILE...", help="audio, such as WAV, FLAC, Ogg or MP3")],
     language: LanguageFlag = None,
-    task: TaskFlag = "transcribe",
+    task: TaskFlag = None,
     timestamps: TimestampsFlag = None,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="hear a window again at higher temperatures where its text repeats "
@@ -77,8 +86,8 @@ def transcribe(
     with io.writer(None) as write, bar as advance:
         for group in (todo[start : start + size] for start in range(0, len(todo), size)):
             heard = hear(
-                model, [sound for _, sound, _ in group], decoding, language=language, task=task, timestamps=timestamps,
-                progress=advance, stats=counts, numbers=[number for number, _, _ in group],
+                model, [sound for _, sound, _ in group], decoding, language=language, task=task or TASK,
+                timestamps=timestamps, progress=advance, stats=counts, numbers=[number for number, _, _ in group],
                 fallback=Fallback() if fallback else None, condition_on_previous=condition_on_previous,
                 initial_prompt=initial_prompt, word_timestamps=word_timestamps, **settings,
             )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spec2seq.cli.flags import LanguageFlag, TaskFlag, TimestampsFlag, load_all, quiet, report, with_options
+from spec2seq.cli.flags import TASK, LanguageFlag, TaskFlag, TimestampsFlag, load_all, quiet, report, with_options
 from spec2seq.options import DTYPES, MethodOptions, RunOptions
 
 
@@ -41,7 +41,7 @@ def distill(
     recipe: Annotated[Path | None, typer.Option(help="take columns and filters from its data section")] = None,
     lines: Annotated[int | None, typer.Option(min=1, help="so many, spread over the usable lines")] = None,
     language: LanguageFlag = None,
-    task: TaskFlag = "transcribe",
+    task: TaskFlag = None,
     timestamps: TimestampsFlag = None,
 ) -> None:  # fmt: skip
     """Write a model's output for a corpus; of a model that hears it names audio files.
@@ -52,7 +52,7 @@ def distill(
     from spec2seq.training.recipe import DataConfig, load_recipe
 
     data = load_recipe(recipe).data if recipe else DataConfig(train=str(corpus), dev="")
-    told = {"language": language, "task": None if task == "transcribe" else task, "timestamps": timestamps}
+    told = {"language": language, "task": task, "timestamps": timestamps}
     data = dataclasses.replace(data, **{name: value for name, value in told.items() if value is not None})
     model, decoding = load_all(run, method)
 
@@ -72,7 +72,7 @@ def make_drafter(
     tgt_lang: Annotated[str | None, typer.Option(help="the language to write")] = None,
     prefix: Annotated[str, typer.Option(help="what stands before every source, as T5 wants it")] = "",
     language: LanguageFlag = None,
-    task: TaskFlag = "transcribe",
+    task: TaskFlag = None,
     timestamps: TimestampsFlag = None,
     dtype: Annotated[
         str, typer.Option(metavar="|".join(DTYPES), help="of the model while it distils and is measured")
@@ -96,7 +96,7 @@ def make_drafter(
 
     made = making.make_drafter(
         model, sources, out, field=field, src_lang=src_lang, tgt_lang=tgt_lang, prefix=prefix, language=language,
-        task=task, timestamps=timestamps, dtype=dtype, lines=lines, minutes=minutes, layers=layers,
+        task=task or TASK, timestamps=timestamps, dtype=dtype, lines=lines, minutes=minutes, layers=layers,
         block_size=block_size, dev_lines=dev_lines, report=report,
     )  # fmt: skip
     print(making.describe_made(made))

@@ -102,8 +102,12 @@ def _parse_jsonl(line: str, data: DataConfig, where: str) -> Pair:
         record = json.loads(line)
         tokens = None if data.target_tokens is None else tuple(map(int, record[data.target_tokens]))
         source, target = (_field(record, name) for name in (data.source, data.target))
-        frame, prompt = record.get("frame"), tuple(map(int, record.get("prompt", ())))
-        return Pair(str(source), str(target), str(record.get(data.origin or "", "")), tokens, frame, prompt)
+        frame, prompt = record.get("frame"), record.get("prompt")
+        # Of a window of a sound; elsewhere fields of these names are something else.
+        frame = frame if isinstance(frame, int) else None
+        told = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+        return Pair(str(source), str(target), str(record.get(data.origin or "", "")), tokens, frame,
+                    tuple(prompt) if told else ())  # fmt: skip
     except (ValueError, AttributeError, TypeError):
         raise UsageError(f"{where}: not a JSON object") from None
     except KeyError as error:

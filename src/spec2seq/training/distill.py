@@ -22,11 +22,12 @@ from spec2seq.models import languages
 from spec2seq.training.data import Pair, made_by, read_pairs, resolve
 from spec2seq.training.processes import processes
 from spec2seq.training.recipe import DataConfig, Recipe
-from spec2seq.training.sounds import check_files, check_told, transcribed
+from spec2seq.training.sounds import check_told, lengths, transcribed
 from spec2seq.training.validation import sample
 
 ROWS, LINES = 64, 1024  # in flight and in a chunk
 WINDOWS, SOUNDS = 8, 32  # of a model that hears: what it has read of a window fills megabytes
+SECONDS = 7200.0  # of sound in a chunk
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def distill(
         method: Greedy() by default; Beam for beam search.
         batch_size: rows in flight; 64 is the fastest on 2 cores with the bundled model.
         lines: so many, evenly spread over the usable lines; None takes all.
-        chunk_lines: lines of a chunk, which is sorted by length and decoded together; 1024, or 32 sounds.
+        chunk_lines: lines of a chunk, which is sorted by length and decoded together; 1024, or 32 sounds of at most two
+            hours.
         max_seconds: ends the call after the chunk in which they are over; calling again goes on.
         report: takes a line of progress after each chunk.
 
@@ -80,14 +82,13 @@ def distill(
     method = method or Greedy()
     parts = out.parent / f"{out.name}.parts"
     settings = asdict(data), repr(method), lines, chunk_lines, max_new_tokens
-    pairs = sample(list(_usable(read_pairs(corpus, data), data)), lines)
+    pairs = sample(list(_usable(read_pairs(corpus, data), data, hears)), lines)
     if not pairs:
         raise UsageError(f"{corpus}: none of its lines passes the filters")
-    if hears:
-        check_files(corpus.parent, pairs)
+    seconds = lengths(model, corpus.parent, pairs, data) if hears else [0.0] * len(pairs)
     with state.main_process_first():
-        _claim(parts, _description(model, corpus, settings))
-    chunks = [pairs[start : start + chunk_lines] for start in range(0, len(pairs), chunk_lines)]
+        _claim(parts, _description(model, corpus, settings, seconds))
+    chunks = _chunks(pairs, seconds, chunk_lines)
     missing = [i for i in range(len(chunks)) if not (parts / _name(i)).is_file()]
     mine = missing[state.process_index :: state.num_processes]
     started, written, tokens = time.monotonic(), 0, 0
@@ -100,9 +101,9 @@ def distill(
         _write_chunk(parts / _name(index), records)
         written, tokens = written + len(records), tokens + sum(len(record["tokens"]) for record in records)
         if report is not None:
-            seconds = time.monotonic() - started
-            left = seconds / done * (len(mine) - done) / 60
-            report(f"chunk {done} of {len(mine)}: {tokens / seconds:.0f} tokens/s, {left:.1f} minutes left")
+            took = time.monotonic() - started
+            left = took / done * (len(mine) - done) / 60
+            report(f"chunk {done} of {len(mine)}: {tokens / took:.0f} tokens/s, {left:.1f} minutes left")
         if max_seconds is not None and time.monotonic() - started >= max_seconds:
             break
     state.wait_for_everyone()
@@ -143,10 +144,22 @@ def distilled_files(
     return folder
 
 
-def _description(model: Seq2Seq, corpus: Path, settings: tuple) -> str:
+def _chunks(pairs: Sequence[Pair], seconds: Sequence[float], most: int) -> list[list[Pair]]:
+    """So many lines each, or hours of sound: all of a chunk are in memory."""
+    chunks, total = [[]], 0.0
+    for pair, length in zip(pairs, seconds, strict=True):
+        if len(chunks[-1]) == most or (chunks[-1] and total + length > SECONDS):
+            chunks.append([])
+            total = 0.0
+        chunks[-1].append(pair)
+        total += length
+    return chunks
+
+
+def _description(model: Seq2Seq, corpus: Path, settings: tuple, seconds: Sequence[float]) -> str:
     """What must be the same for two calls to write the same lines."""
     task = model.src_lang, model.tgt_lang, model.max_len_a, model.max_len_b
-    values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings, *task]
+    values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings, *task, *seconds]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
@@ -159,11 +172,13 @@ def _claim(parts: Path, description: str) -> None:
         raise UsageError(f"{parts}: holds chunks of another model, corpus or method; remove it or choose another name")
 
 
-def _usable(pairs: Iterator[Pair], data: DataConfig) -> Iterator[Pair]:
-    """Sources of the wanted length and origin, each once; whether a reference fits them does not matter here."""
+def _usable(pairs: Iterator[Pair], data: DataConfig, sounds: bool) -> Iterator[Pair]:
+    """Sources of the wanted length and origin, each once; whether a reference fits them does not matter here. The
+    words of a file's name are not counted."""
     seen = set()
     for pair in pairs:
-        fits = data.min_words <= len(pair.source.split()) <= data.max_words and pair.origin not in data.exclude_origins
+        words = data.min_words if sounds else len(pair.source.split())
+        fits = data.min_words <= words <= data.max_words and pair.origin not in data.exclude_origins
         if fits and pair.source not in seen:
             seen.add(pair.source)
             yield pair

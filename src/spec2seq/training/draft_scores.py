@@ -1,6 +1,5 @@
 """What a drafter is worth on held-out lines, measured the same for every kind of drafter."""
 
-import collections
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from spec2seq import FixedLength, Speculative
-from spec2seq.decoding.stats import Stats
 from spec2seq.training.data import Pair
 from spec2seq.training.inputs import Inputs
 
@@ -55,9 +53,10 @@ def score_drafter(
             guessable += int((labels != -100).sum())
             right += place[logits.argmax(-1) == labels].bincount(minlength=size).cpu()
             seen += place.bincount(minlength=size).cpu()
-    blocks, stats = Speculative(drafter, FixedLength(size)), Stats()
+    blocks, new_tokens, calls = Speculative(drafter, FixedLength(size)), 0, 0
     for model, sources, prompts in inputs.asked(pairs):
         limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-        collections.deque(model.stream(sources, blocks, stats=stats, prompts=prompts, **limits), maxlen=0)
+        for row in model.stream(sources, blocks, prompts=prompts, **limits):
+            new_tokens, calls = new_tokens + row.counts.new_tokens, calls + row.counts.verifier_calls
     accuracy = tuple((right / seen.clamp(min=1)).tolist())
-    return DraftScores(len(rows), nll / max(1, guessable), accuracy, stats.tokens_per_verifier_call)
+    return DraftScores(len(rows), nll / max(1, guessable), accuracy, new_tokens / max(1, calls))

@@ -47,10 +47,8 @@ class DrafterSession(Session):
         return self.verifier.tokenizer
 
     def _training_rows(self) -> Any:
-        self.inputs = inputs_of(self.verifier)
-        return self.inputs.training_rows(
-            self.files["train"], self.recipe.data, self.tokenizer, self.out / "cache", self.report
-        )
+        self.inputs = inputs_of(self.verifier, self.out / "cache", self.report)
+        return self.inputs.training_rows(self.files["train"], self.recipe.data, self.tokenizer)
 
     def _trainer(self, *arguments: Any) -> BudgetTrainer:
         return BudgetTrainer(*arguments, self.inputs.collator(), self._loss())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from spec2seq.errors import Spec2SeqError, UsageError
@@ -115,8 +116,8 @@ class Session:
         steps = len(self.sampler) / (recipe.training.gradient_accumulation * count)
         self.clock = Clock(recipe.training, steps, session_limit=limit, started=self.started)
         self.clock.agreed = None if count == 1 else 0.0
-        if count == 1:  # encoding sounds may take as long as the training that the budget is for
-            self.clock.seconds = -read
+        # Encoding sounds may take as long as the training that the budget is for. The first process has done it.
+        self.clock.seconds = -(read if count == 1 else broadcast_object_list([read])[0])
         self.report(
             f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
             f"batches an epoch, {self.parameters} parameters, {torch.get_num_threads()} threads"

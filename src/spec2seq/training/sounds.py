@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from spec2seq.api import Method, Seq2Seq
-from spec2seq.errors import UsageError
+from spec2seq.checks import check_ids
+from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.speech import audio
 from spec2seq.speech.transcribe import read_sound, transcribe, with_timestamps
 from spec2seq.speech.vocabulary import SpeechVocabulary
@@ -23,7 +24,7 @@ from spec2seq.training.recipe import DataConfig
 
 TOLD = 3  # tokens behind the decoder's start: language, task, no timestamps
 PLACES_TO_TOKEN = 16
-AT_ONCE = 16  # windows that are encoded before they are written down
+REPORTED = 100  # windows, after which there is a line of progress
 
 
 def check_told(model: Seq2Seq, data: DataConfig) -> None:
@@ -38,10 +39,24 @@ def check_told(model: Seq2Seq, data: DataConfig) -> None:
         words.prompt(words.language(data.language) or next(iter(words.languages), None), data.task, True)
 
 
-def check_files(folder: Path, pairs: Sequence[Pair]) -> None:
-    """Raises as `read_audio` does for the first file that is no sound, by what stands at its beginning."""
+def file_of(folder: Path, pair: Pair) -> Path:
+    """The sound that a line of a corpus in `folder` names."""
+    return folder / pair.source.strip()
+
+
+def lengths(model: Seq2Seq, folder: Path, pairs: Sequence[Pair], data: DataConfig) -> list[float]:
+    """Seconds of each sound, by what stands at its beginning. Raises as `read_audio` does for the first that is none,
+    Spec2SeqError for one that is too long for a decoding without timestamps."""
+    found, most = [], model.extractor.n_samples / model.extractor.sampling_rate
     for pair in pairs:
-        audio.length(folder / pair.source)
+        file = file_of(folder, pair)
+        seconds = audio.length(file)
+        if not seconds:
+            raise Spec2SeqError(f"{file}: there are no samples")
+        if seconds > most and data.timestamps is False:
+            raise Spec2SeqError(f"{file} is {seconds:.1f} seconds long; without timestamps the model hears {most:.0f}")
+        found.append(seconds)
+    return found
 
 
 def transcribed(
@@ -49,7 +64,7 @@ def transcribed(
     max_new_tokens: int | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A record for each window of each sound, whose file is named from `folder`."""
-    files = [str((folder / pair.source).resolve()) for pair in pairs]
+    files = [str(file_of(folder, pair).resolve()) for pair in pairs]
     found = transcribe(
         model, files, method, language=data.language, task=data.task, timestamps=data.timestamps,
         batch_size=batch_size, max_new_tokens=max_new_tokens,
@@ -63,16 +78,21 @@ def transcribed(
 
 
 def spectrograms(model: Seq2Seq, pairs: Sequence[Pair]) -> Iterator[Tensor]:
-    """What is heard of each, `[places, 2 * bins]`. A file is read once for pairs that follow each other."""
+    """What is heard of each, `[places, 2 * bins]`. A file is read once for pairs that follow each other. Raises
+    Spec2SeqError for a window behind the end of its sound."""
     file, sound = None, None
     for pair in pairs:
         if pair.source != file:
             file, sound = pair.source, read_sound(model, pair.source, pair.source)
+        if pair.frame >= sound.frames:
+            raise Spec2SeqError(f"{file}: a window begins at frame {pair.frame}; the sound has {sound.frames}")
         yield window_at(model, sound, pair.frame)
 
 
 def timed_apart(model: Seq2Seq, pairs: Sequence[Pair]) -> list[tuple[Seq2Seq, list[Pair]]]:
-    """Windows with timestamps, and the model under their rules; and those without."""
+    """Windows with timestamps, and the model under their rules; and those without. Raises as `check`."""
+    for number, pair in enumerate(pairs, 1):
+        check(model, pair, f"record {number}")
     words = SpeechVocabulary.of(model)
     plain = [pair for pair in pairs if pair.prompt[-1] == words.no_timestamps]
     timed = [pair for pair in pairs if pair.prompt[-1] != words.no_timestamps]
@@ -113,52 +133,56 @@ class HeardCollator(Collator):
         return {"encoded": encoded, "decoder_input_ids": batch["decoder_input_ids"], "labels": labels}
 
 
-def heard_rows(
-    verifier: Seq2Seq, pairs: Sequence[Pair], max_tokens: int, where: Path, folder: Path,
-    report: Callable[[str], None],
-) -> HeardRows:  # fmt: skip
-    """The windows of `where` in which something was said, encoded once: what was encoded lies in `folder`, and a call
-    that was stopped goes on behind it.
+def learnable(verifier: Seq2Seq, pairs: Sequence[Pair], data: DataConfig, where: Path) -> list[Pair]:
+    """Those in which something was said, and of which the decoder reads at most `data.max_tokens`.
 
-    Raises UsageError for records without a frame or a prompt, or if there are none of which the decoder reads at most
-    `max_tokens`.
+    Raises UsageError if there are none, or for a record that `distill` did not write with this model.
     """
     for number, pair in enumerate(pairs, 1):
         check(verifier, pair, f"{where}: record {number}")
     # The last token is never read.
-    kept = [pair for pair in pairs if pair.target.strip() and len(pair.prompt) + len(pair.tokens) - 1 <= max_tokens]
-    if not kept:
+    found = [
+        pair for pair in pairs if pair.target.strip() and len(pair.prompt) + len(pair.tokens) - 1 <= data.max_tokens
+    ]
+    if not found:
         raise UsageError(f"{where}: none of its windows passes the recipe's data filters")
+    return found[: data.max_lines]
+
+
+def encoded(verifier: Seq2Seq, pairs: Sequence[Pair], folder: Path, report: Callable[[str], None]) -> np.ndarray:
+    """The encoder's states of windows, `[windows, places, width]`, float16, from a file in `folder`: they are encoded
+    once, and a call that was stopped goes on behind what is there."""
     a = verifier.model.architecture
-    shape = len(kept), a.sound.places, a.width
-    key = json.dumps([verifier.fingerprint(), str(verifier.model.dtype), [(pair.source, pair.frame) for pair in kept]])
+    shape, size = (len(pairs), a.sound.places, a.width), 2 * a.sound.places * a.width
+    heard = [(pair.source, Path(pair.source).stat().st_size, pair.frame) for pair in pairs]
+    key = json.dumps([verifier.fingerprint(), str(verifier.model.dtype), heard])
     file = folder / f"encoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.f16"
     folder.mkdir(parents=True, exist_ok=True)
-    size = 2 * a.sound.places * a.width
     done = file.stat().st_size // size if file.is_file() else 0
-    with open(file, "ab") as out:
-        os.truncate(file, done * size)
-        for start in range(done, len(kept), AT_ONCE):
-            part = kept[start : start + AT_ONCE]
-            out.write(encoded(verifier, spectrograms(verifier, part)).tobytes())
-            if start // AT_ONCE % 10 == 9:
-                report(f"encoded {start + len(part)} of {len(kept)} windows")
-    return HeardRows(np.memmap(file, np.float16, "r", shape=shape), kept)
+    if done < len(pairs):
+        with open(file, "ab") as out:
+            os.truncate(file, done * size)
+            for number, states in enumerate(_encode(verifier, spectrograms(verifier, pairs[done:])), done + 1):
+                out.write(states.tobytes())
+                if number % REPORTED == 0:
+                    report(f"encoded {number} of {len(pairs)} windows")
+    return np.memmap(file, np.float16, "r", shape=shape)
 
 
 @torch.no_grad()
-def encoded(verifier: Seq2Seq, heard: Iterable[Tensor]) -> np.ndarray:
-    """The encoder's states of spectrograms, `[rows, places, width]`, float16."""
-    model, made = verifier.model, []
+def _encode(verifier: Seq2Seq, heard: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """The encoder's states of each spectrogram, `[places, width]`, float16."""
+    model = verifier.model
     for features in heard:
         lengths = torch.full((1,), len(features), device=model.device)
-        made.append(model.encode(features[None].to(model.device), lengths).states.to("cpu", torch.float16).numpy())
-    return np.concatenate(made)
+        yield model.encode(features[None].to(model.device), lengths).states[0].to("cpu", torch.float16).numpy()
 
 
 def check(verifier: Seq2Seq, pair: Pair, where: str) -> None:
     """Raises UsageError for a record that `distill` did not write with this model."""
-    if pair.frame is None or pair.tokens is None or not pair.prompt:
+    if pair.frame is None or not pair.tokens or not pair.prompt:
         raise UsageError(f"{where} lacks frame, prompt or tokens; needed: what distill wrote with a model that hears")
-    if pair.prompt[0] != verifier.model.architecture.decoder_start_token_id:
+    a = verifier.model.architecture
+    check_ids([*pair.prompt, *pair.tokens], where, a.vocabulary)
+    if pair.prompt[0] != a.decoder_start_token_id:
         raise UsageError(f"{where}: its prompt begins with {pair.prompt[0]}, not with the decoder's start")
