@@ -112,7 +112,7 @@ def test_a_batch_of_encoded_windows_is_read_as_one_of_spectrograms(model, distil
 
 def test_windows_are_encoded_once_and_a_stopped_call_goes_on(model, distilled, tmp_path, monkeypatch):
     pairs = [pair for pair in read_pairs(distilled, RECORDS) if pair.target.strip()][:40]
-    pairs += [Pair("absent.wav", "", tokens=(tiny_sound.END,), frame=0, prompt=pairs[0].prompt)]  # silent
+    pairs += [dataclasses.replace(pairs[0], target="", tokens=(tiny_sound.END,))]  # silent
     pairs = learnable(model, pairs, DataConfig("", "", max_tokens=64), distilled)
     assert len(pairs) == 40  # nothing is learned of silence
     calls, encode = [], type(model.model).encode
@@ -216,6 +216,7 @@ def test_what_is_no_sound_is_named(folder, model, tmp_path):
         ({}, "record 1 lacks frame, prompt or tokens; needed: what distill wrote"),
         ({"frame": 0, "prompt": (5,)}, "its prompt begins with 5, not with the decoder's start"),
         ({"frame": 0, "prompt": (tiny_sound.START, 10**6)}, "record 1 has the token id 1000000"),
+        ({"frame": 0, "prompt": (tiny_sound.START,)}, "record 1: a: no such file"),
     ):
         with pytest.raises(UsageError, match=message):
             learnable(model, [Pair("a", "b", tokens=(1, 2), **fields)], DataConfig("", ""), Path("train.jsonl"))

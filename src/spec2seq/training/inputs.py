@@ -12,6 +12,7 @@ from spec2seq.training.recipe import DataConfig
 from spec2seq.training.sounds import (
     HeardCollator,
     HeardRows,
+    check,
     check_told,
     encoded,
     learnable,
@@ -92,9 +93,11 @@ class Sounds(_Inputs):
         return self.rows(pairs)
 
     def rows(self, pairs: Sequence[Pair]) -> HeardRows:
+        check(self.verifier, pairs)
         return HeardRows(encoded(self.verifier, pairs, self.folder, self.report), pairs)
 
     def asked(self, pairs: Sequence[Pair]) -> list[Asked]:
+        check(self.verifier, pairs)
         return [
             Asked(model, spectrograms(model, part), [pair.prompt[1:] for pair in part])
             for model, part in timed_apart(self.verifier, pairs)

@@ -35,6 +35,8 @@ def check_told(model: Seq2Seq, data: DataConfig) -> None:
         if unused and value != getattr(DataConfig, name):
             raise UsageError(f"{name} is {value!r}; it does nothing for a model that {'hears' if hears else 'reads'}")
     if hears:
+        if model.extractor is None:
+            raise UsageError("this model has no feature extractor, which makes spectrograms")
         words = SpeechVocabulary.of(model)
         words.prompt(words.language(data.language) or next(iter(words.languages), None), data.task, True)
 
@@ -90,9 +92,7 @@ def spectrograms(model: Seq2Seq, pairs: Sequence[Pair]) -> Iterator[Tensor]:
 
 
 def timed_apart(model: Seq2Seq, pairs: Sequence[Pair]) -> list[tuple[Seq2Seq, list[Pair]]]:
-    """Windows with timestamps, and the model under their rules; and those without. Raises as `check`."""
-    for number, pair in enumerate(pairs, 1):
-        check(model, pair, f"record {number}")
+    """Windows with timestamps, and the model under their rules; and those without."""
     words = SpeechVocabulary.of(model)
     plain = [pair for pair in pairs if pair.prompt[-1] == words.no_timestamps]
     timed = [pair for pair in pairs if pair.prompt[-1] != words.no_timestamps]
@@ -138,8 +138,7 @@ def learnable(verifier: Seq2Seq, pairs: Sequence[Pair], data: DataConfig, where:
 
     Raises UsageError if there are none, or for a record that `distill` did not write with this model.
     """
-    for number, pair in enumerate(pairs, 1):
-        check(verifier, pair, f"{where}: record {number}")
+    check(verifier, pairs, f"{where}: ")
     # The last token is never read.
     found = [
         pair for pair in pairs if pair.target.strip() and len(pair.prompt) + len(pair.tokens) - 1 <= data.max_tokens
@@ -174,15 +173,20 @@ def _encode(verifier: Seq2Seq, heard: Iterable[Tensor]) -> Iterator[np.ndarray]:
     """The encoder's states of each spectrogram, `[places, width]`, float16."""
     model = verifier.model
     for features in heard:
-        lengths = torch.full((1,), len(features), device=model.device)
-        yield model.encode(features[None].to(model.device), lengths).states[0].to("cpu", torch.float16).numpy()
+        places = torch.full((1,), len(features), device=model.device)
+        yield model.encode(features[None].to(model.device), places).states[0].to("cpu", torch.float16).numpy()
 
 
-def check(verifier: Seq2Seq, pair: Pair, where: str) -> None:
-    """Raises UsageError for a record that `distill` did not write with this model."""
-    if pair.frame is None or not pair.tokens or not pair.prompt:
-        raise UsageError(f"{where} lacks frame, prompt or tokens; needed: what distill wrote with a model that hears")
+def check(verifier: Seq2Seq, pairs: Sequence[Pair], where: str = "") -> None:
+    """Raises UsageError for a record that `distill` did not write with this model, or whose sound is gone."""
     a = verifier.model.architecture
-    check_ids([*pair.prompt, *pair.tokens], where, a.vocabulary)
-    if pair.prompt[0] != a.decoder_start_token_id:
-        raise UsageError(f"{where}: its prompt begins with {pair.prompt[0]}, not with the decoder's start")
+    for number, pair in enumerate(pairs, 1):
+        record = f"{where}record {number}"
+        if pair.frame is None or not pair.tokens or not pair.prompt:
+            needed = "what distill wrote with a model that hears"
+            raise UsageError(f"{record} lacks frame, prompt or tokens; needed: {needed}")
+        check_ids([*pair.prompt, *pair.tokens], record, a.vocabulary)
+        if pair.prompt[0] != a.decoder_start_token_id:
+            raise UsageError(f"{record}: its prompt begins with {pair.prompt[0]}, not with the decoder's start")
+        if not Path(pair.source).is_file():
+            raise UsageError(f"{record}: {pair.source}: no such file")
