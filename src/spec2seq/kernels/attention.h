@@ -1,4 +1,4 @@
-/* Attention of one query over keys and values that lie anywhere. */
+/* Attention of a query, or of some that see the same, over keys and values that lie anywhere. */
 #ifndef SPEC2SEQ_ATTENTION_H
 #define SPEC2SEQ_ATTENTION_H
 
@@ -14,6 +14,20 @@ typedef struct {
     const int64_t *rows;   /* in which row, `row_stride` apart, the key of each place lies: rows[place & rows_mask] */
     int64_t rows_mask, row_stride;
 } Keys;
+
+/* At once: each key and value is then read for all of them, as many as registers hold the results of. */
+#ifdef __AVX512F__
+#define QUERIES 6
+#else
+#define QUERIES 2
+#endif
+
+/* Queries that lie `stride` apart, as what comes out of them; `scores` has room for a multiple of 16 each. */
+typedef struct {
+    const float *queries;
+    float *scores, *out;
+    int64_t stride, score_stride;
+} Queries;
 
 /* As `rows` with a mask of 0: all keys lie in one. One path for both cases, or compilers round differently in each. */
 static const int64_t FIRST_ROW = 0;
@@ -37,34 +51,41 @@ INLINE __m512 lane_sums(__m512 *x) {
     return _mm512_add_ps(_mm512_shuffle_ps(x[0], x[1], 0x88), _mm512_shuffle_ps(x[0], x[1], 0xdd));
 }
 
-/* Scores of 16 keys at once; `parts` is a constant wherever this is inlined. */
-INLINE void scores_of_parts(const Keys *k, const float *query, float *scores, int parts) {
+/* Scores of 16 keys at once; `parts` and `count` are constants wherever this is inlined. */
+INLINE void scores_of_parts(const Keys *k, const Queries *q, int parts, int count) {
     for (int64_t first = 0; first < k->visible; first += 16) {
-        __m512 products[16];
+        __m512 products[QUERIES][16];
         for (int i = 0; i < 16; i++) {
             int64_t place = first + i < k->visible ? first + i : k->visible - 1;
             const float *key = of_place(k, k->keys, k->key_stride, place);
-            __m512 total = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
-            for (int part = 1; part < parts; part++)
-                total = _mm512_fmadd_ps(_mm512_loadu_ps(query + 16 * part), _mm512_loadu_ps(key + 16 * part), total);
-            products[TURNED[i]] = total;
+            for (int n = 0; n < count; n++) {
+                const float *query = q->queries + n * q->stride;
+                __m512 total = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
+                for (int part = 1; part < parts; part++)
+                    total = _mm512_fmadd_ps(_mm512_loadu_ps(query + 16 * part), _mm512_loadu_ps(key + 16 * part), total);
+                products[n][TURNED[i]] = total;
+            }
         }
-        _mm512_storeu_ps(scores + first, _mm512_mul_ps(lane_sums(products), _mm512_set1_ps(k->scale)));
+        for (int n = 0; n < count; n++)
+            _mm512_storeu_ps(q->scores + n * q->score_stride + first,
+                             _mm512_mul_ps(lane_sums(products[n]), _mm512_set1_ps(k->scale)));
     }
 }
 #endif
 
-/* Scores of all keys; `scores` has room for a multiple of 16. */
-INLINE void dots_of(const Keys *k, const float *query, float *scores) {
+/* Scores of all keys; `count` is a constant wherever this is inlined. */
+INLINE void dots_of(const Keys *k, const Queries *q, int count) {
 #ifdef __AVX512F__
     switch (k->width) {
-    case 32: scores_of_parts(k, query, scores, 2); return;
-    case 64: scores_of_parts(k, query, scores, 4); return;
-    case 128: scores_of_parts(k, query, scores, 8); return;
+    case 32: scores_of_parts(k, q, 2, count); return;
+    case 64: scores_of_parts(k, q, 4, count); return;
+    case 128: scores_of_parts(k, q, 8, count); return;
     }
 #endif
     for (int64_t j = 0; j < k->visible; j++)
-        scores[j] = dot(query, of_place(k, k->keys, k->key_stride, j), k->width) * k->scale;
+        for (int n = 0; n < count; n++)
+            q->scores[n * q->score_stride + j] =
+                dot(q->queries + n * q->stride, of_place(k, k->keys, k->key_stride, j), k->width) * k->scale;
 }
 
 /* Add the bias by distance of the query at `place`, if there is one. */
@@ -74,13 +95,6 @@ INLINE void add_relative(const float *relative, int64_t reach, int64_t place, fl
         distance = distance < reach ? distance : reach;
         scores[j] += relative[distance > -reach ? distance : -reach];
     }
-}
-
-INLINE void scores_of(const Keys *k, const float *query, float *scores) {
-    dots_of(k, query, scores);
-    add_relative(k->relative, k->reach, k->place, scores, k->visible);
-    if (k->mask)
-        for (int64_t j = 0; j < k->visible; j++) scores[j] += k->mask[j];
 }
 
 /* Scores to weights, not yet divided by their sum, which is returned. */
@@ -94,27 +108,55 @@ static float softmax(float *scores, int64_t n) {
     return sum(scores, n);
 }
 
-INLINE void mix(const Keys *k, const float *weights, float scale, float *out) {
+/* `count` is a constant wherever this is inlined. */
+INLINE void mix(const Keys *k, const Queries *q, const float *scales, int count) {
     int64_t d = 0;
     for (; d + 4 * LANES <= k->width; d += 4 * LANES) {
-        vec total[4] = {{0}};
-        for (int64_t j = 0; j < k->visible; j++)
-            for (int v = 0; v < 4; v++)
-                total[v] += load(of_place(k, k->values, k->value_stride, j) + d + v * LANES) * weights[j];
-        for (int v = 0; v < 4; v++) store(out + d + v * LANES, total[v] * scale);
+        vec total[QUERIES][4] = {{{0}}};
+        for (int64_t j = 0; j < k->visible; j++) {
+            const float *value = of_place(k, k->values, k->value_stride, j) + d;
+            for (int n = 0; n < count; n++)
+                for (int v = 0; v < 4; v++) total[n][v] += load(value + v * LANES) * q->scores[n * q->score_stride + j];
+        }
+        for (int n = 0; n < count; n++)
+            for (int v = 0; v < 4; v++) store(q->out + n * q->stride + d + v * LANES, total[n][v] * scales[n]);
     }
-    for (; d < k->width; d++) {
-        float total = 0;
-        for (int64_t j = 0; j < k->visible; j++) total += of_place(k, k->values, k->value_stride, j)[d] * weights[j];
-        out[d] = total * scale;
-    }
+    for (; d < k->width; d++)
+        for (int n = 0; n < count; n++) {
+            const float *weights = q->scores + n * q->score_stride;
+            float total = 0;
+            for (int64_t j = 0; j < k->visible; j++) total += of_place(k, k->values, k->value_stride, j)[d] * weights[j];
+            q->out[n * q->stride + d] = total * scales[n];
+        }
 }
 
-/* One query over its keys; `scores` is room for as many floats as there are keys. */
-static void attend(const Keys *k, const float *query, float *scores, float *out) {
-    scores_of(k, query, scores);
-    float total = softmax(scores, k->visible);
-    mix(k, scores, total > 0 ? 1.0f / total : 0.0f, out);
+/* `count` queries, a constant, over the same keys; what has a place or a mask of its own comes alone. */
+INLINE void attend_together(const Keys *k, const Queries *q, int count) {
+    float scales[QUERIES];
+    dots_of(k, q, count);
+    for (int n = 0; n < count; n++) {
+        float *scores = q->scores + n * q->score_stride;
+        add_relative(k->relative, k->reach, k->place, scores, k->visible);
+        if (k->mask)
+            for (int64_t j = 0; j < k->visible; j++) scores[j] += k->mask[j];
+        float total = softmax(scores, k->visible);
+        scales[n] = total > 0 ? 1.0f / total : 0.0f;
+    }
+    mix(k, q, scales, count);
+}
+
+/* From 1 to QUERIES of them. */
+static void attend(const Keys *k, const Queries *q, int64_t count) {
+    switch (count) {
+    case 1: attend_together(k, q, 1); return;
+#if QUERIES > 2
+    case 2: attend_together(k, q, 2); return;
+    case 3: attend_together(k, q, 3); return;
+    case 4: attend_together(k, q, 4); return;
+    case 5: attend_together(k, q, 5); return;
+#endif
+    default: attend_together(k, q, QUERIES);
+    }
 }
 
 #endif

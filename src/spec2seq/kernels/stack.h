@@ -91,7 +91,7 @@ static size_t carve(Work *work, char *memory, const Stack *s, int64_t tokens, in
     TAKE(work, query, tokens * inner);
     TAKE(work, mixed, tokens * inner);
     TAKE(work, inner, tokens * ffn_in);
-    TAKE(work, scores, team_size(threads) * work->score_stride);
+    TAKE(work, scores, team_size(threads) * QUERIES * work->score_stride);
     TAKE(work, scales, tokens);
     TAKE(work, codes, tokens * work->code_stride);
     work->dense_stride = s->cross ? 0 : (int64_t)carve_dense(&dense, NULL, keys, s->head_width, has_codes(s));
@@ -189,9 +189,20 @@ static int64_t end_of(const Pass *p, int64_t row, int64_t step) {
     return end > 0 ? end : 0;
 }
 
-static float *own_scores(const Run *run) { return run->work.scores + run->team->index * run->work.score_stride; }
+/* A thread's room for the scores of QUERIES queries. */
+static float *own_scores(const Run *run) {
+    return run->work.scores + run->team->index * QUERIES * run->work.score_stride;
+}
 
-static void self_query(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step) {
+/* Queries that begin at a place of `from`, whose results begin at a place of the mixed values. */
+static Queries own_queries(const Run *run, const float *from, int64_t to, int64_t stride) {
+    Queries found = {.queries = from, .scores = own_scores(run), .out = run->work.mixed + to, .stride = stride,
+                     .score_stride = run->work.score_stride};
+    return found;
+}
+
+/* One query, for each sees another end; `count` is 1. */
+static void self_query(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step, int64_t count) {
     const Stack *s = run->stack;
     const Pass *p = run->pass;
     int64_t width = s->head_width, inner = s->heads * width;
@@ -203,10 +214,12 @@ static void self_query(const Run *run, int64_t index, int64_t row, int64_t head,
     if (s->relative) keys.relative = s->relative + index * s->relative_layer + head * (2 * s->reach + 1) + s->reach;
     if (p->mask) keys.mask = p->mask + row * p->mask_row + head * p->mask_head + step * p->mask_query;
     int64_t at = first_of(p, row) + step;
-    attend(&keys, run->work.wide + at * 3 * inner + head * width, own_scores(run), run->work.mixed + at * inner + head * width);
+    Queries query = own_queries(run, run->work.wide + at * 3 * inner + head * width, at * inner + head * width, inner);
+    attend(&keys, &query, count);
 }
 
-static void cross_query(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step) {
+/* Some queries of one head that follow each other. */
+static void cross_queries(const Run *run, int64_t index, int64_t row, int64_t head, int64_t step, int64_t count) {
     const Stack *s = run->stack;
     const Pass *p = run->pass;
     int64_t width = s->head_width, at = ((first_of(p, row) + step) * s->heads + head) * width;
@@ -216,17 +229,23 @@ static void cross_query(const Run *run, int64_t index, int64_t row, int64_t head
                  .values = places_of(&p->source, index, 1, source, head), .key_stride = width, .value_stride = width,
                  .visible = visible < p->source_horizon ? visible : p->source_horizon, .width = width,
                  .scale = (float)s->scale, .rows = &FIRST_ROW};
-    attend(&keys, run->work.query + at, own_scores(run), run->work.mixed + at);
+    Queries queries = own_queries(run, run->work.query + at, at, s->heads * width);
+    attend(&keys, &queries, count);
 }
 
-/* One phase: every query of every head, then codes for the linear layer behind. */
-static void attention(const Run *run, int64_t index, void (*query)(const Run *, int64_t, int64_t, int64_t, int64_t)) {
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* One phase: every query of every head, up to `most` of one together, then codes for the linear layer behind. */
+static void attention(const Run *run, int64_t index, int64_t most,
+                      void (*queries)(const Run *, int64_t, int64_t, int64_t, int64_t, int64_t)) {
     const Pass *p = run->pass;
-    int64_t heads = run->stack->heads, task, end;
+    int64_t heads = run->stack->heads, task, end, count;
     while (next_share(run->team, run->tokens * heads, &task, &end))
-        for (; task < end; task++) {
+        for (; task < end; task += count) {
             int64_t row = row_of(p, task / heads), first = first_of(p, row), length = first_of(p, row + 1) - first;
-            query(run, index, row, (task - first * heads) / length, (task - first * heads) % length);
+            int64_t head = (task - first * heads) / length, step = (task - first * heads) % length;
+            count = least(most, least(end - task, length - step));
+            queries(run, index, row, head, step, count);
         }
     prepare(run, run->work.mixed, heads * run->stack->head_width);
 }
@@ -254,7 +273,7 @@ static void encoder_attention(const Run *run, int64_t index) {
             if (part.length >= DENSE_FROM)
                 dense_head(&part, run->work.dense + run->team->index * run->work.dense_stride);
             for (int64_t step = 0; part.length < DENSE_FROM && step < part.length; step++)
-                self_query(run, index, row, head, step);
+                self_query(run, index, row, head, step, 1);
         }
     prepare(run, run->work.mixed, inner);
 }
@@ -280,11 +299,11 @@ static void run_layer(const Run *run, int64_t index) {
     int64_t inner = s->heads * s->head_width;
     apply(run, &layer->self_qkv, enter(run, &layer->self_norm), work->wide);
     write_cache(run, index);
-    is_encoder(run) ? encoder_attention(run, index) : attention(run, index, self_query);
+    is_encoder(run) ? encoder_attention(run, index) : attention(run, index, 1, self_query);
     leave(run, &layer->self_out, &layer->self_norm, work->mixed, inner);
     if (s->cross) {
         apply(run, &layer->cross_query, enter(run, &layer->cross_norm), work->query);
-        attention(run, index, cross_query);
+        attention(run, index, QUERIES, cross_queries);
         leave(run, &layer->cross_out, &layer->cross_norm, work->mixed, inner);
     }
     apply(run, &layer->ffn_in, enter(run, &layer->ffn_norm), work->inner);
