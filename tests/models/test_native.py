@@ -73,6 +73,27 @@ def test_a_token_is_the_same_bits_in_any_block(family, dtype):
         assert torch.equal(torch.cat(teacher_forced(model, given, list(fed.split(sizes, 1))), 1), alone), sizes
 
 
+@pytest.mark.parametrize("heads", [1, 2])  # of 64 and 32 numbers, whose keys are met sixteen at a time
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_queries_that_read_a_long_source_together_are_the_same_bits(heads, dtype):
+    torch.manual_seed(0)
+    config = tiny.config("bart", width=64)
+    config.max_position_embeddings = 300
+    config.encoder_attention_heads = config.decoder_attention_heads = heads
+    theirs = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    base = Seq2Seq.from_transformers(theirs).model
+    pair = [base, copy.deepcopy(base)]
+    if dtype == "int8":
+        for model in pair:
+            quantize(model)
+    native.attach(pair[1])
+    given, fed = [torch.randint(3, 60, (length,)).tolist() for length in (205, 77)], words(2, 20)
+    wanted, alone = (torch.cat(teacher_forced(model, given, list(fed.split(1, 1))), 1) for model in pair)
+    torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-4 if dtype == "float32" else 0.5)
+    for sizes in ([20], [2, 3, 4, 5, 6], [7, 13], [12, 8]):
+        assert torch.equal(torch.cat(teacher_forced(pair[1], given, list(fed.split(sizes, 1))), 1), alone), sizes
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sources_are_read_without_their_padding(family, dtype, monkeypatch):
     """Their states are the same bits alone and beside longer ones, and nobody computes what lies behind them."""

@@ -86,19 +86,15 @@ def generate(
 
     `method`, `executor` and `assistant_model` are those of `custom_generate`.
     """
+    from transformers import GenerationMixin
+
     callable_ = custom_generate(method, assistant_model=assistant_model, executor=executor)
     # Of the class: a model from a folder with custom_generate/generate.py has this very function as its own. Whisper's
     # calls it for each window, where its own must not begin again.
     of_window = getattr(model, "main_input_name", None) == "input_features" and "decoder_input_ids" in arguments
-    run = _mixin().generate if of_window else type(model).generate
+    run = GenerationMixin.generate if of_window else type(model).generate
     given = () if inputs is None else (inputs,)
     return run(model, *given, streamer=streamer, custom_generate=callable_, **arguments)
-
-
-def _mixin() -> Any:
-    from transformers import GenerationMixin
-
-    return GenerationMixin
 
 
 @dataclass(frozen=True)
