@@ -57,6 +57,8 @@ class Session:
             )
         with self.processes.main_process_first():
             self._prepare()
+        # Encoding sounds may take as long as the training that the budget is for. The first process has done it.
+        self.clock.seconds = -broadcast_object_list([self.read_seconds])[0]
         whole = whole_checkpoints(self.checkpoints)
         if whole:
             last = whole[-1]
@@ -102,7 +104,7 @@ class Session:
         self.tokenizer = self._vocabulary()
         started = time.monotonic()
         self.rows = self._training_rows()
-        read = time.monotonic() - started
+        self.read_seconds = time.monotonic() - started
         self.dev = self._held_out("dev", recipe.evaluation.dev_lines)
         lengths = self.rows.source_lengths, self.rows.target_lengths
         self.sampler = TokenBudgetSampler(*lengths, recipe.training.tokens_per_batch, recipe.training.seed)
@@ -116,8 +118,6 @@ class Session:
         steps = len(self.sampler) / (recipe.training.gradient_accumulation * count)
         self.clock = Clock(recipe.training, steps, session_limit=limit, started=self.started)
         self.clock.agreed = None if count == 1 else 0.0
-        # Encoding sounds may take as long as the training that the budget is for. The first process has done it.
-        self.clock.seconds = -(read if count == 1 else broadcast_object_list([read])[0])
         self.report(
             f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
             f"batches an epoch, {self.parameters} parameters, {torch.get_num_threads()} threads"
