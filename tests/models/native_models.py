@@ -39,11 +39,16 @@ def model(family: str, dtype: str, executor: str = "native") -> EncoderDecoder:
 
 
 @torch.inference_mode()
-def teacher_forced(model: EncoderDecoder, sources: list[list[int]], blocks: list[Tensor]) -> list[Tensor]:
-    """Logits of blocks `[rows, length]` that are fed one after another to rows of one length."""
+def teacher_forced(
+    model: EncoderDecoder, sources: list[list[int]], blocks: list[Tensor], rounded: bool = False
+) -> list[Tensor]:
+    """Logits of blocks `[rows, length]` that are fed one after another to rows of one length. `rounded`: after the
+    sources' keys and values were rounded to 16 bits."""
     tokens, lengths = tiny.padded(sources, model.architecture.pad_token_id)
     cache, done, found = model.new_cache(len(sources)), 0, []
     model.admit(cache, 0, model.encode(tokens, lengths))
+    if rounded:
+        cache.source.copy_(cache.source.half())
     for block in blocks:
         start = torch.full((len(sources),), done)
         done += block.shape[1]

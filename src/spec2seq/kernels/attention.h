@@ -5,7 +5,8 @@
 #include "common.h"
 
 typedef struct {
-    const float *keys, *values; /* [visible][stride] */
+    const void *keys, *values; /* [visible][stride], floats, or halves */
+    int64_t halves;
     int64_t key_stride, value_stride, visible, width;
     float scale;
     const float *mask;     /* [visible], added to the scores, or null */
@@ -32,9 +33,17 @@ typedef struct {
 /* As `rows` with a mask of 0: all keys lie in one. One path for both cases, or compilers round differently in each. */
 static const int64_t FIRST_ROW = 0;
 
-/* Where a place's key or value begins. */
-INLINE const float *of_place(const Keys *k, const float *first, int64_t stride, int64_t place) {
-    return first + place * stride + k->rows[place & k->rows_mask] * k->row_stride;
+/* Where a place's key or value begins, from the first one's. */
+INLINE int64_t of_place(const Keys *k, int64_t stride, int64_t place) {
+    return place * stride + k->rows[place & k->rows_mask] * k->row_stride;
+}
+
+/* Numbers of keys or values; `halves` is a constant wherever these are inlined. */
+INLINE vec vec_at(const void *from, int64_t at, int halves) {
+    return halves ? load_half((const half *)from + at) : load((const float *)from + at);
+}
+INLINE float float_at(const void *from, int64_t at, int halves) {
+    return halves ? float_of(((const half *)from)[at]) : ((const float *)from)[at];
 }
 
 #ifdef __AVX512F__
@@ -51,18 +60,20 @@ INLINE __m512 lane_sums(__m512 *x) {
     return _mm512_add_ps(_mm512_shuffle_ps(x[0], x[1], 0x88), _mm512_shuffle_ps(x[0], x[1], 0xdd));
 }
 
-/* Scores of 16 keys at once; `parts` and `count` are constants wherever this is inlined. */
-INLINE void scores_of_parts(const Keys *k, const Queries *q, int parts, int count) {
+/* Scores of 16 keys at once; `parts`, `count` and `halves` are constants wherever this is inlined. */
+INLINE void scores_of_parts(const Keys *k, const Queries *q, int parts, int count, int halves) {
     for (int64_t first = 0; first < k->visible; first += 16) {
         __m512 products[QUERIES][16];
         for (int i = 0; i < 16; i++) {
             int64_t place = first + i < k->visible ? first + i : k->visible - 1;
-            const float *key = of_place(k, k->keys, k->key_stride, place);
+            int64_t at = of_place(k, k->key_stride, place);
+            __m512 key[8];
+            for (int part = 0; part < parts; part++) key[part] = (__m512)vec_at(k->keys, at + 16 * part, halves);
             for (int n = 0; n < count; n++) {
                 const float *query = q->queries + n * q->stride;
-                __m512 total = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
+                __m512 total = _mm512_mul_ps(_mm512_loadu_ps(query), key[0]);
                 for (int part = 1; part < parts; part++)
-                    total = _mm512_fmadd_ps(_mm512_loadu_ps(query + 16 * part), _mm512_loadu_ps(key + 16 * part), total);
+                    total = _mm512_fmadd_ps(_mm512_loadu_ps(query + 16 * part), key[part], total);
                 products[n][TURNED[i]] = total;
             }
         }
@@ -73,19 +84,27 @@ INLINE void scores_of_parts(const Keys *k, const Queries *q, int parts, int coun
 }
 #endif
 
-/* Scores of all keys; `count` is a constant wherever this is inlined. */
-INLINE void dots_of(const Keys *k, const Queries *q, int count) {
+/* Scores of all keys; `count` and `halves` are constants wherever this is inlined. */
+INLINE void dots_of(const Keys *k, const Queries *q, int count, int halves) {
 #ifdef __AVX512F__
     switch (k->width) {
-    case 32: scores_of_parts(k, q, 2, count); return;
-    case 64: scores_of_parts(k, q, 4, count); return;
-    case 128: scores_of_parts(k, q, 8, count); return;
+    case 32: scores_of_parts(k, q, 2, count, halves); return;
+    case 64: scores_of_parts(k, q, 4, count, halves); return;
+    case 128: scores_of_parts(k, q, 8, count, halves); return;
     }
 #endif
-    for (int64_t j = 0; j < k->visible; j++)
-        for (int n = 0; n < count; n++)
-            q->scores[n * q->score_stride + j] =
-                dot(q->queries + n * q->stride, of_place(k, k->keys, k->key_stride, j), k->width) * k->scale;
+    for (int64_t j = 0; j < k->visible; j++) {
+        int64_t at = of_place(k, k->key_stride, j);
+        for (int n = 0; n < count; n++) {
+            const float *query = q->queries + n * q->stride;
+            vec total = {0};
+            float rest = 0;
+            int64_t i = 0;
+            for (; i + LANES <= k->width; i += LANES) total += load(query + i) * vec_at(k->keys, at + i, halves);
+            for (; i < k->width; i++) rest += query[i] * float_at(k->keys, at + i, halves);
+            q->scores[n * q->score_stride + j] = (lane_sum(total) + rest) * k->scale;
+        }
+    }
 }
 
 /* Add the bias by distance of the query at `place`, if there is one. */
@@ -108,15 +127,17 @@ static float softmax(float *scores, int64_t n) {
     return sum(scores, n);
 }
 
-/* `count` is a constant wherever this is inlined. */
-INLINE void mix(const Keys *k, const Queries *q, const float *scales, int count) {
+/* `count` and `halves` are constants wherever this is inlined. */
+INLINE void mix(const Keys *k, const Queries *q, const float *scales, int count, int halves) {
     int64_t d = 0;
     for (; d + 4 * LANES <= k->width; d += 4 * LANES) {
         vec total[QUERIES][4] = {{{0}}};
         for (int64_t j = 0; j < k->visible; j++) {
-            const float *value = of_place(k, k->values, k->value_stride, j) + d;
+            int64_t at = of_place(k, k->value_stride, j) + d;
+            vec value[4];
+            for (int v = 0; v < 4; v++) value[v] = vec_at(k->values, at + v * LANES, halves);
             for (int n = 0; n < count; n++)
-                for (int v = 0; v < 4; v++) total[n][v] += load(value + v * LANES) * q->scores[n * q->score_stride + j];
+                for (int v = 0; v < 4; v++) total[n][v] += value[v] * q->scores[n * q->score_stride + j];
         }
         for (int n = 0; n < count; n++)
             for (int v = 0; v < 4; v++) store(q->out + n * q->stride + d + v * LANES, total[n][v] * scales[n]);
@@ -125,15 +146,16 @@ INLINE void mix(const Keys *k, const Queries *q, const float *scales, int count)
         for (int n = 0; n < count; n++) {
             const float *weights = q->scores + n * q->score_stride;
             float total = 0;
-            for (int64_t j = 0; j < k->visible; j++) total += of_place(k, k->values, k->value_stride, j)[d] * weights[j];
+            for (int64_t j = 0; j < k->visible; j++)
+                total += float_at(k->values, of_place(k, k->value_stride, j) + d, halves) * weights[j];
             q->out[n * q->stride + d] = total * scales[n];
         }
 }
 
-/* `count` queries, a constant, over the same keys; what has a place or a mask of its own comes alone. */
-INLINE void attend_together(const Keys *k, const Queries *q, int count) {
+/* `count` queries, a constant as `halves` is, over the same keys; what has a place or a mask of its own comes alone. */
+INLINE void attend_together(const Keys *k, const Queries *q, int count, int halves) {
     float scales[QUERIES];
-    dots_of(k, q, count);
+    dots_of(k, q, count, halves);
     for (int n = 0; n < count; n++) {
         float *scores = q->scores + n * q->score_stride;
         add_relative(k->relative, k->reach, k->place, scores, k->visible);
@@ -142,21 +164,25 @@ INLINE void attend_together(const Keys *k, const Queries *q, int count) {
         float total = softmax(scores, k->visible);
         scales[n] = total > 0 ? 1.0f / total : 0.0f;
     }
-    mix(k, q, scales, count);
+    mix(k, q, scales, count, halves);
+}
+
+INLINE void attend_to(const Keys *k, const Queries *q, int64_t count, int halves) {
+    switch (count) {
+    case 1: attend_together(k, q, 1, halves); return;
+#if QUERIES > 2
+    case 2: attend_together(k, q, 2, halves); return;
+    case 3: attend_together(k, q, 3, halves); return;
+    case 4: attend_together(k, q, 4, halves); return;
+    case 5: attend_together(k, q, 5, halves); return;
+#endif
+    default: attend_together(k, q, QUERIES, halves);
+    }
 }
 
 /* From 1 to QUERIES of them. */
 static void attend(const Keys *k, const Queries *q, int64_t count) {
-    switch (count) {
-    case 1: attend_together(k, q, 1); return;
-#if QUERIES > 2
-    case 2: attend_together(k, q, 2); return;
-    case 3: attend_together(k, q, 3); return;
-    case 4: attend_together(k, q, 4); return;
-    case 5: attend_together(k, q, 5); return;
-#endif
-    default: attend_together(k, q, QUERIES);
-    }
+    k->halves ? attend_to(k, q, count, 1) : attend_to(k, q, count, 0);
 }
 
 #endif

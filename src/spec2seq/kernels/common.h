@@ -19,6 +19,8 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef int32_t loose_ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* at any address */
+typedef uint16_t half; /* the bits of an IEEE number of 16 bits */
+#define LARGEST_HALF 65504.0f
 
 /* The structures below are mirrored in library.py, field by field; every field has eight bytes. */
 typedef struct {
@@ -45,6 +47,42 @@ typedef struct {
         (to)->field = memory ? (void *)(memory + used) : NULL;        \
         used += ((size_t)(count) * sizeof *(to)->field + 63) / 64 * 64; \
     } while (0)
+
+/* The arithmetic of a float does the work: the exponents of the two differ by 112. */
+INLINE float float_of(half from) {
+    uint32_t bits = (uint32_t)(from & 0x7fff) << 13;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f;
+    return from & 0x8000 ? -value : value;
+}
+
+/* The nearest half, ties to even; what is beyond the largest becomes it, what is below 2^-14 may become 0. */
+INLINE half half_of(float from) {
+    float size = fabsf(from), bounded = (size < LARGEST_HALF ? size : LARGEST_HALF) * 0x1p-112f;
+    uint32_t bits;
+    memcpy(&bits, &bounded, sizeof bits);
+    bits = (bits + 0xfff + (bits >> 13 & 1)) >> 13;
+    return (half)(bits | (from < 0 ? 0x8000 : 0));
+}
+
+INLINE vec load_half(const half *from) {
+#ifdef __AVX512F__
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#else
+    float lane[LANES];
+    vec value;
+#ifdef __F16C__
+    for (int i = 0; i < LANES; i += 8)
+        _mm256_storeu_ps(lane + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
+#else
+#pragma omp simd
+    for (int i = 0; i < LANES; i++) lane[i] = float_of(from[i]);
+#endif
+    memcpy(&value, lane, sizeof value);
+    return value;
+#endif
+}
 
 INLINE vec load(const float *from) { return *(const loose_vec *)from; }
 INLINE void store(float *to, vec value) { *(loose_vec *)to = value; }
@@ -75,15 +113,6 @@ INLINE float largest_of(const float *x, int64_t n) {
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
     return most;
-}
-
-INLINE float dot(const float *a, const float *b, int64_t n) {
-    vec total = {0};
-    int64_t i = 0;
-    float rest = 0;
-    for (; i + LANES <= n; i += LANES) total += load(a + i) * load(b + i);
-    for (; i < n; i++) rest += a[i] * b[i];
-    return lane_sum(total) + rest;
 }
 
 /* e^x to about 2 units in the last place, 0 below -87; written so that loops over it become vector code. */

@@ -37,7 +37,7 @@ Stack = _structure(
     relative=c_void_p,
     **_of(c_int64, "reach relative_layer"),
 )
-Places = _structure("Places", data=c_void_p, **_of(c_int64, "layer half row head"))
+Places = _structure("Places", data=c_void_p, **_of(c_int64, "layer part row head halves"))
 Pass = _structure(
     "Pass",
     **_of(c_void_p, "input output hidden"),

@@ -3,6 +3,7 @@
 #define SPEC2SEQ_STACK_H
 
 #include "dense.h"
+#include "places.h"
 
 typedef struct {
     const Layer *layers;
@@ -13,12 +14,6 @@ typedef struct {
     const float *relative; /* [heads][2 * reach + 1] by query minus key place, or null */
     int64_t reach, relative_layer; /* step from one layer's biases to the next one's; 0: all have the same */
 } Stack;
-
-/* Keys and values [layer][half][row][head][place][head_width]; steps in floats. */
-typedef struct {
-    float *data;
-    int64_t layer, half, row, head;
-} Places;
 
 typedef struct {
     const float *input;   /* [rows * length][width] */
@@ -155,19 +150,6 @@ static void name_rows(int64_t rows, const int64_t *first, int64_t *row_of) {
 
 static int64_t start_of(const Pass *p, int64_t row) { return p->starts ? p->starts[row] : p->horizon - p->length; }
 
-/* Where the keys (half 0) or values (half 1) of a head begin. */
-static float *places_of(const Places *places, int64_t layer, int64_t half, int64_t row, int64_t head) {
-    return places->data + layer * places->layer + half * places->half + row * places->row + head * places->head;
-}
-
-/* Copy one token's keys and values, `wide` [2][heads][head_width], to `place` of a row. */
-static void write_place(const Stack *s, const Places *to, int64_t layer, int64_t row, int64_t place, const float *wide) {
-    int64_t width = s->head_width;
-    for (int64_t part = 0; part < 2 * s->heads; part++)
-        memcpy(places_of(to, layer, part / s->heads, row, part % s->heads) + place * width, wide + part * width,
-               (size_t)width * sizeof(float));
-}
-
 /* The new keys and values go into the cache. */
 static void write_cache(const Run *run, int64_t index) {
     const Pass *p = run->pass;
@@ -175,8 +157,8 @@ static void write_cache(const Run *run, int64_t index) {
     while (next_share(run->team, run->tokens, &token, &end))
         for (; token < end; token++) {
             int64_t row = row_of(p, token);
-            write_place(run->stack, &p->own, index, row, start_of(p, row) + token - first_of(p, row),
-                        run->work.wide + (3 * token + 1) * inner);
+            write_place(&p->own, index, row, start_of(p, row) + token - first_of(p, row),
+                        run->work.wide + (3 * token + 1) * inner, run->stack->heads, run->stack->head_width);
         }
 }
 
@@ -206,8 +188,8 @@ static void self_query(const Run *run, int64_t index, int64_t row, int64_t head,
     const Stack *s = run->stack;
     const Pass *p = run->pass;
     int64_t width = s->head_width, inner = s->heads * width;
-    Keys keys = {.keys = places_of(&p->own, index, 0, p->origins ? 0 : row, head),
-                 .values = places_of(&p->own, index, 1, p->origins ? 0 : row, head), .key_stride = width,
+    Keys keys = {.keys = places_of(&p->own, index, 0, p->origins ? 0 : row, head, 0),
+                 .values = places_of(&p->own, index, 1, p->origins ? 0 : row, head, 0), .key_stride = width,
                  .value_stride = width, .visible = end_of(p, row, step), .width = width, .scale = (float)s->scale,
                  .place = start_of(p, row) + step, .reach = s->reach, .rows = &FIRST_ROW};
     if (p->origins) keys.rows = p->origins + row * p->origin_stride, keys.rows_mask = -1, keys.row_stride = p->own.row;
@@ -225,8 +207,9 @@ static void cross_queries(const Run *run, int64_t index, int64_t row, int64_t he
     int64_t width = s->head_width, at = ((first_of(p, row) + step) * s->heads + head) * width;
     int64_t source = row * p->sources / p->rows;
     int64_t visible = p->source_lengths ? p->source_lengths[source] : p->source_horizon;
-    Keys keys = {.keys = places_of(&p->source, index, 0, source, head),
-                 .values = places_of(&p->source, index, 1, source, head), .key_stride = width, .value_stride = width,
+    Keys keys = {.keys = places_of(&p->source, index, 0, source, head, 0),
+                 .values = places_of(&p->source, index, 1, source, head, 0), .halves = p->source.halves,
+                 .key_stride = width, .value_stride = width,
                  .visible = visible < p->source_horizon ? visible : p->source_horizon, .width = width,
                  .scale = (float)s->scale, .rows = &FIRST_ROW};
     Queries queries = own_queries(run, run->work.query + at, at, s->heads * width);
@@ -341,8 +324,8 @@ static void run_source(const Run *run, const Places *to) {
         while (next_share(run->team, run->tokens, &token, &end))
             for (; token < end; token++) {
                 int64_t row = row_of(run->pass, token);
-                write_place(s, to, index, row, token - first_of(run->pass, row),
-                            run->work.wide + token * 2 * s->heads * s->head_width);
+                write_place(to, index, row, token - first_of(run->pass, row),
+                            run->work.wide + token * 2 * s->heads * s->head_width, s->heads, s->head_width);
             }
     }
 }

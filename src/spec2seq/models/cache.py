@@ -26,13 +26,13 @@ class Spare:
     def __init__(self) -> None:
         self.kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=1)  # taken and kept by any thread
 
-    def take(self, slots: int, sources: int) -> tuple[Tensor, Tensor] | None:
-        """None where there are none that fit."""
+    def take(self, kinds: tuple[tuple[int, torch.dtype], ...]) -> tuple[Tensor, Tensor] | None:
+        """Of so many slots and such a dtype each; None where there are none that fit."""
         try:
             found = self.kept.pop()
         except IndexError:
             return None
-        if [tensor.shape[2] for tensor in found] != [slots, sources]:
+        if tuple((tensor.shape[2], tensor.dtype) for tensor in found) != kinds:
             return None
         # Outside of inference mode nobody may write to a tensor that was made in it.
         usable = torch.is_inference_mode_enabled() or not any(tensor.is_inference() for tensor in found)
@@ -53,15 +53,16 @@ class Cache:
 
     def __init__(
         self, shape: StackShape, slots: int, dtype: torch.dtype, device: torch.device, spare: Spare | None = None,
-        sources: int | None = None,
+        sources: int | None = None, source_dtype: torch.dtype | None = None,
     ):  # fmt: skip
         """`spare` gives the tensors, if it has some, and gets them back. `sources`: so many slots have a source, where
-        several rows share one; None: all."""
+        several rows share one; None: all. `source_dtype`: of the source's keys and values; None: `dtype`."""
         sources = slots if sources is None else sources
-        found = None if spare is None else spare.take(slots, sources)
+        kinds = (slots, dtype), (sources, source_dtype or dtype)
+        found = None if spare is None else spare.take(kinds)
         self.own, self.source = found or (
-            torch.zeros(shape.layers, 2, count, shape.heads, 0, shape.head_width, dtype=dtype, device=device)
-            for count in (slots, sources)
+            torch.zeros(shape.layers, 2, count, shape.heads, 0, shape.head_width, dtype=kind, device=device)
+            for count, kind in kinds
         )
         self.source_lengths = torch.zeros(sources, dtype=torch.long, device=device)
         self.origins: Tensor | None = None  # `[slots, capacity]`, see `reorder`

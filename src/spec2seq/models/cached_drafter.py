@@ -125,7 +125,9 @@ class CachedDrafter(nn.Module):
         return table[tokens]
 
     def new_cache(self, slots: int) -> Cache:
-        return Cache(self.stack, slots, self.dtype, self.device)
+        compiled = self.native is not None and self.native.takes(self.slots)
+        source_dtype = self.native.source_dtype if compiled else None
+        return Cache(self.stack, slots, self.dtype, self.device, source_dtype=source_dtype)
 
     def admit(self, cache: Cache, first_slot: int, encoded: Encoded) -> None:
         """Compute every layer's cross-attention keys and values of the sources once."""

@@ -110,8 +110,8 @@ class EncoderDecoder(nn.Module):
     def new_cache(self, slots: int, sources: int | None = None) -> Cache:
         """`sources`: how many of the slots have a source of their own, see `decode_block`; None: all."""
         compiled = self.native is not None and self.native.takes(self.target_embedding)
-        spare = self.spare if compiled else None
-        return Cache(self.architecture.decoder, slots, self.dtype, self.device, spare, sources)
+        spare, source_dtype = (self.spare, self.native.stack.source_dtype) if compiled else (None, None)
+        return Cache(self.architecture.decoder, slots, self.dtype, self.device, spare, sources, source_dtype)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Encoded:
         """Encode sources `[rows, length]`, right-padded, of `lengths[rows]` tokens; a single row has no padding. Sounds

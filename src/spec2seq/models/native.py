@@ -139,6 +139,9 @@ class NativeStack:
         self.weights, first = Weights(), layers[0]
         self.layers = (c.Layer * len(layers))(*(self._layer(layer) for layer in layers))
         scale = architecture.attention_scale
+        # In int8 the keys and values of sources have 16 bits: of long ones they are most of what a pass reads.
+        int8 = isinstance(first.self_qkv, QuantizedLinear)
+        self.source_dtype = torch.float16 if int8 else torch.float32
         self.shape = (len(layers), first.heads, first.head_width)
         self.stack = c.Stack(
             layers=self.layers, count=len(layers), width=architecture.width, heads=first.heads,
@@ -304,7 +307,7 @@ def places_of(key_value: Tensor) -> c.Places:
     """Keys and values `[layers, 2, rows, heads, places, head_width]`, a place's numbers together."""
     *steps, place, one = key_value.stride()
     assert (place, one) == (key_value.shape[5], 1)
-    return c.Places(key_value.data_ptr(), *steps)
+    return c.Places(key_value.data_ptr(), *steps, key_value.dtype == torch.float16)
 
 
 def point_to(structure: Structure, name: str, key_value: Tensor, known: dict[str, Tensor]) -> None:

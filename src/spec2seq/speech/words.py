@@ -71,7 +71,7 @@ def attention_scores(
         layer, x = model.decoder.layers[index], inputs[index][0]
         x = x + layer.self_attention(layer.self_norm(x), index, attention)
         query = layer.cross_query(layer.cross_norm(x)).view(length, layer.heads, layer.head_width).transpose(0, 1)
-        key = cache.source[index, 0, 0, :, :places]
+        key = cache.source[index, 0, 0, :, :places].to(query.dtype)
         scale = layer.head_width**-0.5 if layer.scale is None else layer.scale
         scores[index] = scale * (query @ key.transpose(1, 2)).float().cpu()
     return torch.stack([scores[index][head] for index, head in heads])
