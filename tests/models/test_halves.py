@@ -17,6 +17,7 @@ pytestmark = needs_compiler
 LARGEST = torch.finfo(torch.float16).max
 
 
+@torch.inference_mode()
 def admitted(model, encoded: Encoded, source_dtype: torch.dtype) -> Cache:
     rows = len(encoded.lengths)
     cache = Cache(model.architecture.decoder, rows, torch.float32, torch.device("cpu"), source_dtype=source_dtype)
@@ -24,13 +25,13 @@ def admitted(model, encoded: Encoded, source_dtype: torch.dtype) -> Cache:
     return cache
 
 
+@torch.inference_mode()
 def decoded(model, cache: Cache, tokens: torch.Tensor) -> torch.Tensor:
     rows, length = tokens.shape
     return model.decode_block(cache, tokens, torch.zeros(rows, dtype=torch.long), length, uniform=True).logits
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4, 1e7])
-@torch.inference_mode()
 def test_rounded_to_the_nearest_and_never_infinite(family, scale):
     """The same bits as PyTorch's conversion, down to the smallest normal number; what is too large is the largest."""
     model = native_models.model(family, "int8")
@@ -47,7 +48,6 @@ def test_rounded_to_the_nearest_and_never_infinite(family, scale):
 
 @pytest.mark.parametrize("width", [32, 96, 192, 256])  # heads of 8, 24, 48 and 64 numbers
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 5, 6, 7, 13])
-@torch.inference_mode()
 def test_attention_over_them_is_that_over_the_same_numbers_in_32_bits(width, queries):
     torch.manual_seed(0)
     model = copy.deepcopy(tiny.seq2seq("t5", width=width).model).float()
@@ -55,7 +55,8 @@ def test_attention_over_them_is_that_over_the_same_numbers_in_32_bits(width, que
     states, lengths = torch.randn(3, 70, width), torch.tensor([70, 33, 1])
     halves = admitted(model, Encoded(torch.zeros(3, 70, dtype=torch.long), lengths, states), torch.float16)
     floats = admitted(model, Encoded(torch.zeros(3, 70, dtype=torch.long), lengths, states), torch.float32)
-    floats.source.copy_(halves.source)
+    with torch.inference_mode():
+        floats.source.copy_(halves.source)
     fed = torch.randint(3, tiny.VOCABULARY - 1, (3, queries))
     found, wanted = decoded(model, halves, fed), decoded(model, floats, fed)
     assert torch.equal(found, wanted)

@@ -14,6 +14,7 @@
 #else
 #define TILE 1
 #endif
+#define CHUNK (32 * TILE) /* tokens that meet all weights before the next ones do: their inputs stay in the cache */
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define OFFSET 128 /* its product is of unsigned and signed bytes */
 #else
@@ -87,7 +88,9 @@ INLINE int32_t four_codes(const int8_t *x) {
 #define MATRIX_UNIT
 #endif
 #if OFFSET
-INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows, ivec (*total)[VECS]) {
+/* Groups have four bytes: codes, or with `pairs`, a constant, two bfloat16, whose sums are the bits of floats. */
+INLINE void group_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows, int pairs,
+                       ivec (*total)[VECS]) {
     __m512i sums[TILE][VECS]; /* a local array: else every addition is stored */
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < VECS; v++) sums[r][v] = _mm512_setzero_si512();
@@ -99,12 +102,17 @@ INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int
         }
         for (int r = 0; r < rows; r++) {
             __m512i four = _mm512_set1_epi32(four_codes(x + r * stride + 4 * k));
-            for (int v = 0; v < VECS; v++) /* not the intrinsic, around which GCC 12 copies every sum */
-                __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[r][v]) : "v"(four), "v"(w[v]));
+            for (int v = 0; v < VECS; v++) /* not intrinsics, around which GCC 12 copies every sum */
+                if (pairs) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums[r][v]) : "v"(four), "v"(w[v]));
+                else __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[r][v]) : "v"(four), "v"(w[v]));
         }
     }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < VECS; v++) total[r][v] = (ivec)sums[r][v];
+}
+
+INLINE void code_tile(const int8_t *weight, int64_t groups, const int8_t *x, int64_t stride, int rows, ivec (*total)[VECS]) {
+    group_tile(weight, groups, x, stride, rows, 0, total);
 }
 #elif defined(__AVX2__)
 /* The machine multiplies unsigned by signed bytes: |x| by w with the sign of x, whose pairs fit 16 bits. */
@@ -216,6 +224,22 @@ static void matrix_panels(const Linear *linear, const Inputs *in, const Outputs 
 }
 #endif
 
+/* The panels from `panel` to `end` for the tokens from `token` to `stop`. */
+static void vector_panels(const Linear *linear, const Inputs *in, const Outputs *to, int64_t token, int64_t stop, int64_t panel,
+                          int64_t end) {
+    for (; panel < end; panel++)
+        for (int64_t t = token; t < stop; t += TILE) switch (stop - t) {
+            case 1: tile(linear, panel, in, to, t, 1); break;
+#if TILE > 1
+            case 2: tile(linear, panel, in, to, t, 2); break;
+            case 3: tile(linear, panel, in, to, t, 3); break;
+            case 4: tile(linear, panel, in, to, t, 4); break;
+            case 5: tile(linear, panel, in, to, t, 5); break;
+#endif
+            default: tile(linear, panel, in, to, t, TILE);
+            }
+}
+
 /* One phase: a linear layer for all tokens. */
 static __attribute__((noinline)) void linear_layer(const Linear *linear, const Inputs *in, const Outputs *to, int64_t tokens, Team *team) {
     int64_t panel, end;
@@ -226,17 +250,8 @@ static __attribute__((noinline)) void linear_layer(const Linear *linear, const I
             continue;
         }
 #endif
-        for (; panel < end; panel++)
-            for (int64_t token = 0; token < tokens; token += TILE) switch (tokens - token) {
-                case 1: tile(linear, panel, in, to, token, 1); break;
-#if TILE > 1
-                case 2: tile(linear, panel, in, to, token, 2); break;
-                case 3: tile(linear, panel, in, to, token, 3); break;
-                case 4: tile(linear, panel, in, to, token, 4); break;
-                case 5: tile(linear, panel, in, to, token, 5); break;
-#endif
-                default: tile(linear, panel, in, to, token, TILE);
-                }
+        for (int64_t token = 0; token < tokens; token += CHUNK)
+            vector_panels(linear, in, to, token, tokens - token < CHUNK ? tokens : token + CHUNK, panel, end);
     }
 }
 

@@ -71,7 +71,7 @@ static char *buffers(size_t bytes) {
 
 static int is_int8(const Stack *s) { return s->layers[0].self_out.codes != NULL; }
 
-/* Whether queries meet keys in int8: not where scores are not scaled down, as in T5, for they would be too coarse. */
+/* Whether long rows attend in few bits: not where scores are not scaled down, as in T5, for they would be too coarse. */
 static int has_codes(const Stack *s) { return is_int8(s) && !s->relative; }
 
 /* Carve the buffers out of `memory`; with null only count. Returns the bytes. */
