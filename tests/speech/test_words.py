@@ -9,7 +9,7 @@ import tiny_sound
 import tokenizers
 import torch
 import transformers
-from models.native_models import needs_compiler
+from models.native_models import DTYPES, needs_compiler
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from spec2seq import Assisted, Beam, Lookup, Seq2Seq, UsageError
@@ -67,6 +67,26 @@ def test_the_scores_are_those_of_transformers_heads(model):
         model.model.admit(cache, 0, model.model.encode(heard[None], lengths))
         found = attention_scores(model.model, cache, tiny_sound.PLACES, tokens, HEADS)
     torch.testing.assert_close(found.softmax(-1).double(), their_weights(sound, tokens), atol=1e-6, rtol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_in_the_compiled_executor(model, dtype):
+    """Nearly PyTorch's, in int8 over a source whose keys are rounded to 16 bits."""
+    sound, tokens = tiny_sound.sounds(1)[0], [*TOLD, 4, 9, 9, 31, tiny_sound.END]
+    heard, lengths, found = model.source_ids(sound, "a").float(), torch.tensor([tiny_sound.PLACES]), []
+    for attach in (lambda model: None, native.attach):
+        single = copy.deepcopy(model.model).float()
+        if dtype == "int8":
+            quantize(single)
+        attach(single)
+        with torch.inference_mode():
+            cache = single.new_cache(1)
+            single.admit(cache, 0, single.encode(heard[None], lengths))
+            cache.source.copy_(cache.source.half() if dtype == "int8" else cache.source)
+            found.append(attention_scores(single, cache, tiny_sound.PLACES, tokens, HEADS))
+    difference = (found[0] - found[1]).abs()
+    assert difference.median() < (1e-6 if dtype == "float32" else 2e-3) * found[0].abs().max()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from spec2seq.models.encoder_decoder import EncoderDecoder
+from spec2seq.models.quantize import weights_of
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SOURCE, PREFIX = 32, 16  # tokens; a pass's cost hardly depends on them at usual lengths
@@ -54,8 +55,7 @@ def bandwidth(device: str = "cpu") -> float:
 
 def pass_bytes(model: EncoderDecoder) -> int:
     """Bytes of weights that a decoder pass reads: its layers and the head, not the rows of the embedding."""
-    weights = {id(weight): weight for part in (model.decoder.layers, model.head) for weight in part.parameters()}
-    return sum(weight.nbytes for weight in weights.values())
+    return sum(weight.nbytes for weight in weights_of(model.decoder.layers, model.head))
 
 
 def _wait(device: torch.device) -> None:

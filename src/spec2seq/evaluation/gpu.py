@@ -219,8 +219,8 @@ def _admission_bytes(layers: Any) -> int:
 
 def _cache_bytes(cache: Any, shape: Any) -> int:
     """What a pass of this shape reads of a cache."""
-    own = cache.own[:, :, : shape.rows, :, : shape.horizon].numel()
-    return (own + cache.source[:, :, : shape.rows, :, : shape.source].numel()) * cache.own.itemsize
+    own = cache.own[:, :, : shape.rows, :, : shape.horizon].nbytes
+    return own + cache.source[:, :, : shape.rows, :, : shape.source].nbytes
 
 
 def _sources(model: Seq2Seq, rows: int, tokens: int) -> list[list[int]]:

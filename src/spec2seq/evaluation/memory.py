@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from spec2seq.errors import Spec2SeqError
 from spec2seq.models.cache import Cache
+from spec2seq.models.quantize import weights_of
 
 if TYPE_CHECKING:
     from spec2seq.evaluation.peers import Job, Workload
@@ -28,10 +29,11 @@ def tensor_bytes(ours: "Ours") -> dict[str, Any]:
     found = {}
     for name, model in models.items():
         stack = getattr(model, "stack", None) or model.architecture.decoder  # of a drafter, or a model's
-        cache = Cache(stack, 1, model.dtype, model.device)  # not one that has grown in another call
+        # One of its own, not what has grown in another call.
+        cache = Cache(stack, 1, model.dtype, model.device, source_dtype=model.new_cache(1).source.dtype)
         cache.reserve(NEW_TOKENS)
         cache.reserve_source(SOURCE)
-        weights = {id(weight): weight for weight in model.parameters()}.values()
+        weights = weights_of(model)
         found[name] = {
             "parameters": sum(weight.numel() for weight in weights),
             "weight_bytes": sum(weight.nbytes for weight in weights),

@@ -142,6 +142,14 @@ INLINE void mix(const Keys *k, const Queries *q, const float *scales, int count,
         for (int n = 0; n < count; n++)
             for (int v = 0; v < 4; v++) store(q->out + n * q->stride + d + v * LANES, total[n][v] * scales[n]);
     }
+    for (; d + LANES <= k->width; d += LANES) {
+        vec total[QUERIES] = {{0}};
+        for (int64_t j = 0; j < k->visible; j++) {
+            vec value = vec_at(k->values, of_place(k, k->value_stride, j) + d, halves);
+            for (int n = 0; n < count; n++) total[n] += value * q->scores[n * q->score_stride + j];
+        }
+        for (int n = 0; n < count; n++) store(q->out + n * q->stride + d, total[n] * scales[n]);
+    }
     for (; d < k->width; d++)
         for (int n = 0; n < count; n++) {
             const float *weights = q->scores + n * q->score_stride;

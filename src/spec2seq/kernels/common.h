@@ -48,6 +48,13 @@ typedef struct {
         used += ((size_t)(count) * sizeof *(to)->field + 63) / 64 * 64; \
     } while (0)
 
+#ifdef __F16C__
+INLINE float float_of(half from) { return _cvtsh_ss(from); }
+INLINE half half_of(float from) {
+    float bounded = from > LARGEST_HALF ? LARGEST_HALF : from < -LARGEST_HALF ? -LARGEST_HALF : from;
+    return _cvtss_sh(bounded, _MM_FROUND_TO_NEAREST_INT);
+}
+#else
 /* The arithmetic of a float does the work: the exponents of the two differ by 112. */
 INLINE float float_of(half from) {
     uint32_t bits = (uint32_t)(from & 0x7fff) << 13;
@@ -57,7 +64,7 @@ INLINE float float_of(half from) {
     return from & 0x8000 ? -value : value;
 }
 
-/* The nearest half, ties to even; what is beyond the largest becomes it, what is below 2^-14 may become 0. */
+/* The nearest half, ties to even; what is beyond the largest becomes it. */
 INLINE half half_of(float from) {
     float size = fabsf(from), bounded = (size < LARGEST_HALF ? size : LARGEST_HALF) * 0x1p-112f;
     uint32_t bits;
@@ -65,6 +72,7 @@ INLINE half half_of(float from) {
     bits = (bits + 0xfff + (bits >> 13 & 1)) >> 13;
     return (half)(bits | (from < 0 ? 0x8000 : 0));
 }
+#endif
 
 INLINE vec load_half(const half *from) {
 #ifdef __AVX512F__

@@ -58,7 +58,8 @@ static size_t carve_dense(DenseWork *work, char *memory, int64_t length, int64_t
 
 /* One of the head's rows that lie apart, with what comes `SOON` called for. */
 INLINE const float *row_at(const Head *h, const float *first, int64_t place) {
-    for (int64_t d = 0; d < h->width; d += 16) __builtin_prefetch(first + (place + SOON) * h->stride + d);
+    int64_t soon = place + SOON < h->length ? place + SOON : place;
+    for (int64_t d = 0; d < h->width; d += 16) __builtin_prefetch(first + soon * h->stride + d);
     return first + place * h->stride;
 }
 
@@ -69,7 +70,7 @@ static void pack_floats(const Head *h, DenseWork *work) {
         for (int64_t d = 0; d < h->width; d++) work->queries[i * h->width + d] = row[d] * h->scale;
     }
     for (int64_t key = 0; key < whole_panels(h->length); key++) {
-        const float *row = row_at(h, h->keys, key);
+        const float *row = row_at(h, h->keys, key < h->length ? key : h->length - 1);
         float *lane = work->keys + key / PANEL * h->width * PANEL + key % PANEL;
         for (int64_t d = 0; d < h->width; d++) lane[d * PANEL] = key < h->length ? row[d] : 0;
     }

@@ -125,6 +125,13 @@ class NativeLinear:
         call("spec2seq_linear", self.linear, x.data_ptr(), x.numel() // x.shape[-1], y.data_ptr())
         return y
 
+    @classmethod
+    def over(cls, linear: c.Linear) -> "NativeLinear":
+        """Of weights that somebody else has packed, and keeps."""
+        made = cls.__new__(cls)
+        made.linear, made.outputs = linear, linear.outputs
+        return made
+
     def __deepcopy__(self, memo: dict) -> None:
         return None
 
@@ -306,7 +313,7 @@ def call(name: str, *arguments) -> None:
 def places_of(key_value: Tensor) -> c.Places:
     """Keys and values `[layers, 2, rows, heads, places, head_width]`, a place's numbers together."""
     *steps, place, one = key_value.stride()
-    assert (place, one) == (key_value.shape[5], 1)
+    assert (place, one) == (key_value.shape[5], 1) and key_value.dtype in (torch.float32, torch.float16)
     return c.Places(key_value.data_ptr(), *steps, key_value.dtype == torch.float16)
 
 

@@ -33,6 +33,14 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def weights_of(*modules: nn.Module) -> list[Tensor]:
+    """The weights of modules, each once: parameters, and what linear layers in int8 have instead."""
+    parts = [part for module in modules for part in module.modules() if isinstance(part, QuantizedLinear)]
+    found = [weight for module in modules for weight in module.parameters()]
+    found += [weight for part in parts for weight in part.buffers()]
+    return list({id(weight): weight for weight in found}.values())
+
+
 def some_outputs(linear: nn.Module, outputs: Tensor | slice, scale: float = 1.0) -> nn.Module:
     """A linear layer, of either kind, with some of its outputs `[count]` alone, in their order, its weights (not the
     bias) times `scale`."""

@@ -213,7 +213,7 @@ class Windows:
             found = []
         elif sound.timestamps:
             found, reached = segments(written, self.words.first_timestamp, left)
-        times, known = self._times(sound, heard, left, offset), 0
+        times, known = None if silent else self._times(sound, heard, left, offset), 0
         for start, end, part in found:
             start, end = (round(offset + place * SECONDS, 2) for place in (start, end))
             words = None

@@ -1,6 +1,7 @@
 """When each word was said: the way through what the decoder's heads looked at while it wrote (openai-whisper 20250625,
 timing.py)."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from spec2seq.decoding.scheduler import Request
 from spec2seq.errors import UsageError
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import EncoderDecoder
-from spec2seq.models.layers import SelfAttention, additive_mask
+from spec2seq.models.layers import Layer, SelfAttention, additive_mask
+from spec2seq.models.native import NativeLinear
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def attention_scores(
     attention = SelfAttention(1, length, additive_mask(later, model.dtype)[None, None])
     scores = {}
     for index in layers:
-        layer, x = model.decoder.layers[index], inputs[index][0]
+        layer, x = _own_layer(model, index), inputs[index][0]
         x = x + layer.self_attention(layer.self_norm(x), index, attention)
         query = layer.cross_query(layer.cross_norm(x)).view(length, layer.heads, layer.head_width).transpose(0, 1)
         key = cache.source[index, 0, 0, :, :places].to(query.dtype)
@@ -77,17 +79,33 @@ def attention_scores(
     return torch.stack([scores[index][head] for index, head in heads])
 
 
+def _own_layer(model: EncoderDecoder, index: int) -> Layer:
+    """A layer of the decoder, whose linear layers run on their own in the compiled executor where the model does:
+    PyTorch is slow in int8."""
+    layer, native = model.decoder.layers[index], model.decoder.native
+    if native is None or not native.takes(model.target_embedding):
+        return layer
+    made = copy.copy(layer)
+    made._modules = dict(layer._modules)
+    for name in ("self_qkv", "self_out", "cross_query"):
+        made._modules[name] = NativeLinear.over(getattr(native.layers[index], name))
+    return made
+
+
 def starts(scores: Tensor, places: int, told: int, smoothed: int) -> np.ndarray:
     """At which of the first `places` each token of a text began, and behind them where the last ended: `[tokens + 1]`
     of `scores[heads, told + tokens + 1, ...]`, which the last told token and each but the last of the text chose.
     `smoothed`: places of the median filter."""
-    weights = scores[..., :places].softmax(-1)
-    std, mean = torch.std_mean(weights, dim=1, keepdim=True, unbiased=False)
-    weights = (weights - mean) / std.clamp(min=1e-12)
-    if places > smoothed // 2:
-        padded = torch.nn.functional.pad(weights, (smoothed // 2, smoothed // 2), mode="reflect")
-        weights = padded.unfold(-1, smoothed, 1).median(-1).values
-    return first_places(-weights.mean(0)[told - 1 : -1].double().numpy())
+    total = torch.zeros(scores.shape[1], places)
+    for head in scores:  # one by one: the windows of the filter are `smoothed` times as large
+        weights = head[:, :places].softmax(-1)
+        std, mean = torch.std_mean(weights, dim=0, keepdim=True, unbiased=False)
+        weights = (weights - mean) / std.clamp(min=1e-12)
+        if places > smoothed // 2:
+            padded = torch.nn.functional.pad(weights, (smoothed // 2, smoothed // 2), mode="reflect")
+            weights = padded.unfold(-1, smoothed, 1).median(-1).values
+        total += weights
+    return first_places(-(total / len(scores))[told - 1 : -1].double().numpy())
 
 
 def first_places(costs: np.ndarray) -> np.ndarray:
