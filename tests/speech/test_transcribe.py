@@ -220,9 +220,12 @@ def test_in_the_compiled_executor(dtype):
         models.append(Seq2Seq(made, base.config, base.tokenizer, base.generation_config))
         models[-1].extractor = base.extractor
     native.attach(models[1].model)
-    window = torch.randn(3, tiny_sound.PLACES, 2 * tiny_sound.BINS)
-    states = [one.model.encode(window, torch.full((3,), tiny_sound.PLACES)).states for one in models]
-    assert (states[0] - states[1]).abs().max() < 1e-4 * states[0].abs().max()
+    window = torch.randn(9, tiny_sound.PLACES, 2 * tiny_sound.BINS)
+    states = [one.model.encode(window, torch.full((9,), tiny_sound.PLACES)).states for one in models]
+    apart = (states[0] - states[1]).abs().amax((1, 2)) / states[0].abs().max()
+    assert apart.median() < 1e-6
+    # Now and then a code is rounded the other way after another order of a sum, which moves that window's states.
+    assert apart.max() < (0.02 if dtype == "int8" else 1e-6)
     wanted = transcribe(models[1], sounds, language="en", max_new_tokens=CAP, batch_size=1).transcripts
     methods = [Greedy(), Assisted(models[1].early_exit(1), 3), Lookup(3)]
     if dtype == "float32":  # a drafter starts from layers in floats

@@ -63,11 +63,11 @@ def test_the_loss_of_glancing(monkeypatch):
 
 @pytest.mark.parametrize("family", ["marian", "t5"])
 def test_the_loss_of_a_verifier(family, monkeypatch):
-    model, batch = test_loss._model(family), test_loss._batch()
+    model, batch = test_loss._model(family).double(), test_loss._batch()
     other = elsewhere.put(model)
-    here = gradients(model, sequence_loss(model, batch, 0.1, torch.float32))
+    here = gradients(model, sequence_loss(model, batch, 0.1, torch.float64))
     with elsewhere.device(monkeypatch) as device:
-        there = gradients(other, sequence_loss(other, moved(batch, device), 0.1, torch.float32))
+        there = gradients(other, sequence_loss(other, moved(batch, device), 0.1, torch.float64))
     same(here, there)
 
 
