@@ -59,6 +59,21 @@ def test_a_linear_layer_in_int8(inputs, outputs, rows):
     assert not native.NativeLinear(layer)(torch.zeros(2, inputs)).isnan().any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inputs", "outputs"), [(33, 200), (128, 64), (300, 129)])
+@pytest.mark.parametrize("rows", [6, 7, 20, 200])
+def test_a_row_of_a_linear_layer_is_the_same_bits_among_others(inputs, outputs, rows, dtype):
+    """More inputs and rows than meet at a time."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(inputs, outputs)
+    layer = native.NativeLinear(QuantizedLinear.of(plain) if dtype == "int8" else plain)
+    x = torch.randn(rows, inputs)
+    together = layer(x)
+    assert torch.equal(together, torch.cat([layer(x[row : row + 1]) for row in range(rows)]))
+    if dtype == "float32":
+        torch.testing.assert_close(together, plain(x), atol=1e-5, rtol=1e-5)
+
+
 def test_codes_are_by_token():
     x = torch.tensor([[1.0, -0.5], [1000.0, 0.2]])
     code, scale = codes(x)

@@ -183,16 +183,8 @@ static void dense_head(const Head *h, char *room) {
     Linear by_value = {.weight = work.values, .inputs = h->length, .outputs = h->width};
     h->codes ? pack_codes(h, &work) : pack_floats(h, &work);
     work.pairs ? pack_value_pairs(h, work.value_pairs) : pack_values(h, work.values);
-    for (int64_t query = 0; query < h->length; query += TILE) switch (h->length - query) {
-        case 1: dense_tile(h, &work, &by_key, &by_value, query, 1); break;
-#if TILE > 1
-        case 2: dense_tile(h, &work, &by_key, &by_value, query, 2); break;
-        case 3: dense_tile(h, &work, &by_key, &by_value, query, 3); break;
-        case 4: dense_tile(h, &work, &by_key, &by_value, query, 4); break;
-        case 5: dense_tile(h, &work, &by_key, &by_value, query, 5); break;
-#endif
-        default: dense_tile(h, &work, &by_key, &by_value, query, TILE);
-        }
+    for (int64_t query = 0; query < h->length; query += TILE)
+        ANY_ROWS(h->length - query, dense_tile(h, &work, &by_key, &by_value, query, ROWS));
 }
 
 #endif

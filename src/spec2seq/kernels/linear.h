@@ -15,6 +15,7 @@
 #define TILE 1
 #endif
 #define CHUNK (32 * TILE) /* tokens that meet all weights before the next ones do: their inputs stay in the cache */
+#define BLOCK 128 /* inputs whose weights, in floats, meet all of these tokens before the next ones do */
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define OFFSET 128 /* its product is of unsigned and signed bytes */
 #else
@@ -60,20 +61,33 @@ static void quantise(const float *x, int64_t n, int8_t *codes, float *scale) {
     *scale = most / 127.0f;
 }
 
-/* The sums of one panel for `rows` tokens, a constant wherever this is inlined, so that they stay in registers. */
-INLINE void float_tile(const Linear *linear, int64_t panel, const Inputs *in, int64_t token, int rows, vec (*total)[VECS]) {
-    const float *weight = linear->weight + panel * linear->inputs * PANEL, *x = in->values + token * in->stride;
+/* Add to `total` what `inputs` weights of a panel make of `rows` tokens, a constant wherever this is inlined, so that the
+ * sums stay in registers. With `fetch`, a constant too, the weights a BLOCK further on are called for meanwhile: what
+ * the machine fetches by itself comes too late where more than one row is computed. */
+INLINE void float_sums(const float *weight, int64_t inputs, const float *x, int64_t stride, int rows, int fetch,
+                       vec (*total)[VECS]) {
     vec sums[TILE][VECS]; /* a local array: else every addition is stored */
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECS; v++) sums[r][v] = (vec){0};
-    for (int64_t k = 0; k < linear->inputs; k++, weight += PANEL) {
+        for (int v = 0; v < VECS; v++) sums[r][v] = total[r][v];
+    for (int64_t k = 0; k < inputs; k++, weight += PANEL) {
         vec w[VECS];
-        for (int v = 0; v < VECS; v++) w[v] = load(weight + v * LANES);
+        for (int v = 0; v < VECS; v++) {
+            w[v] = load(weight + v * LANES);
+            if (fetch) __builtin_prefetch(weight + BLOCK * PANEL + v * LANES, 0, 2);
+        }
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < VECS; v++) sums[r][v] += w[v] * x[r * in->stride + k];
+            for (int v = 0; v < VECS; v++) sums[r][v] += w[v] * x[r * stride + k];
     }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < VECS; v++) total[r][v] = sums[r][v];
+}
+
+/* The sums of a whole panel that is in the cache. */
+INLINE void float_tile(const Linear *linear, int64_t panel, const Inputs *in, int64_t token, int rows, vec (*total)[VECS]) {
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECS; v++) total[r][v] = (vec){0};
+    float_sums(linear->weight + panel * linear->inputs * PANEL, linear->inputs, in->values + token * in->stride, in->stride,
+               rows, 0, total);
 }
 
 INLINE int32_t four_codes(const int8_t *x) {
@@ -192,16 +206,33 @@ INLINE const int8_t *panel_codes(const Linear *linear, int64_t panel) {
     return linear->codes + panel * code_width(linear->inputs) * PANEL;
 }
 
+INLINE void codes_tile(const Linear *linear, int64_t panel, const Inputs *in, const Outputs *to, int64_t token, int rows) {
+    ivec sums[TILE][VECS];
+    code_tile(panel_codes(linear, panel), code_width(linear->inputs) / 4, in->codes + token * in->code_stride,
+              in->code_stride, rows, sums);
+    put_codes(linear, panel, in, to, token, rows, sums);
+}
+
+/* One panel of floats or codes that is in the cache. */
 INLINE void tile(const Linear *linear, int64_t panel, const Inputs *in, const Outputs *to, int64_t token, int rows) {
     if (linear->weight) {
         vec result[TILE][VECS];
         float_tile(linear, panel, in, token, rows, result);
         for (int r = 0; r < rows; r++) put(linear, to, token + r, panel * PANEL, result[r]);
-    } else {
-        ivec sums[TILE][VECS];
-        code_tile(panel_codes(linear, panel), code_width(linear->inputs) / 4, in->codes + token * in->code_stride,
-                  in->code_stride, rows, sums);
-        put_codes(linear, panel, in, to, token, rows, sums);
+    } else codes_tile(linear, panel, in, to, token, rows);
+}
+
+/* The inputs from `first` to `last` of one panel of floats; their sums are in `kept` from one such part to the next. */
+INLINE void part_tile(const Linear *linear, int64_t panel, int64_t first, int64_t last, const Inputs *in, const Outputs *to,
+                      int64_t token, int rows, vec (*kept)[VECS]) {
+    vec sums[TILE][VECS];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECS; v++) sums[r][v] = first ? kept[r][v] : (vec){0};
+    float_sums(linear->weight + (panel * linear->inputs + first) * PANEL, last - first,
+               in->values + token * in->stride + first, in->stride, rows, rows > 1, sums);
+    for (int r = 0; r < rows; r++) {
+        if (last == linear->inputs) put(linear, to, token + r, panel * PANEL, sums[r]);
+        else memcpy(kept[r], sums[r], sizeof sums[r]);
     }
 }
 
@@ -224,20 +255,39 @@ static void matrix_panels(const Linear *linear, const Inputs *in, const Outputs 
 }
 #endif
 
-/* The panels from `panel` to `end` for the tokens from `token` to `stop`. */
-static void vector_panels(const Linear *linear, const Inputs *in, const Outputs *to, int64_t token, int64_t stop, int64_t panel,
-                          int64_t end) {
-    for (; panel < end; panel++)
-        for (int64_t t = token; t < stop; t += TILE) switch (stop - t) {
-            case 1: tile(linear, panel, in, to, t, 1); break;
+/* A tile of as many rows as there are, constants: `code` with ROWS. */
 #if TILE > 1
-            case 2: tile(linear, panel, in, to, t, 2); break;
-            case 3: tile(linear, panel, in, to, t, 3); break;
-            case 4: tile(linear, panel, in, to, t, 4); break;
-            case 5: tile(linear, panel, in, to, t, 5); break;
+#define ANY_ROWS(count, code)                             \
+    switch (count) {                                      \
+    case 1: { enum { ROWS = 1 }; code; break; }           \
+    case 2: { enum { ROWS = 2 }; code; break; }           \
+    case 3: { enum { ROWS = 3 }; code; break; }           \
+    case 4: { enum { ROWS = 4 }; code; break; }           \
+    case 5: { enum { ROWS = 5 }; code; break; }           \
+    default: { enum { ROWS = TILE }; code; }              \
+    }
+#else
+#define ANY_ROWS(count, code) { enum { ROWS = TILE }; code; }
 #endif
-            default: tile(linear, panel, in, to, t, TILE);
-            }
+
+/* The panels from `panel` to `end` for the tokens from `token` to `stop`. */
+static void code_panels(const Linear *linear, const Inputs *in, const Outputs *to, int64_t token, int64_t stop, int64_t panel,
+                        int64_t end) {
+    for (; panel < end; panel++)
+        for (int64_t t = token; t < stop; t += TILE) ANY_ROWS(stop - t, codes_tile(linear, panel, in, to, t, ROWS));
+}
+
+/* The same in floats, of at most CHUNK tokens. A part of a panel stays in the nearest cache for all of them. */
+static void float_panels(const Linear *linear, const Inputs *in, const Outputs *to, int64_t token, int64_t stop, int64_t panel,
+                         int64_t end) {
+    vec kept[CHUNK][VECS];
+    int64_t inputs = linear->inputs, block = stop - token > TILE ? BLOCK : inputs;
+    for (; panel < end; panel++)
+        for (int64_t first = 0, last; first < inputs; first = last) {
+            last = first + block < inputs ? first + block : inputs;
+            for (int64_t t = token; t < stop; t += TILE)
+                ANY_ROWS(stop - t, part_tile(linear, panel, first, last, in, to, t, ROWS, kept + (t - token)));
+        }
 }
 
 /* One phase: a linear layer for all tokens. */
@@ -250,8 +300,10 @@ static __attribute__((noinline)) void linear_layer(const Linear *linear, const I
             continue;
         }
 #endif
-        for (int64_t token = 0; token < tokens; token += CHUNK)
-            vector_panels(linear, in, to, token, tokens - token < CHUNK ? tokens : token + CHUNK, panel, end);
+        for (int64_t token = 0; token < tokens; token += CHUNK) {
+            int64_t stop = tokens - token < CHUNK ? tokens : token + CHUNK;
+            (linear->codes ? code_panels : float_panels)(linear, in, to, token, stop, panel, end);
+        }
     }
 }
 
