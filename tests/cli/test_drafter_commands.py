@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from cli.folder import LINES
+from cli.folder import LINES, POSITIONS
 
 from spec2seq import Seq2Seq
 from spec2seq.training import make_drafter as making
@@ -29,11 +29,39 @@ def test_distill_writes_what_the_model_does(run, folder, lines, tmp_path):
     assert result.stderr.startswith("chunk 1 of 1: ")
 
 
+def test_distill_keeps_to_what_the_model_can_do(run, folder, tmp_path, monkeypatch):
+    path, out = tmp_path / "corpus.txt", tmp_path / "out.jsonl"
+    path.write_text(f"{'cache ' * 300}\n{LINES[0]}\n")
+    command = ("distill", path, "--model", folder, "--method", "greedy", "--out", out)
+    assert run(*command).stderr.endswith(f"1 sources were left out: they have more than {POSITIONS} tokens\n")
+    model = Seq2Seq.from_pretrained(folder)
+    wanted = model.generate([model.source_ids("cache " * 300, "line 1", True), LINES[0]]).sequences
+    monkeypatch.setenv("RANK", "1")
+    assert run(*command, "--truncate").stdout == ""  # of several processes the first speaks
+    assert [json.loads(line)["tokens"] for line in out.read_text().splitlines()] == wanted
+
+
+def test_the_prefix_of_a_recipe_is_read_and_not_written(run, folder, tmp_path):
+    recipe, corpus, out = (tmp_path / name for name in ("r.yaml", "corpus.tsv", "out.jsonl"))
+    recipe.write_text(
+        "{name: r, data: {train: a, dev: b, prefix: 'Read: ', max_tokens: 60}, training: {max_steps: 1},"
+        " evaluation: {max_new_tokens: 20}}"
+    )
+    corpus.write_text("".join(f"{line}\t\n" for line in LINES[:3]))
+    command = ("distill", corpus, "--model", folder, "--method", "greedy", "--max-new-tokens", 20, "--out", out)
+    run(*command, "--recipe", recipe)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["source"] for record in records] == LINES[:3]
+    wanted = Seq2Seq.from_pretrained(folder, prefix="Read: ").generate(LINES[:3], max_new_tokens=20).sequences
+    assert [record["tokens"] for record in records] == wanted
+
+
 def test_distill_refuses_what_it_cannot_read(fails, folder, tmp_path):
     path, out = tmp_path / "corpus.csv", tmp_path / "out.jsonl"
     path.write_text("a\n")
     fails(2, ["unknown kind of data", ".txt"], "distill", path, "--model", folder, "--method", "greedy", "--out", out)
     fails(2, ["recipe.yaml", "no such file"], "distill", path, "--out", out, "--recipe", "recipe.yaml")
+    fails(2, ["none.txt: no such file"], "distill", "none.txt", "--model", "nowhere", "--out", out)
     assert not out.exists()
 
 

@@ -65,6 +65,7 @@ def test_evaluate_names_what_is_wrong(fails, common, folder, tmp_path):
     fails(2, ["--mode is vanilla", "takes no drafter"], *command, "--drafter", folder / "little")
     fails(2, ["--preset sets"], *command, *little, "--preset", "no-drop", "--rollback", 1)
     fails(2, ["--mode is 'best'", "vanilla, unaligned, aligned"], *command, "--mode", "best")
+    fails(2, ["--split is 'test'; it does nothing where --data is a file"], *command, "--split", "test")
     fails(2, ["task is 'x'", "xsum"], "evaluate", "--task", "x", "--out", tmp_path / "out")
     fails(2, ["--model is not set", "none is published"], "evaluate", "--task", "wmt16-en-ro", "--out", tmp_path / "o")
     fails(2, ["policy lossless", "rollback"], *command, *little, "--policy", "lossless", "--rollback", 1)

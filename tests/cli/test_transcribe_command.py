@@ -129,7 +129,7 @@ def test_options_reach_the_library(run, ears, talks, calls):
         "fallback": Fallback(), "condition_on_previous": True, "initial_prompt": "w3 w4",
         "word_timestamps": True,
     }  # fmt: skip
-    assert plain == {"language": None, "task": "transcribe", "timestamps": False, "fallback": None,
+    assert plain == {"language": None, "task": None, "timestamps": False, "fallback": None,
                      "condition_on_previous": False, "initial_prompt": None, "word_timestamps": False}  # fmt: skip
 
 

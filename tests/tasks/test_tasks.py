@@ -87,6 +87,8 @@ def test_pairs_without_text_are_left_out_and_the_first_so_many_are_taken(tmp_pat
 def test_a_local_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match="missing.tsv: no such file"):
         task_named("local").file(data=tmp_path / "missing.tsv")
+    with pytest.raises(UsageError, match="typo.jsonl.gz: no such file"):  # and no folder of the hub's copies
+        task_named("xsum").file(data=tmp_path / "typo.jsonl.gz")
     with pytest.raises(UsageError, match="give --data FILE"):
         task_named("local").file()
 

@@ -24,7 +24,7 @@ def losses(recipe: Path, data: Path, out: Path) -> list[float]:
 
     Watch._log = spy
     try:
-        train(load_recipe(recipe), out, data)
+        assert train(load_recipe(recipe), out, data).folder.is_dir()  # in every process
     finally:
         Watch._log = log
     return found

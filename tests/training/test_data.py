@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from spec2seq.errors import UsageError
+from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models.languages import cut
-from spec2seq.training.data import Pair, filter_pairs, read_pairs, resolve
+from spec2seq.training.data import Pair, filter_pairs, made_by, read_pairs, resolve
 from spec2seq.training.recipe import DataConfig
 
 TSV = DataConfig(train="x.tsv", dev="x.tsv")
@@ -27,12 +27,41 @@ def test_tsv_and_jsonl_gz_give_the_same_pairs(tmp_path: Path) -> None:
 
 def test_fields_of_sounds_may_be_something_else_in_texts(tmp_path: Path) -> None:
     lines = [{"prompt": "Hello", "frame": "x"}, {"prompt": None, "frame": 1.5}, {"prompt": [1, "a"]}]
-    text = "".join(json.dumps(line | {"completion": "Hallo"}) + "\n" for line in lines)
+    text = "".join(json.dumps(line | {"question": "Hello", "answer": "Hallo"}) + "\n" for line in lines)
     (tmp_path / "x.jsonl").write_text(text, encoding="utf-8")
-    config = DataConfig(train="x", dev="x", source="prompt", target="completion")
-    found = list(read_pairs(tmp_path / "x.jsonl", config))
-    assert [pair.source for pair in found] == ["Hello", "None", "[1, 'a']"]
-    assert all((pair.frame, pair.prompt) == (None, ()) for pair in found)
+    config = DataConfig(train="x", dev="x", source="question", target="answer")
+    assert list(read_pairs(tmp_path / "x.jsonl", config)) == [Pair("Hello", "Hallo")] * 3
+
+
+def test_lines_end_as_everywhere_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_bytes(b"\xef\xbb\xbfa\tb\tgame\r\nc\td\x0be\tman\r\n")
+    assert list(read_pairs(tmp_path / "x.tsv", TSV)) == [Pair("a", "b", "game"), Pair("c", "d\x0be", "man")]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"source": "a", "target": None, "tokens": [1]}, "x.jsonl:1: field 'target' is null; allowed: a text"),
+        ({"source": ["a"], "target": "b", "tokens": [1]}, r"field 'source' is \[\"a\"\]; allowed: a text"),
+        ({"source": "a", "target": "b", "tokens": None}, "field 'tokens' is null; allowed: a list of token ids"),
+        ({"source": "a", "target": "b", "tokens": ["c"]}, "allowed: a list of token ids"),
+        ({"source": "a", "target": "b"}, "no field 'tokens'"),
+        (["source"], "x.jsonl:1: not a JSON object"),
+    ],
+)
+def test_a_value_that_is_no_text_is_refused(record, message, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        list(read_pairs(tmp_path / "x.jsonl", DataConfig("", "", source="source", target="target",
+                                                         target_tokens="tokens")))  # fmt: skip
+
+
+def test_columns_are_counted_from_the_left(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a\tb\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="data.source is '-1'.*column numbers from 0"):
+        list(read_pairs(tmp_path / "x.tsv", DataConfig("", "", source="-1")))
+    with pytest.raises(UsageError, match="data.origin is 'kind'; allowed for TSV with exclude_origins"):
+        list(read_pairs(tmp_path / "x.tsv", DataConfig("", "", origin="kind", exclude_origins=("game",))))
 
 
 def test_filters_keep_what_the_recipe_wants() -> None:
@@ -56,7 +85,7 @@ def test_unreadable_data_names_file_line_and_need(tmp_path: Path) -> None:
             list(read_pairs(tmp_path / name, config))
         assert expected[name] in str(caught.value)
     (tmp_path / "latin.tsv").write_bytes("ä\tö\n".encode("latin-1"))
-    with pytest.raises(UsageError, match="UTF-8"):
+    with pytest.raises(Spec2SeqError, match=r"latin\.tsv: line 1, byte 1: 0xE4 is not UTF-8"):
         list(read_pairs(tmp_path / "latin.tsv", TSV))
 
 
@@ -68,6 +97,26 @@ def test_data_files_are_found_by_argument_and_by_environment(tmp_path: Path, mon
         resolve("data/x.tsv")
     monkeypatch.setenv("SPEC2SEQ_DATA", str(tmp_path))
     assert resolve("data/x.tsv") == tmp_path / "x.tsv"
+
+
+def test_a_path_is_taken_as_it_is_before_a_base_name(tmp_path: Path) -> None:
+    data, other = tmp_path / "data", tmp_path / "runs" / "other"
+    for folder in (data / "de", other):
+        folder.mkdir(parents=True)
+    for path in (data / "x.tsv", data / "de" / "x.tsv", other / "x.tsv"):
+        path.write_text("a\tb\n", encoding="utf-8")
+    assert resolve("de/x.tsv", data) == data / "de" / "x.tsv"
+    assert resolve("en/x.tsv", data) == data / "x.tsv"
+    assert resolve(str(other / "x.tsv"), data) == other / "x.tsv"
+    assert resolve(made_by("other/x.tsv", tmp_path / "runs" / "mine"), data) == other / "x.tsv"
+    with pytest.raises(UsageError, match="not found"):
+        resolve(str(other / "de" / "x.tsv"), data)
+
+
+def test_filters_do_not_see_the_prefix(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a b\tc d\n\te f\n", encoding="utf-8")
+    data = DataConfig("", "", prefix="translate English to German: ", max_words=2, max_ratio=1.0)
+    assert [pair.target for pair in filter_pairs(read_pairs(tmp_path / "x.tsv", data), data)] == ["c d"]
 
 
 def test_prefix_fields_within_fields_and_cut_sources(tmp_path):

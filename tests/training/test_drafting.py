@@ -1,6 +1,7 @@
 """Training of the cached drafter: its loss against plain PyTorch, its scores against the engine, a whole run."""
 
 import copy
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from spec2seq import BlockDrafter, Exact, FixedLength, Seq2Seq, SpecDec, Speculative
+from spec2seq import BlockDrafter, Exact, FixedLength, Seq2Seq, SpecDec, Speculative, UsageError
 from spec2seq.decoding.acceptance import Verdict
 from spec2seq.decoding.cached_blocks import CachedSession
 from spec2seq.training import train
@@ -51,7 +52,7 @@ def plain_loss(model, drafter, batch, step):
     """One drafted place after another, over explicit logits: smoothed loss, NLL and number of places."""
     verifier, inputs, labels = model.model, batch["decoder_input_ids"], batch["labels"]
     encoded, features = read(verifier, batch, drafter.shape.hidden_layers)
-    offset = (inputs.sum(1) + step) % STRIDE
+    offset = (labels.clamp(min=0).sum(1) + step) % STRIDE
     anchors = offset[:, None] + torch.arange(0, inputs.shape[1], STRIDE)
     at_tokens, at_slots = drafter.block_states(verifier, encoded, inputs, features, anchors)
     smooth, nll, count = 0.0, 0.0, 0
@@ -101,7 +102,7 @@ def test_a_shortlist_learns_what_it_can_guess():
 
 
 def test_splitting_a_batch_changes_nothing():
-    model = tiny.seq2seq("marian")
+    model = tiny.seq2seq("bart")  # its pad is not 0
     drafter, sources = trainable(model), tiny.sources(model, 3, 5)
     whole = loss_of(model, drafter, batch_of(model, sources, OUTPUTS), 2)
     parts = [
@@ -147,6 +148,20 @@ def test_accuracy_by_place_is_that_of_the_engines_drafts(monkeypatch):
     assert scores.tokens_per_verifier_call == pytest.approx(exact.stats.tokens_per_verifier_call)
 
 
+@pytest.mark.parametrize(("tokens", "message"), [((5, 64), "'w5' has the token id 64"), (None, "no token ids")])
+def test_outputs_that_are_not_the_verifiers_are_refused(verifier, tokens, message, tmp_path):
+    model, file = Seq2Seq.from_pretrained(verifier), tmp_path / "x.jsonl"
+    inputs = inputs_of(model, tmp_path)
+    with pytest.raises(UsageError, match=f"the record of .*{message}"):
+        inputs.rows([Pair("w5", "", tokens=tokens)])
+    if tokens is None:
+        file = file.with_suffix(".tsv")
+    file.write_text("w5\tw6\n" if tokens is None else json.dumps({"source": "w5", "target": "w6", "tokens": tokens}))
+    data = DataConfig("", "", source="source", target="target", target_tokens="tokens")
+    with pytest.raises(UsageError, match=f"{file.name}: the record of .*{message}"):
+        inputs.training_rows(file, data, model.tokenizer)
+
+
 @pytest.fixture(scope="module")
 def corpus(verifier, texts, tmp_path_factory):
     folder, model = tmp_path_factory.mktemp("drafting"), Seq2Seq.from_pretrained(verifier)
@@ -166,6 +181,10 @@ def test_a_run_stops_goes_on_and_writes_a_folder_that_drafts(corpus, verifier, t
                      "precision": "fp32", "save_minutes": 0.0, "log_seconds": 0.0, "average": 2},
         "evaluation": {"dev_lines": 6, "max_new_tokens": 16, "every_minutes": 60},
     })  # fmt: skip
+    for section, key in (("data", "max_tokens"), ("evaluation", "max_new_tokens")):
+        wrong = dataclasses.replace(getattr(recipe, section), **{key: 97})
+        with pytest.raises(UsageError, match=f"{section}.{key} is 97; allowed: from [12] to 96"):
+            train(dataclasses.replace(recipe, **{section: wrong}), tmp_path / section, corpus)
     first = train(recipe, tmp_path, corpus, max_minutes=1e-9)
     assert not first.finished and first.step == 1
     last = train(recipe, tmp_path, corpus)

@@ -209,5 +209,7 @@ def test_weights_that_do_not_fit_are_refused_with_both_shapes():
         start_encoder(drafter(**same, encoder_layers=1), verifier, "recipe")
     with pytest.raises(Spec2SeqError, match=r"encoder\.2\.\S+ is missing"):
         start_encoder(drafter(**same, encoder_layers=3), verifier, "recipe")
+    with pytest.raises(Spec2SeqError, match="recipe: heads is 8; needed: the verifier's 4"):
+        start_encoder(drafter(**(same | {"heads": 8})), verifier, "recipe")
     with pytest.raises(Spec2SeqError, match="here: b is unknown"):
         require_fit({"a": torch.zeros(1), "b": torch.zeros(1)}, {"a": torch.zeros(1)}, "here")

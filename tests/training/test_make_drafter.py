@@ -98,16 +98,24 @@ def test_fields_of_tables_and_objects(texts, tmp_path, monkeypatch, verifier):
     [
         ({"layers": 3}, "layers is 3; allowed: from 1 to 2"),
         ({"block_size": 0}, "block_size is 0"),
-        ({"minutes": 0.0}, "budget_minutes is 0.0"),
+        ({"minutes": 0.0}, "^minutes is 0.0"),
         ({"dev_lines": 0}, "dev_lines is 0"),
         ({"dev_lines": 40}, "80 usable lines; needed: more than 80"),
         ({"lines": 5}, "5 usable lines; needed: more than 12"),
     ],
 )
-def test_wrong_input_is_one_clear_error(verifier, sources, tmp_path, change, message):
+def test_wrong_input_is_one_clear_error(verifier, sources, tmp_path, change, message, monkeypatch):
+    if "lines" in change:  # known before anything is distilled
+        monkeypatch.setattr(making, "distill", forbidden)
     with pytest.raises(UsageError, match=message):
         make_drafter(verifier, sources, tmp_path / "drafter", **(OPTIONS | change))
     assert not (tmp_path / "drafter").exists()
+
+
+def test_one_of_several_processes_is_refused(verifier, sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="make-drafter is one process"):
+        make_drafter(verifier, sources, tmp_path / "drafter", **OPTIONS)
 
 
 def test_a_file_that_is_not_there(verifier, tmp_path):

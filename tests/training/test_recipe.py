@@ -48,6 +48,10 @@ def test_a_recipe_survives_the_copy_in_the_model_folder(recipe) -> None:
         ("data", "max_words", -1, ("max_words", "-1")),
         ("vocabulary", "size", 3, ("size", "3", "64")),
         ("evaluation", "dev_lines", 0, ("dev_lines", "0", "at least 1")),
+        ("evaluation", "max_new_tokens", 513, ("evaluation.max_new_tokens is 513", "from 1 to 512")),
+        ("data", "language", "de", ("data.language is 'de'; it does nothing for a model that reads",)),
+        ("data", "task", "nonsense", ("data.task is 'nonsense'",)),
+        ("vocabulary", "from", "other/final", ("size is 310; it does nothing beside from",)),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(values, section, key, value, parts) -> None:
@@ -55,6 +59,31 @@ def test_a_wrong_value_is_named_with_what_is_allowed(values, section, key, value
     with pytest.raises(UsageError) as caught:
         parse_recipe(values, "toy.yaml")
     assert all(part in str(caught.value) for part in ("toy.yaml", *parts)), caught.value
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "message"),
+    [
+        ({"train": "x.tsv"}, {}, r"data.train is 'x.tsv'; allowed, for distillation.train is set: NAME.jsonl"),
+        ({"train": "x.jsonl.gz"}, {}, "NAME.jsonl"),
+        ({"test": None}, {"test": "c.tsv"}, "data.test is not set"),
+        ({"dev": "other/x.jsonl"}, {"dev": "c.tsv"}, "data names the files x.jsonl, x.jsonl, toy.test.tsv"),
+        ({"source": "0"}, {}, "data.source is '0'; allowed with distillation: source"),
+    ],
+)
+def test_what_is_distilled_has_files_of_its_own(values, data, asked, message) -> None:
+    values["data"] |= {"train": "x.jsonl", "source": "source", "target": "target"} | data
+    values["distillation"] = {"model": "m", "train": "c.tsv"} | asked
+    with pytest.raises(UsageError, match=message):
+        parse_recipe(values)
+
+
+def test_a_cached_drafter_is_bound_by_its_verifier_alone(values) -> None:
+    for name in ("model", "vocabulary"):
+        del values[name]
+    values["cached_drafter"], values["training"]["tokens_per_batch"] = {"verifier": "m"}, 4096
+    values["data"] |= {"target_tokens": "tokens", "max_tokens": 1000}
+    assert parse_recipe(values).data.max_tokens == 1000
 
 
 def test_a_t5_that_transformers_cannot_decode_is_refused(values) -> None:

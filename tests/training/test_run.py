@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,21 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
 from spec2seq import Beam, BlockDrafter, Seq2Seq
-from spec2seq.errors import UsageError
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.files import write_json
+from spec2seq.models.languages import cut
+from spec2seq.training import queue, train, validation
 from spec2seq.training import session as session_module
-from spec2seq.training import train
+from spec2seq.training.batches import TokenBudgetSampler
+from spec2seq.training.cache import encode, tokenized
 from spec2seq.training.checkpoints import whole_checkpoints
+from spec2seq.training.data import Pair
 from spec2seq.training.queue import run_queue
-from spec2seq.training.recipe import parse_recipe
+from spec2seq.training.recipe import VocabularyConfig, parse_recipe
+from spec2seq.training.run import TrainResult
 from spec2seq.training.session import recipe_yaml
+from spec2seq.training.trainer import BudgetTrainer
+from spec2seq.training.vocabulary import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +111,73 @@ def test_a_stopped_and_a_killed_run_go_on_and_end_at_the_same_weights(finished, 
     assert moved == ["cuda:0" if torch.cuda.is_available() else "cpu"]
 
 
+def test_special_tokens_and_languages_are_read_as_in_decoding(finished: Path) -> None:
+    tokenizer = MarianTokenizer.from_pretrained(finished / "final")
+    texts = ["the file", "", ">>deu<< the file", "the </s> file", "a <pad> b<unk>", "<< a >>"]
+    assert encode(texts, tokenizer) == tokenizer(texts).input_ids
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(recipe, data, tmp_path, monkeypatch) -> None:
+    compute = BudgetTrainer.compute_loss
+
+    def broken(self, *arguments, **settings):
+        loss = compute(self, *arguments, **settings)
+        if self.clock.step == 2:
+            self.step_nll += float("nan")
+        return loss
+
+    monkeypatch.setattr(BudgetTrainer, "compute_loss", broken)
+    with pytest.raises(Spec2SeqError, match=r"step 3: the loss is nan; .*lower training\.learning_rate"):
+        train(recipe, tmp_path, data)
+    assert [checkpoint.step for checkpoint in whole_checkpoints(tmp_path / "checkpoints")] == [1, 2]
+
+
+def test_a_run_that_goes_on_with_another_accumulation_skips_nothing(recipe, data, tmp_path) -> None:
+    train(recipe, tmp_path, data, max_minutes=1e-9)
+    training = dataclasses.replace(recipe.training, max_steps=2, gradient_accumulation=3)
+    result = train(dataclasses.replace(recipe, training=training), tmp_path, data)
+    first, last = whole_checkpoints(tmp_path / "checkpoints")
+    assert (first.batches, last.batches) == (1, 4)
+    rows = tokenized(data / "toy.train.tsv", recipe.data, load_tokenizer(tmp_path / "vocabulary"), tmp_path, 310)
+    batches = len(TokenBudgetSampler(rows.source_lengths, rows.target_lengths, recipe.training.tokens_per_batch))
+    assert result.summary["epochs"] == round(4 / batches, 3)
+
+
+def test_a_vocabulary_appears_whole_or_not_at_all(recipe, data, tmp_path, monkeypatch) -> None:
+    def stop(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MarianTokenizer, "save_vocabulary", stop)
+        train(recipe, tmp_path, data)
+    assert not (tmp_path / "vocabulary").exists()
+    assert train(recipe, tmp_path, data, max_minutes=1e-9).step == 1
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(UsageError, match=r"recipe\.yaml: expected keys with values"):
+        train(recipe, tmp_path, data)
+
+
+def test_validation_reads_what_the_models_positions_allow(monkeypatch) -> None:
+    monkeypatch.setattr(validation, "encode", lambda texts, *rest: [[5] * len(text) + [0] for text in texts])
+    seen = []
+    config = types.SimpleNamespace(n_positions=1024, decoder_start_token_id=0)
+    model = types.SimpleNamespace(config=config, device=torch.device("cpu"))
+    tokenizer = types.SimpleNamespace(eos_token_id=0, pad_token_id=0)
+
+    def loss(model, batch, smoothing, dtype):
+        seen.append((batch["input_ids"].shape[1], batch["labels"].shape[1]))
+        return None, torch.tensor(6.0), 3
+
+    monkeypatch.setattr(validation, "sequence_loss", loss)
+    for length in (700, 2000):
+        pair = Pair("x" * length, "y" * length)
+        assert validation.mean_nll(model, tokenizer, [pair], torch.float32) == 2.0
+    assert seen == [(701, 701), (1024, 1024)]
+
+
 def test_a_little_model_shares_the_vocabulary_and_starts_from_the_verifier(finished, data, recipe, tmp_path) -> None:
     model = dataclasses.replace(recipe.model, decoder_layers=1, start_from=str(finished / "final"))
-    vocabulary = dataclasses.replace(recipe.vocabulary, from_=str(finished / "final"))
+    vocabulary = VocabularyConfig(from_=str(finished / "final"))
     training = dataclasses.replace(recipe.training, max_steps=1, learning_rate=1e-8)
     little = dataclasses.replace(recipe, name="little", model=model, vocabulary=vocabulary, training=training)
     assert train(little, tmp_path, data).finished
@@ -136,6 +209,24 @@ def test_t5_shape_trains_in_the_queue_and_its_tokenizer_round_trips(data, values
         and tokenizer.decode(ids, skip_special_tokens=True) == "the cache is full"
     )
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "runs" / "toy" / "final")
+
+
+def test_what_is_finished_behind_a_run_that_stopped_is_reported(values, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def run(recipe, out, *rest):
+        asked.append(recipe.name)
+        return TrainResult(out, recipe.name == "c", 1, 1, 1.0)
+
+    monkeypatch.setattr(queue, "train", run)
+    for name in "abc":
+        (tmp_path / f"{name}.yaml").write_text(recipe_yaml(parse_recipe(values | {"name": name})))
+    write_json(tmp_path / "c" / "final" / "training_summary.json", {})
+    results = run_queue([tmp_path / f"{name}.yaml" for name in "abc"], tmp_path)
+    assert [entry["state"] for entry in results.values()] == ["stopped", "waiting", "finished"]
+    assert asked == ["a", "c"]
+    monkeypatch.setattr(queue, "train", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert queue.main([str(tmp_path / "a.yaml"), "--out", str(tmp_path)]) == 130
 
 
 def test_the_queue_trains_a_verifier_and_what_learns_from_its_output(data, values, tmp_path) -> None:
@@ -175,6 +266,32 @@ def test_the_queue_trains_a_verifier_and_what_learns_from_its_output(data, value
     assert 0 < len(distilled) <= 20
     assert not (tmp_path / "runs" / "drafter" / "distilled" / "out.jsonl.parts").exists()
     BlockDrafter.from_pretrained(tmp_path / "runs" / "drafter" / "final")
+
+
+def test_what_is_distilled_is_read_as_the_student_reads_it(verifier, texts, values, tmp_path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"source": text, "target": "w5"}) + "\n" for text in texts[:20]))
+    values["model"] |= {"width": 32, "heads": 4, "feed_forward": 64, "decoder_layers": 1}
+    values |= {"vocabulary": {"from": str(verifier)}, "training": values["training"] | {"max_steps": 1}}
+    values["distillation"] = {"model": str(verifier), "train": "corpus.jsonl", "dev": "corpus.jsonl", "lines": 8}
+    values["data"] = {"train": "out.jsonl", "dev": "dev.jsonl", "source": "source", "target": "target",
+                      "target_tokens": "tokens", "prefix": "w60 w61 ", "max_tokens": 7, "truncate": True,
+                      "max_ratio": 1000.0}  # fmt: skip
+    out = tmp_path / "run"
+    assert train(parse_recipe(values), out, tmp_path).finished
+    records = [json.loads(line) for line in (out / "distilled" / "out.jsonl").read_text().splitlines()]
+    model = Seq2Seq.from_pretrained(verifier, prefix="w60 w61 ")
+    assert len(records) == 8 and {record["source"] for record in records} <= {*texts}
+    sources = [cut(model.encode_text(record["source"]), 7, 0) for record in records]
+    assert max(map(len, sources)) == 7
+    assert [record["tokens"] for record in records] == model.generate(sources, max_new_tokens=7).sequences
+    values["distillation"]["lines"] = 5
+    with pytest.raises(UsageError, match="another 'distillation' section"):
+        train(parse_recipe(values), out, tmp_path)
+    del values["distillation"]["dev"]  # so dev.jsonl is to be there
+    with pytest.raises(UsageError, match=r"dev\.jsonl' not found"):
+        train(parse_recipe(values), tmp_path / "other", tmp_path)
+    assert not (tmp_path / "other").exists()
 
 
 def test_wrong_input_is_one_clear_error_and_writes_nothing(finished, data, values, recipe, tmp_path) -> None:

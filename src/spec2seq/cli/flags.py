@@ -28,7 +28,10 @@ TASK = "transcribe"
 LanguageFlag = Annotated[str | None, typer.Option(help="code or English name (default: what each sounds like)")]
 TaskFlag = Annotated[
     str | None,
-    typer.Option(metavar="transcribe|translate", help="write what is said, or that in English (default: transcribe)"),
+    typer.Option(
+        metavar="transcribe|translate",
+        help="write what is said, or that in English (default: the model's, else transcribe)",
+    ),
 ]
 TimestampsFlag = Annotated[
     bool | None,
@@ -107,6 +110,12 @@ def quiet() -> None:
 def report(line: str) -> None:
     """A line of progress."""
     print(line, file=sys.stderr, flush=True)
+
+
+def result(line: str) -> None:
+    """What a command that `accelerate launch` may start has to say: of its processes, one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
 
 
 def print_stats(stats: "Stats") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spec2seq.cli.flags import load_all, quiet, report, with_options
+from spec2seq.cli.flags import load_all, quiet, report, result, with_options
 from spec2seq.config import check_choice
 from spec2seq.errors import UsageError
 from spec2seq.options import DTYPES, OPTIONS, POLICIES, UNSET, MethodOptions, RunOptions
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MODES = ("vanilla", "unaligned", "aligned")
 METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum")
-List = Annotated[str | None, typer.Option(metavar="LIST", help="with commas, such as 2,5,none")]
+List = Annotated[str | None, typer.Option(metavar="LIST", help="values with commas, such as 2,5; none: without")]
 
 
 def _task_flags(
@@ -104,7 +104,7 @@ def calibrate(
     done = distill(
         model, path, out, task.columns(path, truncate=True), decoding, lines=lines, report=report, **settings
     )
-    print(f"{done.file}: {done.lines} lines, {done.tokens} tokens")
+    result(f"{done.file}: {done.lines} lines, {done.tokens} tokens")
 
 
 @_with_flags(_task_flags, _run_flags)
@@ -171,6 +171,9 @@ def sweep(
 def _task(asked: dict[str, Any], prefix: str | None) -> "Task":
     from spec2seq.tasks import task_named
 
+    split, data = asked["split"], asked["data"]
+    if split is not None and data is not None and data.is_file():
+        raise UsageError(f"--split is {split!r}; it does nothing where --data is a file")
     if asked["metric"] is not None:
         check_choice("--metric", asked["metric"], METRICS)
     return task_named(asked["task"]).of_fields(asked["source_field"], asked["target_field"], prefix, asked["metric"])

@@ -10,7 +10,6 @@ import typer
 
 from spec2seq import io
 from spec2seq.cli.flags import (
-    TASK,
     LanguageFlag,
     StatsFlag,
     TaskFlag,
@@ -86,7 +85,7 @@ def transcribe(
     with io.writer(None) as write, bar as advance:
         for group in (todo[start : start + size] for start in range(0, len(todo), size)):
             heard = hear(
-                model, [sound for _, sound, _ in group], decoding, language=language, task=task or TASK,
+                model, [sound for _, sound, _ in group], decoding, language=language, task=task,
                 timestamps=timestamps, progress=advance, stats=counts, numbers=[number for number, _, _ in group],
                 fallback=Fallback() if fallback else None, condition_on_previous=condition_on_previous,
                 initial_prompt=initial_prompt, word_timestamps=word_timestamps, **settings,

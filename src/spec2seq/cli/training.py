@@ -1,13 +1,23 @@
 """The subcommands that make models: train, distill, make-drafter, import fairseq."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spec2seq.cli.flags import TASK, LanguageFlag, TaskFlag, TimestampsFlag, load_all, quiet, report, with_options
+from spec2seq import io
+from spec2seq.cli.flags import (
+    TASK,
+    LanguageFlag,
+    TaskFlag,
+    TimestampsFlag,
+    load_all,
+    quiet,
+    report,
+    result,
+    with_options,
+)
 from spec2seq.options import DTYPES, MethodOptions, RunOptions
 
 
@@ -27,17 +37,16 @@ def train(
     from spec2seq import training
 
     loaded = training.load_recipe(recipe)
-    result = training.train(loaded, out or Path("runs", loaded.name), data, max_minutes, report)
-    state = "finished" if result.finished else "to be continued by the same command"
-    if os.environ.get("RANK", "0") == "0":  # of the processes of `accelerate launch`, one speaks
-        print(f"{result.folder}: step {result.step}, {result.minutes:.0f} minutes, {state}")
+    done = training.train(loaded, out or Path("runs", loaded.name), data, max_minutes, report)
+    state = "finished" if done.finished else "to be continued by the same command"
+    result(f"{done.folder}: step {done.step}, {done.minutes:.0f} minutes, {state}")
 
 
 @with_options
 def distill(
     run: RunOptions, method: MethodOptions,
     corpus: Annotated[Path, typer.Argument(help=".tsv, .jsonl or .txt (a source a line), also .gz")],
-    out: Annotated[Path, typer.Option("--out", help="JSONL: source, target, tokens, reference")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL: source, target, tokens, reference; also .gz")],
     recipe: Annotated[Path | None, typer.Option(help="take columns and filters from its data section")] = None,
     lines: Annotated[int | None, typer.Option(min=1, help="so many, spread over the usable lines")] = None,
     language: LanguageFlag = None,
@@ -51,14 +60,20 @@ def distill(
     from spec2seq.training.distill import distill as run_distill
     from spec2seq.training.recipe import DataConfig, load_recipe
 
-    data = load_recipe(recipe).data if recipe else DataConfig(train=str(corpus), dev="")
-    told = {"language": language, "task": task, "timestamps": timestamps}
+    data = load_recipe(recipe).data if recipe else DataConfig(train=str(corpus), dev="", max_words=100_000)
+    io.check_readable(corpus)
+    told = run.given("truncate") | {"language": language, "task": task, "timestamps": timestamps}
     data = dataclasses.replace(data, **{name: value for name, value in told.items() if value is not None})
+    if data.prefix:  # the model's, and in no record: training puts it there again
+        run = dataclasses.replace(run, prefix=run.given("prefix").get("prefix", data.prefix))
+        data = dataclasses.replace(data, prefix="")
     model, decoding = load_all(run, method)
 
     settings = run.given("batch_size", "max_new_tokens")
+    if model.model.architecture.sound is None:
+        settings["max_new_tokens"] = model.max_new_tokens(settings.get("max_new_tokens"))
     done = run_distill(model, corpus, out, data, decoding, lines=lines, report=report, **settings)
-    print(
+    result(
         f"{done.file}: {done.lines} lines, {done.tokens} tokens, {done.tokens / max(done.seconds, 1e-9):.0f} a second"
     )
 

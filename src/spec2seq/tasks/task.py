@@ -54,9 +54,9 @@ class Task:
         $SPEC2SEQ_DATA, which is made there if it is not."""
         if data is not None and data.is_file():
             return data
+        if data is not None and (not self.dataset or {".tsv", ".jsonl", ".txt"} & {*data.suffixes}):
+            raise UsageError(f"{data}: no such file")
         if not self.dataset:
-            if data is not None:
-                raise UsageError(f"{data}: no such file")
             raise UsageError(f"task {self.name} has no data of its own; give --data FILE (.tsv, .jsonl, also .gz)")
         parts = [self.dataset, self.config or "", split or self.split, self.revision or ""]
         return resolve("hub:" + ":".join(parts).rstrip(":"), data)

@@ -1,6 +1,7 @@
 """Checkpoints that count only when whole, the choice of which to keep, and their weights."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ MARKER = "whole.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint written to its end, and how far the run was; `score` is dev BLEU (or −NLL), None if not measured."""
+    """A checkpoint written to its end, and how far the run was: steps, batches of all processes, target tokens and
+    seconds. `score` is dev BLEU (or −NLL), None if not measured."""
 
     path: Path
     step: int
+    batches: int
     tokens: int
     seconds: float
     score: float | None
@@ -28,21 +31,23 @@ class Checkpoint:
 
 def mark_whole(path: Path, clock: Clock, score: float | None) -> None:
     """Declare that everything of the checkpoint is on disk; until then `whole_checkpoints` does not see it."""
-    values = {"step": clock.step, "tokens": clock.tokens, "seconds": clock.elapsed(), "score": score}
-    write_json(path / MARKER, values)
+    counts = {"step": clock.step, "batches": clock.batches, "tokens": clock.tokens}
+    write_json(path / MARKER, counts | {"seconds": clock.elapsed(), "score": score})
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     """All whole checkpoints, oldest first."""
     found = []
     for marker in folder.glob(f"checkpoint-*/{MARKER}"):
-        found.append(Checkpoint(marker.parent, **json.loads(marker.read_text(encoding="utf-8"))))
+        values = json.loads(marker.read_text(encoding="utf-8"))
+        # What an earlier version wrote lacks batches; without accumulation they are the steps.
+        found.append(Checkpoint(marker.parent, **({"batches": values["step"]} | values)))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """The one with the highest score; None if none was measured."""
-    measured = [checkpoint for checkpoint in checkpoints if checkpoint.score is not None]
+    """The one with the highest score; None if none was measured, or was a number."""
+    measured = [one for one in checkpoints if one.score is not None and math.isfinite(one.score)]
     return max(measured, key=lambda checkpoint: checkpoint.score) if measured else None
 
 

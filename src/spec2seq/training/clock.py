@@ -8,14 +8,16 @@ from spec2seq.training.recipe import TrainingConfig
 
 @dataclass
 class Clock:
-    """Counts of a run. `seconds` is wall clock of earlier sessions; this session's is added while it runs.
+    """Counts of a run: steps, batches of all processes, target tokens. `seconds` is wall clock of earlier sessions;
+    this session's is added while it runs.
 
     Several processes must decide alike by it: `agreed` is then the first one's `own_seconds()` at the last step.
     """
 
     config: TrainingConfig
-    steps_per_epoch: float
+    batches_per_epoch: int
     step: int = 0
+    batches: int = 0
     tokens: int = 0
     seconds: float = 0.0
     session_limit: float | None = None
@@ -34,13 +36,17 @@ class Clock:
         """Wall clock of the whole run so far, in seconds."""
         return self.seconds + self.session_seconds()
 
+    def epochs(self) -> float:
+        """How often the data was seen."""
+        return self.batches / self.batches_per_epoch
+
     def progress(self) -> float:
         """How much of the nearest limit is used up: 0 at the start, 1 or more at the end."""
         config, shares = self.config, [0.0]
         if config.max_steps is not None:
             shares.append(self.step / config.max_steps)
         if config.max_epochs is not None:
-            shares.append(self.step / (config.max_epochs * self.steps_per_epoch))
+            shares.append(self.epochs() / config.max_epochs)
         if config.budget_minutes is not None:
             shares.append(self.elapsed() / (60 * config.budget_minutes))
         return max(shares)

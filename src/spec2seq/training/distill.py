@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ import torch
 
 from spec2seq import Beam, Greedy, Seq2Seq
 from spec2seq.api import Method
+from spec2seq.checks import LONGEST_SOURCE
 from spec2seq.errors import UsageError
+from spec2seq.files import replacing
 from spec2seq.models import languages
-from spec2seq.training.data import Pair, made_by, read_pairs, resolve
+from spec2seq.models.fingerprint import fingerprint
+from spec2seq.training.data import Pair, made_by, read_pairs
+from spec2seq.training.prepare import created
 from spec2seq.training.processes import processes
 from spec2seq.training.recipe import DataConfig, Recipe
 from spec2seq.training.sounds import check_told, lengths, transcribed
@@ -62,10 +66,12 @@ def distill(
 
     Args:
         corpus: TSV, JSONL or lines of text (.txt), optionally .gz.
-        data: which columns, and which sources by words, tokens and origin; its other filters are about references.
+        data: which columns, and which sources by words, tokens (at most the model's positions) and origin; its other
+            filters are about references.
         method: Greedy() by default; Beam for beam search.
         batch_size: rows in flight; 64 is the fastest on 2 cores with the bundled model.
         lines: so many, evenly spread over the usable lines; None takes all.
+        max_new_tokens: of an output; None takes `data.max_tokens`. At most the model's positions.
         chunk_lines: lines of a chunk, which is sorted by length and decoded together; 1024, or 32 sounds of at most two
             hours.
         max_seconds: ends the call after the chunk in which they are over; calling again goes on.
@@ -81,7 +87,9 @@ def distill(
     state = processes()
     method = method or Greedy()
     parts = out.parent / f"{out.name}.parts"
-    settings = asdict(data), repr(method), lines, chunk_lines, max_new_tokens
+    drafter = getattr(getattr(method, "drafter", None), "model", None)
+    weights = None if drafter is None else fingerprint(drafter)
+    settings = asdict(data), repr(method), weights, lines, chunk_lines, max_new_tokens
     pairs = sample(list(_usable(read_pairs(corpus, data), data, hears)), lines)
     if not pairs:
         raise UsageError(f"{corpus}: none of its lines passes the filters")
@@ -90,14 +98,16 @@ def distill(
         _claim(parts, _description(model, corpus, settings, seconds))
     chunks = _chunks(pairs, seconds, chunk_lines)
     missing = [i for i in range(len(chunks)) if not (parts / _name(i)).is_file()]
+    state.wait_for_everyone()  # all list the same, before any writes
     mine = missing[state.process_index :: state.num_processes]
-    started, written, tokens = time.monotonic(), 0, 0
+    started, written, tokens, left_out = time.monotonic(), 0, 0, 0
     for done, index in enumerate(mine, 1):
         how = method, batch_size, max_new_tokens
         if hears:
             records = transcribed(model, corpus.parent, chunks[index], data, *how)
         else:
             records = _generated(model, chunks[index], data, *how)
+            left_out += len(chunks[index]) - len(records)
         _write_chunk(parts / _name(index), records)
         written, tokens = written + len(records), tokens + sum(len(record["tokens"]) for record in records)
         if report is not None:
@@ -106,6 +116,8 @@ def distill(
             report(f"chunk {done} of {len(mine)}: {tokens / took:.0f} tokens/s, {left:.1f} minutes left")
         if max_seconds is not None and time.monotonic() - started >= max_seconds:
             break
+    if left_out and report is not None:
+        report(f"{left_out} sources were left out: they have more than {_most(model, data)} tokens")
     state.wait_for_everyone()
     whole = all((parts / _name(i)).is_file() for i in range(len(chunks)))
     state.wait_for_everyone()
@@ -116,32 +128,34 @@ def distill(
 
 
 def distilled_files(
-    recipe: Recipe, run: Path, data_dir: Any, max_seconds: float | None, report: Callable[[str], None] | None
-) -> Path | None:
-    """Make what `recipe.distillation` asks for in `run`/distilled; returns that folder, None while it is not whole."""
-    asked, folder, started = recipe.distillation, run / "distilled", time.monotonic()
-    heard = {name: getattr(recipe.data, name) for name in ("language", "task", "timestamps")}
-    limits = ("min_words", "max_words", "max_tokens", "exclude_origins")
-    kept = heard | {name: getattr(recipe.data, name) for name in limits}
-    everything = heard | {"max_words": 10_000, "max_tokens": recipe.data.max_tokens}
-    parts = [(recipe.data.train, asked.train, kept, asked.lines)]
-    parts += [(recipe.data.dev, asked.dev, everything, None), (recipe.data.test, asked.test, everything, None)]
-    missing = [part for part in parts if part[1] is not None and not (folder / Path(part[0]).name).is_file()]
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        direction = {} if recipe.drafter is None else recipe.drafter.direction
-        model = Seq2Seq.from_pretrained(made_by(asked.model, run), asked.dtype, device, **direction)
+    recipe: Recipe, run: Path, corpora: Mapping[str, Path], max_seconds: float | None,
+    report: Callable[[str], None] | None,
+) -> bool:  # fmt: skip
+    """Make the files of `recipe.data` that `corpora` has a corpus for (train, dev, test), as `recipe.distillation`
+    says; False if the time was over before all were whole. The prefix is the model's, and in no record."""
+    asked, started = recipe.distillation, time.monotonic()
+    (run / "distilled").mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    direction = {} if recipe.drafter is None else recipe.drafter.direction
+    name = made_by(asked.model, run)
+    model = Seq2Seq.from_pretrained(name, asked.dtype, device, prefix=recipe.data.prefix, **direction)
     method = Greedy() if asked.num_beams == 1 else Beam(num_beams=asked.num_beams)
-    for name, corpus, filters, lines in missing:
-        left = None if max_seconds is None else max_seconds - (time.monotonic() - started)
+    train = replace(recipe.data, prefix="", target_tokens=None)
+    everything = replace(train, min_words=1, max_words=10_000, exclude_origins=())
+    for key, corpus in corpora.items():
+        data, lines = (train, asked.lines) if key == "train" else (everything, None)
         done = distill(
-            model, resolve(corpus, data_dir), folder / Path(name).name, DataConfig(corpus, "", **filters), method,
-            lines=lines, batch_size=asked.batch_size, max_seconds=left, report=report,
+            model, corpus, distilled_file(recipe, run, key), data, method, lines=lines, batch_size=asked.batch_size,
+            max_seconds=None if max_seconds is None else max_seconds - (time.monotonic() - started), report=report,
         )  # fmt: skip
         if done.file is None:
-            return None
-    return folder
+            return False
+    return True
+
+
+def distilled_file(recipe: Recipe, run: Path, key: str) -> Path:
+    """What `recipe.distillation` makes of `data.train`, `data.dev` or `data.test`."""
+    return run / "distilled" / Path(getattr(recipe.data, key)).name
 
 
 def _chunks(pairs: Sequence[Pair], seconds: Sequence[float], most: int) -> list[list[Pair]]:
@@ -158,7 +172,7 @@ def _chunks(pairs: Sequence[Pair], seconds: Sequence[float], most: int) -> list[
 
 def _description(model: Seq2Seq, corpus: Path, settings: tuple, seconds: Sequence[float]) -> str:
     """What must be the same for two calls to write the same lines."""
-    task = model.src_lang, model.tgt_lang, model.max_len_a, model.max_len_b
+    task = model.src_lang, model.tgt_lang, model.prefix, model.max_len_a, model.max_len_b
     values = [model.fingerprint(), corpus.name, corpus.stat().st_size, *settings, *task, *seconds]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
@@ -173,13 +187,13 @@ def _claim(parts: Path, description: str) -> None:
 
 
 def _usable(pairs: Iterator[Pair], data: DataConfig, sounds: bool) -> Iterator[Pair]:
-    """Sources of the wanted length and origin, each once; whether a reference fits them does not matter here. The
-    words of a file's name are not counted."""
+    """Sources of the wanted length and origin, each once, none empty; whether a reference fits them does not matter
+    here. The words of a file's name are not counted."""
     seen = set()
     for pair in pairs:
-        words = data.min_words if sounds else len(pair.source.split())
-        fits = data.min_words <= words <= data.max_words and pair.origin not in data.exclude_origins
-        if fits and pair.source not in seen:
+        words = len(pair.source.removeprefix(data.prefix).split())
+        fits = sounds or max(1, data.min_words) <= words <= data.max_words
+        if fits and pair.origin not in data.exclude_origins and pair.source not in seen:
             seen.add(pair.source)
             yield pair
 
@@ -191,18 +205,22 @@ def _name(index: int) -> str:
 def _generated(
     model: Seq2Seq, pairs: Sequence[Pair], data: DataConfig, method: Method, batch_size: int, cap: int | None
 ) -> list[dict[str, Any]]:
-    """A record for each source that has no more tokens than `data` allows."""
-    ids = [model.encode_text(pair.source) for pair in pairs]
+    """A record for each source that has no more tokens than `data` and the model allow."""
+    ids, a, most = [model.encode_text(pair.source) for pair in pairs], model.model.architecture, _most(model, data)
     if data.truncate:
-        ids = [languages.cut(row, data.max_tokens, model.model.architecture.eos_token_id) for row in ids]
-    kept = [i for i, row in enumerate(ids) if len(row) <= data.max_tokens]
-    rows = model.generate(
-        [ids[i] for i in kept], method, batch_size=batch_size, max_new_tokens=cap or data.max_tokens
-    ).rows
+        ids = [languages.cut(row, most, a.eos_token_id) for row in ids]
+    kept = [i for i, row in enumerate(ids) if len(row) <= most]
+    cap = min(cap or data.max_tokens, a.max_positions or cap or data.max_tokens)
+    rows = model.generate([ids[i] for i in kept], method, batch_size=batch_size, max_new_tokens=cap).rows
     return [
         {"source": pairs[i].source, "target": row.text, "tokens": row.tokens, "reference": pairs[i].target}
         for i, row in zip(kept, rows, strict=True)
     ]
+
+
+def _most(model: Seq2Seq, data: DataConfig) -> int:
+    """Tokens of a source."""
+    return min(data.max_tokens, model.model.architecture.max_source_positions or LONGEST_SOURCE)
 
 
 def _write_chunk(path: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -214,11 +232,9 @@ def _write_chunk(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _join(parts: Path, count: int, out: Path) -> None:
-    """One file of all chunks in order; only then are the chunks removed."""
-    partial = out.parent / f".{out.name}.{os.getpid()}"
-    with open(partial, "wb") as whole:
+    """One file of all chunks in order, gzipped if its name ends in .gz; only then are the chunks removed."""
+    with replacing(out) as partial, created(partial, out.suffix == ".gz") as whole:
         for index in range(count):
             with open(parts / _name(index), "rb") as chunk:
                 shutil.copyfileobj(chunk, whole)
-    os.replace(partial, out)
     shutil.rmtree(parts)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from spec2seq import CachedBlockDrafter, Seq2Seq
+from spec2seq.config import check_range
 from spec2seq.models import languages
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.cached_drafter_shape import CachedDrafterConfig
@@ -43,6 +44,9 @@ class DrafterSession(Session):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         asked = self.recipe.drafter
         self.verifier = Seq2Seq.from_pretrained(made_by(asked.verifier, self.out), dtype, device, **asked.direction)
+        a, evaluation = self.verifier.model.architecture, self.recipe.evaluation
+        check_range("data.max_tokens", self.recipe.data.max_tokens, 2, a.max_positions)
+        check_range("evaluation.max_new_tokens", evaluation.max_new_tokens, 1, a.max_positions)
         languages.set_languages(self.verifier.tokenizer, asked.src_lang, asked.tgt_lang)
         return self.verifier.tokenizer
 

@@ -89,7 +89,7 @@ class DrafterLoss:
 
     def __call__(self, drafter: CachedDrafter, batch: dict[str, Tensor], smoothing: float, dtype: torch.dtype):
         inputs = batch["decoder_input_ids"]
-        offset = (inputs.sum(1) + self.step()) % self.stride
+        offset = (batch["labels"].clamp(min=0).sum(1) + self.step()) % self.stride
         anchors = offset[:, None] + torch.arange(0, inputs.shape[1], self.stride, device=inputs.device)
         found = guesses(drafter, self.verifier, batch, anchors)
         head = drafter.guess_head(self.verifier)

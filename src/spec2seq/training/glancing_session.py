@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from spec2seq import PaperBlockDrafter, UsageError
+from spec2seq import PaperBlockDrafter, Spec2SeqError, UsageError
 from spec2seq.models.encoder_decoder import EncoderDecoder
 from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
 from spec2seq.training.checkpoints import require_fit
@@ -54,11 +54,14 @@ def start_encoder(drafter: PaperDrafter, verifier: EncoderDecoder, where: str) -
     """Copy the verifier's source embedding and encoder layers into the drafter, as encoder_initial.py of the original.
 
     A warm start, no equal encoder: positions are learned anew, the embedding is not scaled, the activation may differ.
-    Raises Spec2SeqError, which begins with `where`, for the first weight that does not fit.
+    Raises Spec2SeqError, which begins with `where`, for the first weight that does not fit, or other heads.
     """
     mine = {n: w for n, w in drafter.state_dict().items() if n == "embedding" or n.startswith("encoder.")}
     theirs = {f"encoder.{name}": weight for name, weight in verifier.encoder.layers.state_dict().items()}
     theirs["embedding"] = verifier.source_embedding.detach()
     require_fit(theirs, mine, where)
+    heads = verifier.architecture.encoder.heads
+    if drafter.config.heads != heads:  # no weight's shape says it
+        raise Spec2SeqError(f"{where}: heads is {drafter.config.heads}; needed: the verifier's {heads}")
     for name, weight in mine.items():
         weight.copy_(theirs[name])

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from spec2seq.errors import Spec2SeqError, UsageError, missing_extra
+from spec2seq.errors import Spec2SeqError, UsageError, first_line, missing_extra
 from spec2seq.files import replacing
 
 MARK = "hub:"
@@ -29,7 +29,7 @@ def download(name: str, path: Path) -> None:
     try:
         records = load_dataset(dataset, config or None, split=split, revision=revision or None)
     except Exception as error:  # connections, names, splits: anything, of many kinds
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise Spec2SeqError(f"{name}: not to be had from the hub: {reason}; a file {path} would do") from None
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for record in records:

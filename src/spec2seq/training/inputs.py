@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from spec2seq.api import Seq2Seq
 from spec2seq.training.batches import Collator, TokenizedPairs
-from spec2seq.training.cache import tokenized
+from spec2seq.training.cache import tokenized, written
 from spec2seq.training.data import Pair, read_pairs
 from spec2seq.training.recipe import DataConfig
 from spec2seq.training.sounds import (
@@ -70,10 +70,11 @@ class Texts(_Inputs):
 
     def training_rows(self, path: Path, data: DataConfig, tokenizer: Any) -> TokenizedPairs:
         check_told(self.verifier, data)
-        return tokenized(path, data, tokenizer, self.folder)
+        return tokenized(path, data, tokenizer, self.folder, self.verifier.model.architecture.vocabulary)
 
     def rows(self, pairs: Sequence[Pair]) -> list[tuple[Any, tuple[int, ...]]]:
-        return [(ids, pair.tokens) for ids, pair in zip(self._sources(pairs), pairs, strict=True)]
+        targets = written(pairs, self.verifier.model.architecture.vocabulary)
+        return list(zip(self._sources(pairs), targets, strict=True))
 
     def asked(self, pairs: Sequence[Pair]) -> list[Asked]:
         return [Asked(self.verifier, self._sources(pairs), [()] * len(pairs))]

@@ -2,6 +2,7 @@
 texts or hears sounds."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,20 +86,26 @@ def make_drafter(
             on. None: 200, or 40 windows.
         report: takes each line of progress.
 
-    Raises UsageError for wrong options, too few lines, or the work of a call with other ones; Spec2SeqError if `out`
-    exists, or if decoding with the drafter is not greedy's output for a reason other than rounding.
+    Raises UsageError for wrong options, several processes, too few lines, or the work of a call with other ones;
+    Spec2SeqError if `out` exists, or if decoding with the drafter is not greedy's output for a reason other than
+    rounding.
     """
     if out.exists():
         raise Spec2SeqError(f"{out}: exists already")
-    for name, value in (("lines", lines), ("dev_lines", dev_lines)):
-        check_range(name, value, 1)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("make-drafter is one process; of several, spec2seq distill and train make use")
+    for name, value, low in (("lines", lines, 1), ("dev_lines", dev_lines, 1), ("minutes", minutes, 0.01)):
+        check_range(name, value, low)
     device, direction = "cuda" if torch.cuda.is_available() else "cpu", {"src_lang": src_lang, "tgt_lang": tgt_lang}
     verifier = Seq2Seq.from_pretrained(model, dtype, device, **direction)
     if isinstance(verifier.model, TransformersModel):
         raise UsageError(f"{model}: a drafter reads hidden states, which models of other families do not give")
     check_range("layers", layers, 1, verifier.model.architecture.decoder.layers)
     heard = {"language": language, "task": task, "timestamps": timestamps}
-    dev_lines = dev_lines or (DEV_LINES if verifier.model.architecture.sound is None else DEV_WINDOWS)
+    reads = verifier.model.architecture.sound is None
+    dev_lines = dev_lines or (DEV_LINES if reads else DEV_WINDOWS)
+    if reads and lines is not None:
+        _check_enough(lines, dev_lines, sources)
     recipe = _recipe(verifier, str(model), out.name, minutes, layers, block_size, dev_lines)
     work = out.with_name(f"{out.name}.work")
     data = dataclasses.replace(_corpus(sources, field, prefix, recipe.data.max_tokens), **heard)
@@ -234,14 +241,18 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
+def _check_enough(lines: int, dev_lines: int, sources: Path) -> None:
+    if lines <= 2 * dev_lines:
+        raise UsageError(
+            f"{sources}: {lines} usable lines; needed: more than {2 * dev_lines}, for dev_lines is {dev_lines}, and as "
+            "many are for testing"
+        )
+
+
 def _split(distilled: Path, sources: Path, dev_lines: int) -> None:
     """Share the lines out to dev.jsonl, test.jsonl and train.jsonl, the one that says that all are there."""
     lines = [line for line in distilled.read_text(encoding="utf-8").split("\n") if line]
-    if len(lines) <= 2 * dev_lines:
-        raise UsageError(
-            f"{sources}: {len(lines)} usable lines; needed: more than {2 * dev_lines}, for dev_lines is {dev_lines}, "
-            "and as many are for testing"
-        )
+    _check_enough(len(lines), dev_lines, sources)
     held = sample(range(len(lines)), 2 * dev_lines)
     parts = {"dev": held[::2], "test": held[1::2], "train": sorted({*range(len(lines))} - {*held})}
     for name, chosen in parts.items():

@@ -58,7 +58,7 @@ def prepare(source: Path, target: Path, out: Path, how: Preparation, workers: in
         _pool(workers) as submit,  # first: a fork has no use for the thread of a bar or for open files
         progress("thousand lines", None) as advance,
         replacing(out) as temporary,
-        _created(temporary, out.suffix == ".gz") as file,
+        created(temporary, out.suffix == ".gz") as file,
     ):
         for rows in _ordered(submit, _chunks(source, target), how, ahead=2 * workers):
             kept = []
@@ -142,7 +142,8 @@ def _ordered(submit, chunks, how: Preparation, ahead: int) -> Iterator[list[Row]
 
 
 @contextlib.contextmanager
-def _created(path: Path, compressed: bool) -> Iterator[BinaryIO]:
+def created(path: Path, compressed: bool) -> Iterator[BinaryIO]:
+    """The file opened to be written, and gzipped if `compressed`."""
     with path.open("wb") as raw:
         if compressed:
             # Without name and time the same pairs give the same bytes.

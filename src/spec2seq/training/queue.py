@@ -38,16 +38,15 @@ def run_queue(
     for name, recipe in loaded.items():
         left = max_minutes - (time.monotonic() - started) / 60
         done = (out / name / "final" / "training_summary.json").is_file()
-        if left <= 0.1 and not done:
-            break
+        stopped = any(entry["state"] == "stopped" for entry in results.values())
+        if not done and (stopped or left <= 0.1):
+            continue
         try:
             result = train(recipe, out / name, data_dir, max(0.1, left), report)
             results[name] = _entry(result)
         except Exception as error:  # also what the device says: the next recipe may fit
             results[name] = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
         write_json(out / "results.json", results)
-        if results[name]["state"] == "stopped":
-            break
     write_json(out / "results.json", results)
     return results
 
@@ -78,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Spec2SeqError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same call goes on", file=sys.stderr)
+        return 130
     return 1 if any(entry["state"] == "failed" for entry in results.values()) else 0
 
 

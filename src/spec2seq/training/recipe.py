@@ -104,6 +104,10 @@ class VocabularyConfig:
     def __post_init__(self) -> None:
         check_range("size", self.size, 64, 256000)
         check_range("character_coverage", self.character_coverage, 0.9, 1.0)
+        for name in ("size", "character_coverage", "byte_fallback"):
+            value = getattr(self, name)
+            if self.from_ is not None and value != getattr(VocabularyConfig, name):
+                raise UsageError(f"{name} is {value}; it does nothing beside from, which is {self.from_!r}")
 
 
 @dataclass(frozen=True)
@@ -235,9 +239,9 @@ class PaperDrafterRecipe(Direction):
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Make the files that `data` names, base name by base name, from the output of `model` for other files: `lines`
-    sources of `train` that pass `data`'s filters of words, tokens and origins, and all of `dev` and `test`, where they
-    are set; `num_beams` 1 is greedy, `batch_size` None what `distill` takes."""
+    """Make the files that `data` names, base name by base name, from the output of `model` for other files of the same
+    columns: `lines` sources of `train` that pass `data`'s filters of words, tokens and origins, and all of `dev` and
+    `test`, where they are set; `num_beams` 1 is greedy, `batch_size` None what `distill` takes."""
 
     model: str
     train: str
@@ -278,9 +282,30 @@ class Recipe:
             raise UsageError("model and vocabulary are the verifier's when a drafter is trained; leave them out")
         if self.drafter and self.data.target_tokens is None:
             raise UsageError("data.target_tokens is not set; a drafter learns from what `spec2seq distill` wrote")
+        if self.distillation:
+            self._check_distillation()
+        for name in ("language", "task", "timestamps"):
+            value = getattr(self.data, name)
+            if self.drafter is None and value != getattr(DataConfig, name):
+                raise UsageError(f"data.{name} is {value!r}; it does nothing for a model that reads")
+        if self.drafter is None and self.model.family == "marian":
+            check_range("evaluation.max_new_tokens", self.evaluation.max_new_tokens, 1, self.model.max_positions)
         for name, most in self._limits():
             if self.data.max_tokens > most:
                 raise UsageError(f"data.max_tokens is {self.data.max_tokens}; allowed: at most {name}, {most}")
+
+    def _check_distillation(self) -> None:
+        """What is distilled is JSONL, a file in one folder for each part of `data`, which is read by the same names."""
+        names = {key: Path(getattr(self.data, key) or "").name for key in ("train", "dev", "test")}
+        if len({*names.values()}) < 3:
+            shown = ", ".join(filter(None, names.values()))
+            raise UsageError(f"data names the files {shown}; allowed with distillation: names that differ")
+        for key, name in names.items():
+            if getattr(self.distillation, key) is not None and not name.endswith(".jsonl"):
+                found = "not set" if not name else repr(getattr(self.data, key))
+                raise UsageError(f"data.{key} is {found}; allowed, for distillation.{key} is set: NAME.jsonl")
+        if self.data.source != "source":
+            raise UsageError(f"data.source is {self.data.source!r}; allowed with distillation: source, as it writes it")
 
     @property
     def drafter(self) -> CachedDrafterRecipe | PaperDrafterRecipe | None:
@@ -290,8 +315,10 @@ class Recipe:
     def _limits(self) -> list[tuple[str, int]]:
         """What bounds the tokens of a training line: names and numbers."""
         limits, paper = [("training.tokens_per_batch", self.training.tokens_per_batch)], self.paper_drafter
-        if paper is None:
+        if self.drafter is None:
             return [*limits, ("model.max_positions", self.model.max_positions)]
+        if paper is None:
+            return limits
         last = paper.target_positions - paper.block_size + 1  # a block may stand behind all tokens but one
         limits.append(("paper_drafter.source_positions", paper.source_positions))
         return [*limits, ("paper_drafter.target_positions - block_size + 1", last)]

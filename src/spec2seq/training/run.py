@@ -1,6 +1,5 @@
 """One training run from recipe to final folder; called again, it goes on where it was."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,19 +46,9 @@ def train(
             raise missing_extra(package, "train") from None
     if max_minutes is not None and not max_minutes > 0:
         raise UsageError(f"max_minutes is {max_minutes}; allowed: above 0")
-    from spec2seq.training.distill import distilled_files
     from spec2seq.training.drafter_session import CachedDrafterSession
     from spec2seq.training.glancing_session import GlancingSession
     from spec2seq.training.session import Session
 
     kind = CachedDrafterSession if recipe.cached_drafter else GlancingSession if recipe.paper_drafter else Session
-    out, started, distilled = Path(out), time.monotonic(), None
-    if recipe.distillation is not None:
-        seconds = None if max_minutes is None else 60 * max_minutes
-        distilled = distilled_files(recipe, out, data_dir, seconds, report)
-        minutes = (time.monotonic() - started) / 60
-        left = None if max_minutes is None else max_minutes - minutes
-        if distilled is None or (left is not None and left <= 0):
-            return TrainResult(out, False, 0, 0, minutes)
-        max_minutes = left
-    return kind(recipe, out, data_dir, max_minutes, report, distilled).run()
+    return kind(recipe, Path(out), data_dir, max_minutes, report).run()

@@ -13,6 +13,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.files import write_text
+from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.loading import torch_device
 from spec2seq.training.averaging import average_states
 from spec2seq.training.batches import Collator, TokenBudgetSampler
@@ -20,10 +22,11 @@ from spec2seq.training.cache import tokenized
 from spec2seq.training.checkpoints import Checkpoint, best_checkpoint, weights_of, whole_checkpoints
 from spec2seq.training.clock import Clock
 from spec2seq.training.data import Pair, filter_pairs, made_by, read_pairs, resolve
+from spec2seq.training.distill import distilled_file, distilled_files
 from spec2seq.training.export import write_final
 from spec2seq.training.loss import narrow_residuals, sequence_loss
 from spec2seq.training.processes import processes
-from spec2seq.training.recipe import Recipe, parse_recipe
+from spec2seq.training.recipe import Recipe, load_recipe
 from spec2seq.training.run import TrainResult
 from spec2seq.training.shapes import new_model
 from spec2seq.training.trainer import BudgetTrainer, Watch, compute_dtype
@@ -35,14 +38,19 @@ from spec2seq.training.warm_start import start_from
 class Session:
     """See `spec2seq.training.train`, which makes one of these and calls `run`."""
 
-    def __init__(
-        self, recipe: Recipe, out: Path, data_dir: Any, max_minutes: float | None, report: Any,
-        distilled: Path | None = None,
-    ):  # fmt: skip
-        self.recipe, self.out, self.max_minutes, self.listener = recipe, out, max_minutes, report
+    def __init__(self, recipe: Recipe, out: Path, data_dir: Any, max_minutes: float | None, report: Any):
+        self.recipe, self.out, self.listener = recipe, out, report
+        self.limit = None if max_minutes is None else 60 * max_minutes
         self.started, self.processes = time.monotonic(), processes()
-        names = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
-        self.files = {key: resolve(made_by(name, out), data_dir, distilled) for key, name in names.items() if name}
+        self.files, self.corpora = {}, {}  # what is read, and what is distilled first for those that are not there
+        for key in ("train", "dev", "test"):
+            name, corpus = getattr(recipe.data, key), getattr(recipe.distillation, key, None)
+            if corpus is not None:
+                self.files[key] = distilled_file(recipe, out, key)
+                if not self.files[key].is_file():
+                    self.corpora[key] = resolve(corpus, data_dir)
+            elif name is not None:
+                self.files[key] = resolve(made_by(name, out), data_dir)
         self.checkpoints = out / "checkpoints"
 
     def run(self) -> TrainResult:
@@ -55,6 +63,8 @@ class Session:
             return TrainResult(
                 self.out / "final", True, facts["steps"], facts["target_tokens_seen"], facts["minutes"], facts
             )
+        if self.corpora and not self._distil():
+            return TrainResult(self.out, False, 0, 0, (time.monotonic() - self.started) / 60)
         with self.processes.main_process_first():
             self._prepare()
         # Encoding sounds may take as long as the training that the budget is for. The first process has done it.
@@ -62,17 +72,18 @@ class Session:
         whole = whole_checkpoints(self.checkpoints)
         if whole:
             last = whole[-1]
-            self.clock.step, self.clock.tokens, self.clock.seconds = last.step, last.tokens, last.seconds
+            for name in ("step", "batches", "tokens", "seconds"):
+                setattr(self.clock, name, getattr(last, name))
         if self.clock.progress() < 1:
             self._fit(whole[-1] if whole else None)
         clock = self.clock
         if clock.progress() < 1:
             self.report(f"stopped at step {clock.step} after this session's time; call again to go on")
             return TrainResult(self.out, False, clock.step, clock.tokens, clock.elapsed() / 60)
-        if not self.processes.is_main_process:
-            return TrainResult(self.out / "final", True, clock.step, clock.tokens, clock.elapsed() / 60)
-        facts = self._finish()
-        return TrainResult(self.out / "final", True, clock.step, clock.tokens, facts["minutes"], facts)
+        facts = self._finish() if self.processes.is_main_process else None
+        self.processes.wait_for_everyone()  # the folder is there for all of them
+        minutes = clock.elapsed() / 60 if facts is None else facts["minutes"]
+        return TrainResult(self.out / "final", True, clock.step, clock.tokens, minutes, facts)
 
     def report(self, line: str) -> None:
         """One line to log.txt, with the time, and to the caller's listener; only from the first process."""
@@ -84,16 +95,27 @@ class Session:
         if self.listener is not None:
             self.listener(line)
 
+    def _distil(self) -> bool:
+        """Make the files that are to be distilled; False if this session's time is over then."""
+        whole = distilled_files(self.recipe, self.out, self.corpora, self.limit, self.listener)
+        now = time.monotonic()
+        if self.limit is not None:
+            [self.limit] = broadcast_object_list([self.limit - (now - self.started)])  # the same for all processes
+        if not whole or (self.limit is not None and self.limit <= 0):
+            return False
+        self.started = now  # distilling is no part of the training that a budget is for
+        return True
+
     def _claim(self) -> None:
-        """Refuse a folder whose run has another model, vocabulary or data; limits and speeds may change."""
+        """Refuse a folder whose run has another model, vocabulary, data or distillation; limits may change."""
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / "recipe.yaml"
         if path.is_file():
-            before = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-            for section in ("model", "cached_drafter", "paper_drafter", "vocabulary", "data"):
+            before = load_recipe(path)
+            for section in ("model", "cached_drafter", "paper_drafter", "distillation", "vocabulary", "data"):
                 if getattr(before, section) != getattr(self.recipe, section):
                     raise UsageError(f"{self.out}: holds a run with another {section!r} section; choose another folder")
-        path.write_text(recipe_yaml(self.recipe), encoding="utf-8")
+        write_text(path, recipe_yaml(self.recipe))
 
     def _prepare(self) -> None:
         recipe = self.recipe
@@ -113,10 +135,8 @@ class Session:
         if importlib.util.find_spec("sacrebleu") is None:
             self.report("sacrebleu is missing: BLEU and chrF are not measured, the best weights are those of least NLL")
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
-        limit = None if self.max_minutes is None else 60 * self.max_minutes
         count = self.processes.num_processes
-        steps = len(self.sampler) / (recipe.training.gradient_accumulation * count)
-        self.clock = Clock(recipe.training, steps, session_limit=limit, started=self.started)
+        self.clock = Clock(recipe.training, len(self.sampler), session_limit=self.limit, started=self.started)
         self.clock.agreed = None if count == 1 else 0.0
         self.report(
             f"{recipe.name}: {len(self.rows)} lines, {len(self.rows.target)} target tokens, {len(self.sampler)} "
@@ -124,7 +144,8 @@ class Session:
         )
 
     def _training_rows(self) -> Any:
-        return tokenized(self.files["train"], self.recipe.data, self.tokenizer, self.out / "cache")
+        folder, vocabulary = self.out / "cache", len(self.tokenizer)
+        return tokenized(self.files["train"], self.recipe.data, self.tokenizer, folder, vocabulary)
 
     def _new_model(self) -> Any:
         shape = self.recipe.model
@@ -135,18 +156,22 @@ class Session:
 
     def _vocabulary(self) -> Any:
         folder = self.out / "vocabulary"
-        if not (folder / "tokenizer_config.json").is_file():
-            recipe = self.recipe
-            if recipe.vocabulary.from_ is not None:
-                copy_vocabulary(Path(made_by(recipe.vocabulary.from_, self.out)), folder)
-            else:
-                pairs = list(filter_pairs(read_pairs(self.files["train"], recipe.data), recipe.data))
-                if not pairs:
-                    raise UsageError(f"{self.files['train']}: none of its lines passes the recipe's data filters")
-                texts = (text for pair in pairs for text in (pair.source, pair.target))
-                threads = recipe.training.threads or torch.get_num_threads()
-                train_vocabulary(texts, recipe.vocabulary, recipe.model.family, folder, threads)
+        if not folder.is_dir():
+            with whole_folder(folder) as partial:
+                self._make_vocabulary(partial)
         return load_tokenizer(folder)
+
+    def _make_vocabulary(self, folder: Path) -> None:
+        recipe = self.recipe
+        if recipe.vocabulary.from_ is not None:
+            copy_vocabulary(Path(made_by(recipe.vocabulary.from_, self.out)), folder)
+            return
+        pairs = list(filter_pairs(read_pairs(self.files["train"], recipe.data), recipe.data))
+        if not pairs:
+            raise UsageError(f"{self.files['train']}: none of its lines passes the recipe's data filters")
+        texts = (text for pair in pairs for text in (pair.source, pair.target))
+        threads = recipe.training.threads or torch.get_num_threads()
+        train_vocabulary(texts, recipe.vocabulary, recipe.model.family, folder, threads)
 
     def _held_out(self, key: str, lines: int | None) -> list[Pair]:
         pairs = sample(list(read_pairs(self.files[key], self.recipe.data)), lines)
@@ -233,7 +258,7 @@ class Session:
             "weights": chosen,
             "steps": last.step,
             "target_tokens_seen": last.tokens,
-            "epochs": round(last.step / self.clock.steps_per_epoch, 3),
+            "epochs": round(self.clock.epochs(), 3),
             "minutes": round(last.seconds / 60, 1),
             "train_lines": len(self.rows),
             "train_target_tokens": len(self.rows.target),

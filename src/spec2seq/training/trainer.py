@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
+from spec2seq.errors import Spec2SeqError
 from spec2seq.training.batches import BatchStream, Collator, TokenBudgetSampler, TokenizedPairs
 from spec2seq.training.checkpoints import mark_whole, prune
 from spec2seq.training.clock import Clock
@@ -59,7 +60,7 @@ class BudgetTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         accumulation, count = self.recipe.training.gradient_accumulation, self.accelerator.num_processes
-        start = self.clock.step * accumulation * count + self.accelerator.process_index
+        start = self.clock.batches + self.accelerator.process_index
         stream = BatchStream(self.sampler, start, ENDLESS * accumulation, count)
         return torch.utils.data.DataLoader(self.rows, batch_sampler=stream, collate_fn=self.collate)
 
@@ -88,6 +89,7 @@ class BudgetTrainer(Seq2SeqTrainer):
             self.nll += self.step_nll
             self.nll_tokens += self.step_labels
             self.clock.tokens += self.step_labels
+            self.clock.batches += self.recipe.training.gradient_accumulation * self.accelerator.num_processes
             self.step_nll, self.step_labels = torch.zeros_like(self.step_nll), 0
         return loss
 
@@ -116,9 +118,10 @@ class Watch(TrainerCallback):
         self.clock.step = state.global_step
         over = self.clock.progress() >= 1
         stop = over or self.clock.session_over()
-        if now - self.logged >= config.log_seconds or stop:
+        save = now - self.saved >= 60 * config.save_minutes or stop
+        if now - self.logged >= config.log_seconds or save:
             self._log(now)
-        if now - self.saved >= 60 * config.save_minutes or stop:
+        if save:
             self.score = None
             if over or now - self.validated >= 60 * self.recipe.evaluation.every_minutes:
                 self.score, self.validated = self.validate(), self.clock.session_seconds()
@@ -137,15 +140,19 @@ class Watch(TrainerCallback):
             self.bar.close()
 
     def _log(self, now: float) -> None:
+        """Raises Spec2SeqError for a loss that is not finite, so that such weights are not saved."""
         trainer, clock = self.trainer, self.clock
         if self.bar is not None:
             self.bar.clear()
         loss = float(trainer.nll) / max(1, trainer.nll_tokens)
         if not math.isfinite(loss):
-            self.report(f"step {clock.step}: the loss is {loss}; a lower learning_rate may help")
+            raise Spec2SeqError(
+                f"step {clock.step}: the loss is {loss}; checkpoints from before are in {trainer.args.output_dir}; a "
+                "lower training.learning_rate may help"
+            )
         rate = (clock.tokens - self.logged_tokens) / max(1e-9, now - self.logged)
         self.report(
-            f"step {clock.step} epoch {clock.step / clock.steps_per_epoch:.3f} tokens {clock.tokens} nll {loss:.4f} "
+            f"step {clock.step} epoch {clock.epochs():.3f} tokens {clock.tokens} nll {loss:.4f} "
             f"lr {trainer.lr_scheduler.get_last_lr()[0]:.2e} tokens/s {rate:.0f} "
             f"minutes {clock.elapsed() / 60:.1f} done {100 * min(1.0, clock.progress()):.1f}%"
         )

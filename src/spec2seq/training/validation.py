@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from spec2seq.evaluation.metrics import quality
+from spec2seq.models import languages
 from spec2seq.training.batches import Collator
 from spec2seq.training.cache import encode
 from spec2seq.training.data import Pair
@@ -47,8 +48,7 @@ def sample(lines: Sequence[T], count: int | None) -> list[T]:
 @torch.no_grad()
 def translate(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int, max_new_tokens: int) -> list[str]:
     """Greedy output of Transformers' own `generate`, in the order of `texts`; sources are cut at the model's limit."""
-    limit = getattr(model.config, "max_position_embeddings", None) or 512
-    ids = [row if len(row) <= limit else row[: limit - 1] + row[-1:] for row in encode(list(texts), tokenizer)]
+    ids = _ids(model, tokenizer, texts)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     outputs = [""] * len(ids)
     for start in range(0, len(order), batch_size):
@@ -65,10 +65,10 @@ def translate(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int,
 
 @torch.no_grad()
 def mean_nll(model: Any, tokenizer: Any, pairs: Sequence[Pair], dtype: torch.dtype, batch_size: int = 32) -> float:
-    """Mean negative log-likelihood of the targets in nats a token, teacher-forced."""
-    sources, targets = encode([p.source for p in pairs], tokenizer), encode([p.target for p in pairs], tokenizer, True)
+    """Mean negative log-likelihood of the targets in nats a token, teacher-forced; both sides cut at the limit."""
+    sources = _ids(model, tokenizer, [pair.source for pair in pairs])
+    targets = _ids(model, tokenizer, [pair.target for pair in pairs], True)
     rows = sorted(zip(sources, targets, strict=True), key=lambda row: len(row[1]))
-    rows = [row for row in rows if max(map(len, row)) <= (getattr(model.config, "max_position_embeddings", 0) or 512)]
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id)
     total, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
@@ -77,6 +77,12 @@ def mean_nll(model: Any, tokenizer: Any, pairs: Sequence[Pair], dtype: torch.dty
             _, plain, tokens = sequence_loss(model, batch, 0.0, dtype)
         total, count = total + plain.item(), count + tokens
     return total / max(1, count)
+
+
+def _ids(model: Any, tokenizer: Any, texts: Sequence[str], is_target: bool = False) -> list[list[int]]:
+    config = model.config
+    most = getattr(config, "max_position_embeddings", None) or config.n_positions  # the latter is T5's
+    return [languages.cut(ids, most, tokenizer.eos_token_id) for ids in encode(list(texts), tokenizer, is_target)]
 
 
 def score(model: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int, max_new_tokens: int) -> Scores:

@@ -16,17 +16,21 @@ def start_from(model: Any, folder: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
     try:
-        deep = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        found = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise UsageError(f"model.start_from is {str(folder)!r}; allowed: a trained folder ({error})") from None
-    weights = model.state_dict()
+    for name in ("encoder_attention_heads", "decoder_attention_heads"):  # no weight's shape says it, but in T5
+        there, here = (getattr(one.config, name, None) for one in (found, model))
+        if there != here:
+            raise UsageError(f"model.start_from is {str(folder)!r}, which has {there} heads; model.heads is {here}")
+    weights, deep = model.state_dict(), found.state_dict()
     depths = {part: (_depth(weights, part), _depth(deep, part)) for part in ("encoder", "decoder")}
     for name, weight in weights.items():
-        found = _LAYER.search(name)
+        layer = _LAYER.search(name)
         source = name
-        if found:
-            chosen = spaced(*depths[found[1]])[int(found[2])]
-            source = f"{name[: found.start(2)]}{chosen}{name[found.end(2) :]}"
+        if layer:
+            chosen = spaced(*depths[layer[1]])[int(layer[2])]
+            source = f"{name[: layer.start(2)]}{chosen}{name[layer.end(2) :]}"
         if source in deep and name.rpartition(".")[0].endswith(("shared", "embed_tokens", "lm_head")):
             deep[source] = deep[source][: len(weight)]  # T5's tables are longer than its tokenizer's vocabulary
         if source not in deep or deep[source].shape != weight.shape:
