@@ -1,14 +1,18 @@
 import contextlib
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 from evaluation.conftest import ASSISTED, LINES, TIMED
 from evaluation.tiny_folder import MAX_NEW_TOKENS, models
 
-from spec2seq.errors import UsageError
-from spec2seq.evaluation.bench.engines import Engines
-from spec2seq.evaluation.bench.recipe import PEERS, Contender, Recipe, contenders, load_recipe
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.evaluation.bench import engines
+from spec2seq.evaluation.bench.engines import Engines, make_workload
+from spec2seq.evaluation.bench.recipe import PEERS, Contender, Models, Recipe, contenders, load_recipe
+from spec2seq.evaluation.bench.run import Bench
 from spec2seq.evaluation.peers import Workload
 
 FIELDS = {
@@ -59,6 +63,7 @@ def test_the_same_thing_under_another_name_has_its_own_seconds_and_the_same_toke
     assert greedy["speedup_vs_greedy"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert again["seconds"] != greedy["seconds"] and again["identical_to_greedy"] == 1.0
     assert again["speedup_vs_greedy"]["median"] != 1.0
+    assert find(results, "spec2seq", "greedy", again=True, dtype="int8")["identical_to_greedy"] == 1.0
 
 
 def test_lossless_methods_and_all_engines_write_our_greedy_tokens_up_to_ties(results):
@@ -100,7 +105,7 @@ def test_where_the_time_goes_adds_up_and_passes_have_a_floor(results):
 def test_sentences_are_an_output_and_say_who_wrote_each_token(results):
     assert len(results["sentences"]) == LINES
     written = {token["by"] for sentence in results["sentences"] for token in sentence["tokens"]}
-    assert written == {"d", "v"}
+    assert written == {"d", "v"} and results["sentences_of"]["method"] in ("assisted", "lookup")
 
 
 def test_a_bench_says_what_it_was_asked(results, recipe):
@@ -149,14 +154,50 @@ def test_the_study_has_every_length_and_batch_size(studied):
     assert [row["method"] for row in studied["break_even"]] == 2 * ["assisted", "lookup"]
 
 
-def test_an_engine_runs_with_the_threads_that_make_it_faster(local_workers, monkeypatch):
-    workload = Workload(models(), [[5, 6, 2], [7, 2]], MAX_NEW_TOKENS, threads=2)
-    monkeypatch.setattr(Engines, "_seconds", lambda self, process, job: 3.0 - job["batch_size"] * (process in one))
+def workload(threads):
+    return Workload(models(), [[5, 6, 2], [7, 2]], MAX_NEW_TOKENS, threads=threads)
+
+
+def test_an_engine_runs_with_the_threads_that_make_it_faster_and_beam_search_with_its_own(local_workers, monkeypatch):
+    greedy, beam, peer = (
+        Contender(*names) for names in (("spec2seq", "lookup"), ("spec2seq", "beam"), ("hf", "greedy"))
+    )
     with contextlib.ExitStack() as stack:
-        made = Engines(workload, {})
+        made = Engines(workload(2), {})
         made.start(stack, [("spec2seq", "float32"), ("hf", "float32")])
-        one = [made.single["spec2seq", "float32"]]  # twice as fast as the other; the second engine's is not
-        made.choose_threads([1, 2], [0, 1])
-        assert made.worker("spec2seq", "float32", 2) is one[0] and made.threads_of("spec2seq", "float32", 1) == 1
-        assert made.worker("hf", "float32") is made.workers["hf", "float32"]
-        assert made.threads_of("hf", "float32", 1) == 2
+        two, one = made.processes["spec2seq", "float32"]
+        assert (two.threads, one.threads) == (2, 1)
+        faster = {"greedy": one.worker, "beam": two.worker}  # of ours; all of the peer's take as long
+        monkeypatch.setattr(Engines, "_seconds", lambda self, process, job: 3.0 - (process is faster[job["method"]]))
+        for size in (1, 2):
+            made.choose([greedy, beam, peer], size, [0, 1])
+        assert made.process(greedy, 2) is one and made.process(beam, 2) is two
+        assert made.process(peer) is made.processes["hf", "float32"][0]
+
+
+@pytest.mark.parametrize("cpu, machine, told", [("AMD EPYC", "x86_64", True), ("Intel(R) Xeon(R)", "x86_64", False),
+                                                ("Neoverse", "aarch64", False)])  # fmt: skip
+def test_ctranslate2_is_also_told_to_use_mkl_where_it_would_not_by_itself(cpu, machine, told, monkeypatch):
+    monkeypatch.setattr(engines, "cpu_name", lambda: cpu)
+    monkeypatch.setattr(engines.platform, "machine", lambda: machine)
+    mkl = [(2, engines.MKL), (1, engines.MKL)] if told else []
+    assert engines.ways("ctranslate2", workload(2)) == [(2, {}), (1, {}), *mkl]
+    assert engines.ways("spec2seq", workload(1)) == [(1, {})]
+
+
+def test_an_engine_that_ends_in_the_quality_run_is_a_refusal():
+    def ask(do, job):
+        raise Spec2SeqError("ended with exit code -9")
+
+    dead, made = Contender("hf", "greedy"), Engines(workload(1), {})
+    made.processes["hf", "float32"] = [engines.Process(SimpleNamespace(ask=ask), 1, {})]
+    assert made.decode([dead], [0], 16, lambda: None) == ({}, {dead.name: "ended with exit code -9"})
+    refusals, bench = {}, Bench(Recipe(), [Contender("spec2seq", "greedy"), dead], made, [[0]], {})
+    assert bench._decode([dead], refusals, lambda: None) == ({}, {})
+    assert refusals == {(dead.name, None): "ended with exit code -9"}
+
+
+def test_without_threads_all_engines_get_those_that_pytorch_takes():
+    assert make_workload(Models(str(models())), ["w5"], Recipe(), "f")[0].threads == torch.get_num_threads()
+    given = Recipe(device="cuda", dtype=("float32",))
+    assert make_workload(Models(str(models())), ["w5"], given, "f")[0].threads is None

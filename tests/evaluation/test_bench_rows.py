@@ -1,10 +1,12 @@
 """The arithmetic of the rows, with seconds of a clock that the test turns."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from spec2seq.evaluation.bench.recipe import Contender, Recipe
 from spec2seq.evaluation.bench.rows import Measured, Scores, Timed, latency_by_length, make_rows, percentile
-from spec2seq.evaluation.bench.run import slices
+from spec2seq.evaluation.bench.run import Bench, slices
 from spec2seq.evaluation.bench.study import break_even, joined
 from spec2seq.evaluation.timing import Timings, interleave
 
@@ -39,9 +41,9 @@ def rows():
     texts = {name: ["a b c d e", "f g h i j"] for name in costs if name != HF.name}
     measured = Measured(
         outputs, {name: [0] if name == HF.name else [0, 1] for name in costs} , {1: one, 8: eight},
-        {GREEDY.name: 0.5}, {GREEDY.name: {1: 100.0, 8: 200.0}}, {},
+        {GREEDY.name: {1: 100.0, 8: 200.0}}, {},
         {(CT2.name, None): "none here", (HF.name, 8): "no"},
-        {(name, size): 2 if size == 8 else 1 for name in costs for size in (1, 8)},
+        {(name, size): {"threads": 2 if size == 8 else 1} for name in costs for size in (1, 8)},
     )  # fmt: skip
     measured.outputs[HF.name] = {"sequences": [[1, 2]], "verifier_calls": None, "extra": {}}
     scores = Scores(("bleu", "chrf"), ["a b c d e", "f g h i j"])
@@ -65,7 +67,6 @@ def test_seconds_become_tokens_and_latencies(rows):
     greedy = rows["spec2seq", "greedy", False, 1]
     assert (greedy["seconds"]["median"], greedy["ms_per_token"], greedy["tokens_per_second"]) == (4.0, 200.0, 5.0)
     assert greedy["latency_p50_ms"] == 2000.0 and greedy["latency_p99_ms"] == pytest.approx(2980.0)
-    assert greedy["first_token_ms"] == 500.0 and rows["spec2seq", "greedy", False, 8]["first_token_ms"] is None
     assert rows["spec2seq", "greedy", False, 8]["latency_p50_ms"] is None
     assert [rows["spec2seq", "greedy", False, size]["peak_memory_mb"] for size in (1, 8)] == [100.0, 200.0]
 
@@ -89,6 +90,17 @@ def test_fewer_rounds_are_the_first_ones_and_ratios_are_of_the_rounds_that_both_
     timings = clocked({"a": 1.0, "b": 2.0}, 4, {"b": 2})
     assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {"a": 4, "b": 2}
     assert Timings({"a": [1.0, 1.0, 9.0], "b": [2.0, 2.0]}).speedup("a", "b").median == 2.0
+
+
+def test_engines_agree_on_the_lines_that_both_decoded():
+    """An engine that refuses batches has decoded the timed lines only."""
+    asked = []
+    process = SimpleNamespace(worker=SimpleNamespace(ask=lambda do, line, prefix: asked.append((line, prefix))))
+    bench = Bench(RECIPE, [GREEDY, HF], SimpleNamespace(process=lambda c: process), [[1, 2]], {})
+    outputs = {GREEDY.name: {"sequences": [[1], [2], [3, 4]]}, HF.name: {"sequences": [[2], [3, 5]]}}
+    scored = {GREEDY.name: [0, 1, 2], HF.name: [1, 2]}
+    (found,) = bench._agreement(Measured(outputs, scored, {}, {}, {}, {}, {}))
+    assert (found["lines"], found["identical"], asked) == (2, 1, [(2, [3])])
 
 
 def test_percentiles_and_bins():

@@ -190,33 +190,35 @@ def test_make_verify(data, tmp_path, capsys, monkeypatch):
     arguments = ["--model", str(folder), "--data", str(table), "--out", str(out)]
     tiny.cached_drafter(Seq2Seq.from_pretrained(folder)).model.save_pretrained(folder / "drafter")
     try:
-        assert verify.main(arguments) == 0
+        verify.main(arguments)
     finally:
         shutil.rmtree(folder / "drafter")
     printed = capsys.readouterr().out
     results = json.loads(out.read_text())
     assert printed.startswith("9 lines of test.tsv\n(fewer than 2000") and "passed; results in" in printed
-    replays = {(replay["drafter"], replay["batch_size"]): replay for replay in results["replays"]}
-    assert set(replays) == {(name, size) for name in verify.DRAFTERS for size in (1, 16)} | {("greedy", 16)}
+    replays = {(one["drafter"], one["dtype"], one["batch_size"]): one for one in results["replays"]}
+    names = [*((name, size) for name in verify.DRAFTERS for size in (1, 16)), ("greedy", 16)]
+    assert set(replays) == {(name, dtype, size) for name, size in names for dtype in ("float32", "int8")}
     assert all(replay["rows"] == 9 and replay["passed"] for replay in results["replays"])
-    assert all(replays[name, 1]["stats"]["drafted"] > 0 for name in ("little, fixed", "blocks, fixed"))
-    assert results["manifest"]["dtype"] == "float32" and results["manifest"]["versions"]["torch"]
+    assert all(replays[name, "float32", 1]["stats"]["drafted"] > 0 for name in ("little, fixed", "blocks, fixed"))
+    assert results["manifest"]["dtype"] == "float32 and int8" and results["manifest"]["versions"]["torch"]
     assert str(folder) not in out.read_text()
 
     lossy = {"method": "assisted", "num_assistant_tokens": 5, "beta": 50, "tau": 100.0}
     monkeypatch.setattr(verify, "DRAFTERS", {"lossy": lossy})
-    assert verify.main([*arguments, "--limit", "2"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        verify.main([*arguments, "--limit", "2"])
     assert json.loads(out.read_text())["passed"] is False and "BUG" in capsys.readouterr().out
 
 
-def test_make_verify_names_bad_input(data, tmp_path, capsys):
+def test_make_verify_names_bad_input(data, tmp_path):
     folder, table = data
     for arguments, code, words in (
         (["--model", str(folder), "--data", str(tmp_path / "absent.tsv")], 2, "absent.tsv"),
         (["--model", str(folder), "--data", str(table), "--limit", "0"], 2, "--limit is 0"),
         (["--model", str(tmp_path), "--data", str(table)], 1, "config.json"),
     ):
-        assert verify.main([*arguments, "--out", str(tmp_path / "x.json")]) == code
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and words in error
+        with pytest.raises(Spec2SeqError, match=words) as error:
+            verify.main([*arguments, "--out", str(tmp_path / "x.json")])
+        assert error.value.exit_code == code
     assert not (tmp_path / "x.json").exists()

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import sys
@@ -9,7 +10,8 @@ from evaluation.local import Local
 from evaluation.tiny_folder import MAX_NEW_TOKENS, models, pairs
 
 from spec2seq import Seq2Seq
-from spec2seq.errors import Spec2SeqError
+from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.evaluation import costs
 from spec2seq.evaluation.bench.engines import make_workload
 from spec2seq.evaluation.bench.recipe import Models, Recipe
 from spec2seq.evaluation.memory import fresh_peaks
@@ -59,6 +61,45 @@ def test_beam_search_is_that_of_transformers(ours):
     assert load_peer("hf", workload()).run(Job("beam")).sequences == ours.run(Job("beam")).sequences
 
 
+def with_settings(place, settings):
+    """A copy of the models whose generation config has these settings as well, and its workload."""
+    shutil.copytree(models(), place)
+    path = place / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings), encoding="utf-8")
+    return make_workload(Models(str(place)), [pair.source for pair in pairs(8)], Recipe(threads=1), "lines.tsv")[0]
+
+
+def test_beam_search_of_a_generation_config_is_nobody_s(tmp_path):
+    given = with_settings(tmp_path / "m", {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True,
+                                           "no_repeat_ngram_size": 2})  # fmt: skip
+    found, theirs = (load_peer(name, given).run(Job("beam")).sequences for name in ("spec2seq", "hf"))
+    assert found == theirs != load_peer("spec2seq", replace(given, models=models())).run(Job("beam")).sequences
+
+
+@pytest.mark.parametrize("settings", [
+    {"no_repeat_ngram_size": 2, "min_length": 7, "forced_eos_token_id": 0},
+    {"repetition_penalty": 1.5, "min_new_tokens": 6, "bad_words_ids": [[5], [272, 101], [0]]},
+    {"forced_bos_token_id": 17, "suppress_tokens": [101, 380], "eos_token_id": [0, 272]},
+], ids=lambda settings: "-".join(settings))  # fmt: skip
+def test_ctranslate2_does_what_a_generation_config_asks_for(settings, tmp_path):
+    given = with_settings(tmp_path / "m", settings)
+    plain = load_peer("ctranslate2", replace(given, models=models(), settings={})).run(Job("greedy")).sequences
+    made, theirs = (load_peer(name, given).run(Job("greedy")).sequences for name in ("spec2seq", "ctranslate2"))
+    assert made == theirs != plain
+
+
+@pytest.mark.parametrize("settings, method", [
+    ({"begin_suppress_tokens": [5]}, "greedy"),
+    ({"renormalize_logits": True}, "beam"),
+    ({"repetition_penalty": 2.0, "decoder_start_token_id": 0, "eos_token_id": 0}, "greedy"),
+    ({"forced_eos_token_id": [0, 1]}, "greedy"),
+])  # fmt: skip
+def test_what_ctranslate2_has_no_option_for_is_named(settings, method):
+    name = next(iter(settings))
+    with pytest.raises(UsageError, match=f"generation setting {name}=.* has no counterpart in CTranslate2"):
+        ct2.options_of(settings, [], method)
+
+
 def test_models_may_lie_elsewhere_and_sources_may_begin_with_a_prefix(tmp_path):
     (tmp_path / "alone").mkdir()
     for path in models().iterdir():
@@ -96,6 +137,25 @@ def test_transformers_refuses_to_speculate_in_batches():
 def test_batches_are_of_like_lengths_and_lines_alone_keep_their_order():
     sources = [[1], [1, 2, 3], [1, 2]]
     assert batches(sources, 1) == [[0], [1], [2]] and batches(sources, 2) == [[1, 2], [0]]
+
+
+def test_a_little_model_that_does_not_fit_is_left_out_of_sizes_and_costs(monkeypatch):
+    def refused(self):
+        raise Spec2SeqError("it does not fit")
+
+    monkeypatch.setattr(costs, "ARRAY", 1 << 20)
+    monkeypatch.setattr(costs, "REPEATS", 1)
+    peer = load_peer("spec2seq", workload())
+    assert peer.costs([1])["little_ms"] > 0
+    monkeypatch.setattr(type(peer), "drafter", property(refused))
+    assert peer.costs([1])["little_ms"] is None and [*peer.sizes()] == ["verifier"]
+
+
+def test_a_shortlist_adds_bytes_but_no_parameters():
+    peer = load_peer("spec2seq", workload())
+    before, peer.drafter = peer.sizes()["little"], peer.drafter.scoring(range(50))
+    after = peer.sizes()["little"]
+    assert after["parameters"] == before["parameters"] and after["weight_bytes"] > before["weight_bytes"]
 
 
 def test_gap_is_the_lead_of_the_next_token_over_the_second(ours):

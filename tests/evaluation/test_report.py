@@ -12,7 +12,7 @@ from spec2seq.errors import Spec2SeqError
 from spec2seq.evaluation import report
 from spec2seq.evaluation.document import Sentence, Table, Text, as_html, as_markdown
 from spec2seq.evaluation.plots import Axes, Line, bar_plot, line_plot
-from spec2seq.evaluation.tables import BEGIN, END, readme_table, replace_between_markers
+from spec2seq.evaluation.tables import BEGIN, END, method_label, readme_table, replace_between_markers
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "docs" / "results" / "bench"
@@ -93,13 +93,40 @@ def test_the_report_says_what_was_not_measured_and_how_it_was_made(blocks):
     text = as_markdown(blocks)
     assert "not measured: " in text and "`the command`" not in text and "the command" in text
     assert "greedy, again" in text and "num_assistant_tokens 3" in text
-    assert "measured again under another name" in text and "times that. Weights" in text
+    assert re.search(r"measured again under another name: float32 [\d.]+× .*, int8 [\d.]+×", text)
+    assert "times that. Weights" in text and re.search(r"most tokens for each pass of the verifier is \w+ \(loss", text)
+    phases = text.split("## Where the time goes")[1].split("##")[0]
+    assert re.search(r"\| greedy \| int8 \| \d+% \|", phases) and "." not in phases.split("Of one pass")[0]
 
 
 def test_without_costs_of_a_pass_the_rest_is_there(results):
     """As of a GPU."""
     text = as_markdown(report.report_blocks(results | {"pass_costs": None}))
     assert "What a verifier pass costs" not in text and "Where the time goes" in text
+
+
+def test_rows_of_ctranslate2_with_mkl_say_so(results):
+    rows = [row | {"environment": {"CT2_USE_MKL": "1"}} if row["engine"] == "ctranslate2" else row
+            for row in results["rows"]]  # fmt: skip
+    for text in (readme_table(results | {"rows": rows}), as_markdown(report.report_blocks(results | {"rows": rows}))):
+        assert "| CTranslate2 | greedy | int8 | 1, with MKL |" in text and "told to multiply with it" in text
+    assert "MKL" not in readme_table(results)
+
+
+def test_quality_is_shown_by_the_score_that_there_is(results):
+    rows = [{**row, "bleu": None, "chrf": None, "rougeLsum": 12.0} for row in results["rows"]]
+    assert "| ROUGE-Lsum |" in readme_table(results | {"rows": rows})
+
+
+def test_a_beam_row_is_named_by_its_beams():
+    row = {
+        "engine": "spec2seq",
+        "method": "beam",
+        "again": False,
+        "parameters": {"num_beams": 2, "length_penalty": 2.0},
+    }
+    assert method_label(row) == "beam 2, length_penalty 2.0"
+    assert method_label(row | {"parameters": {}}) == "beam 5"
 
 
 def test_writers_differ_by_more_than_colour(page):

@@ -7,25 +7,24 @@ from spec2seq.evaluation.document import Block, Figure, Heading, Table, Text
 from spec2seq.evaluation.plots import Axes, Line, line_plot
 from spec2seq.evaluation.runs import VANILLA
 from spec2seq.evaluation.sweeps import HEAD, cells, places
-from spec2seq.evaluation.tables import manifest_rows, number
+from spec2seq.evaluation.tables import SCORES, manifest_rows, number
 
-NAMES = {"bleu": "BLEU", "chrf": "chrF", "rougeLsum": "ROUGE-Lsum"}
 COLUMNS = ("against vanilla", *HEAD, "discarded %", "unverified %", "tokens, vanilla 1")
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
     """Everything in bild.json."""
     data, manifest, ablations = results["data"], results["manifest"], results["ablations"]
-    metric = NAMES[data["metric"]]
+    metric = SCORES[data["metric"]]
     columns = ("", metric, *COLUMNS)
     made: list[Block] = [
         Heading(f"BiLD on {data['name']}", 1),
         Text(f"Made by `{manifest['command']}`; do not edit. {manifest['dtype']}, {manifest['threads']} threads. A "
              "speed-up is over greedy of the same large model on the same engine (vanilla), decoded right before or "
-             "after each chunk of lines; the quartiles are those of the chunks. Unverified are drafted tokens at the "
-             "end of an output that the large model never saw. Seconds are those of whole outputs: of a speed-up, the "
-             "last column says how much is fewer tokens. Sources are cut where the model ends; "
-             f"as they are they would score {number(data['unchanged'])} on test."),
+             "after each chunk of lines, of all seconds, with the median and the quartiles of the chunks. Unverified "
+             "are drafted tokens at the end of an output that the large model never saw. Seconds are those of whole "
+             "outputs: of a speed-up, the last column says how much is fewer tokens. Sources are cut where the model "
+             f"ends; as they are they would score {number(data['unchanged'])} on test."),
         Heading("Test"),
         Text(f"{data['test_lines']} lines. For each little model the fastest setting, by {data['timed_lines']} dev "
              f"lines, whose {metric} on {data['dev_lines']} dev lines is at most 0.1 (no drop) or 1 (one point) below "

@@ -28,12 +28,12 @@ def pass_seconds(model: EncoderDecoder, rows: int, lengths: Sequence[int] = LENG
     least = dict.fromkeys(lengths, float("inf"))
     for _ in range(REPEATS):
         for length in lengths:
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
             block = tokens[:, :1].expand(-1, length)
             decoded = model.decode_block(cache, block, starts, PREFIX + length, uniform=True, source_horizon=SOURCE)
             decoded.logits.argmax(-1)
-            _wait(device)
+            wait(device)
             least[length] = min(least[length], time.perf_counter() - started)
     return least
 
@@ -45,10 +45,10 @@ def bandwidth(device: str = "cpu") -> float:
     array = torch.ones((GPU_ARRAY if device.startswith("cuda") else ARRAY) // 4, device=device)
     least = float("inf")
     for _ in range(REPEATS):
-        _wait(array.device)
+        wait(array.device)
         started = time.perf_counter()
         array.sum()
-        _wait(array.device)
+        wait(array.device)
         least = min(least, time.perf_counter() - started)
     return array.nbytes / least
 
@@ -58,6 +58,7 @@ def pass_bytes(model: EncoderDecoder) -> int:
     return sum(weight.nbytes for weight in weights_of(model.decoder.layers, model.head))
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

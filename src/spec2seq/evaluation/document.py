@@ -55,8 +55,8 @@ class Sentence:
 Block = Heading | Text | Table | Figure | Sentence
 
 
-def as_markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as Markdown."""
+def as_markdown(blocks: Sequence[Block | str]) -> str:
+    """The blocks as Markdown; a string is some already."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
@@ -73,8 +73,10 @@ def as_html(title: str, blocks: Sequence[Block]) -> str:
     )
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: Block | str) -> str:
     match block:
+        case str():
+            return block
         case Heading(text, level):
             return f"{'#' * level} {text}"
         case Text(text):

@@ -5,9 +5,12 @@ from typing import Any
 
 from spec2seq.evaluation.document import Block, Figure, Heading, Table, Text
 from spec2seq.evaluation.plots import Axes, Line, bar_plot, line_plot, point_plot
+from spec2seq.evaluation.sweeps import unbeaten
 from spec2seq.evaluation.tables import (
     ENGINES,
     PHASES,
+    SCORES,
+    main_score,
     measured,
     method_label,
     number,
@@ -22,7 +25,7 @@ RARE = 20  # positions that were drafted fewer times are not drawn
 
 def frontier(results: dict[str, Any]) -> Figure:
     """Quality against speed at batch size 1; those that nothing beats in both are marked."""
-    score = "bleu" if any(row.get("bleu") is not None for row in results["rows"]) else "rougeLsum"
+    score = main_score(results["rows"])
     rows = [row for row in measured(results["rows"])
             if row["batch_size"] == 1 and not row["again"] and row.get(score) is not None]  # fmt: skip
     rows.sort(key=lambda row: list(ENGINES).index(row["engine"]))  # as their points are numbered
@@ -32,12 +35,8 @@ def frontier(results: dict[str, Any]) -> Figure:
         mine = [place for place, row in enumerate(rows) if row["engine"] == engine]
         if mine:
             points.append(Line(name, [speeds[p] for p in mine], [rows[p][score] for p in mine], style))
-    best = [
-        not any(s > speed and r[score] >= row[score] or s >= speed and r[score] > row[score]
-                for s, r in zip(speeds, rows, strict=True))
-        for speed, row in zip(speeds, rows, strict=True)
-    ]  # fmt: skip
-    name = {"bleu": "BLEU"}.get(score, score)
+    best = unbeaten([(speed, row[score]) for speed, row in zip(speeds, rows, strict=True)])
+    name = SCORES[score]
     table = Table(
         ["number and row", "against our greedy", name, "on the frontier"],
         [[f"{place}. {row_label(row, results['recipe']['dtype'][0])}", ratio(row["speedup_vs_greedy"]),
@@ -109,17 +108,17 @@ def _accepted(counts: dict[str, Any], place: int) -> str:
 
 
 def phases(results: dict[str, Any]) -> list[Block]:
-    """Milliseconds per token of each phase, of a separate profile run."""
+    """Share of each phase in the time, of a separate profile run."""
     rows = results["phases_ms_per_token"]
     if not rows:
         return []
-    parts = {name: [row.get(key, 0.0) for row in rows] for key, name in PHASES.items()}
-    axes = Axes("ms per token", "")
+    parts = {name: [row.get(key, 0.0) / row["all"] for row in rows] for key, name in PHASES.items()}
+    axes = Axes("share of the time", "")
     plot = bar_plot(
         [row_label(row, results["recipe"]["dtype"][0]) for row in rows],
         parts,
         axes,
-        "Milliseconds per token by phase, a bar a method",
+        "Shares of the time by phase, a bar a method",
         "phases",
     )
     return [
@@ -127,7 +126,7 @@ def phases(results: dict[str, Any]) -> list[Block]:
             "Where the time goes",
             plot,
             phase_table(rows),
-            "Of a separate run at batch size 1: timing phases costs time.",
+            "Of one pass of each method at batch size 1, not in turn with the others: shares only.",
         )
     ]
 

@@ -31,7 +31,7 @@ from spec2seq.evaluation import memory
 from spec2seq.evaluation.bench.engines import make_workload
 from spec2seq.evaluation.bench.recipe import Models, Recipe
 from spec2seq.evaluation.command import run_main
-from spec2seq.evaluation.costs import bandwidth, pass_bytes
+from spec2seq.evaluation.costs import bandwidth, pass_bytes, wait
 from spec2seq.evaluation.gpu_page import page
 from spec2seq.evaluation.lossless import compare_with_greedy, greedy_outputs
 from spec2seq.evaluation.manifest import manifest
@@ -61,11 +61,11 @@ def fixed_length(model: Seq2Seq, method: Method, sources: list[list[int]], token
     engine = Engine(model.model, method, len(sources), eos_token_ids=(-1,))
     for source in sources:
         engine.submit(source, tokens)
-    _wait(model)
+    wait(model.model.device)
     started = time.perf_counter()
     while engine.busy:
         engine.step()
-    _wait(model)
+    wait(model.model.device)
     return time.perf_counter() - started, engine.stats
 
 
@@ -104,7 +104,7 @@ def launches(model: Seq2Seq, drafter: Any) -> list[dict[str, Any]]:
             with profile(activities=activities) as found:
                 for _ in range(ITERATIONS):
                     engine.step()
-                _wait(model)
+                wait(model.model.device)
             calls = {item.key: item.count / ITERATIONS for item in found.key_averages()}
             asked = {name: count for name, count in calls.items() if name.startswith(("cuda", "cuLaunch"))}
             operators = sum(count for name, count in calls.items() if name.startswith("aten::"))
@@ -204,11 +204,11 @@ def _replayed(model: Seq2Seq, loop: Any, shape: Any) -> float:
     """Seconds of an iteration on the device, the mean of many in a row."""
     for _ in range(3):
         loop.launch(shape)
-    _wait(model)
+    wait(model.model.device)
     started = time.perf_counter()
     for _ in range(REPLAYS):
         loop.launch(shape)
-    _wait(model)
+    wait(model.model.device)
     return (time.perf_counter() - started) / REPLAYS
 
 
@@ -229,15 +229,10 @@ def _sources(model: Seq2Seq, rows: int, tokens: int) -> list[list[int]]:
     return torch.randint(5, vocabulary - 5, (rows, tokens), generator=words).tolist()
 
 
-def _wait(model: Seq2Seq) -> None:
-    if model.model.device.type == "cuda":
-        torch.cuda.synchronize(model.model.device)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what results.json lacks; write it and report.md after each part. Raises Spec2SeqError for parts that
     failed, after all others."""
-    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.gpu", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results/gpu"))
     parser.add_argument("--models", type=Path, default=Path("models/ende"))
     parser.add_argument("--device", default="cuda")

@@ -22,7 +22,7 @@ def page(results: dict[str, Any]) -> str:
     for name, section in SECTIONS.items():
         if name in results:
             blocks += section(results[name])
-    return "\n\n".join(block if isinstance(block, str) else as_markdown([block]).strip() for block in blocks) + "\n"
+    return as_markdown(blocks)
 
 
 def _rate(rate: float) -> list[Any]:

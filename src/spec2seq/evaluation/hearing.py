@@ -228,7 +228,7 @@ def hearing_page(results: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write hearing.json and hearing.md."""
-    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.hearing", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.hearing", description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--drafter", type=Path)
     parser.add_argument("--sounds", type=Path, required=True)

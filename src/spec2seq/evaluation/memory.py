@@ -1,5 +1,6 @@
 """Memory: bytes of tensors, and the peak of fresh processes that do nothing but one method of one engine."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,14 +19,13 @@ SOURCE, NEW_TOKENS = 32, 32
 
 
 def tensor_bytes(ours: "Ours") -> dict[str, Any]:
-    """Parameters and bytes of the weights of the verifier and the drafters that lie beside it, and bytes of their
-    caches for one row of 32 source and 32 new tokens."""
-    models = {"verifier": ours.verifier.model}
-    beside = ours.workload.folders()
-    if "little" in beside:
-        models["little"] = ours.drafter.model
-    if "drafter" in beside:
-        models["drafter"] = ours.blocks.model
+    """Parameters and bytes of the weights of the verifier and the drafters that lie beside it and fit, and bytes of
+    their caches for one row of 32 source and 32 new tokens."""
+    models, beside = {"verifier": ours.verifier.model}, ours.workload.folders()
+    for name, drafter in (("little", "drafter"), ("drafter", "blocks")):
+        if name in beside:
+            with contextlib.suppress(Spec2SeqError):  # the rows of its methods say why
+                models[name] = getattr(ours, drafter).model
     found = {}
     for name, model in models.items():
         stack = getattr(model, "stack", None) or model.architecture.decoder  # of a drafter, or a model's
@@ -34,8 +34,10 @@ def tensor_bytes(ours: "Ours") -> dict[str, Any]:
         cache.reserve(NEW_TOKENS)
         cache.reserve_source(SOURCE)
         weights = weights_of(model)
+        # A shortlist's rows of the head are copies: bytes, but no more parameters.
+        whole = ours.drafter.whole if name == "little" else None
         found[name] = {
-            "parameters": sum(weight.numel() for weight in weights),
+            "parameters": sum(weight.numel() for weight in (weights if whole is None else weights_of(whole))),
             "weight_bytes": sum(weight.nbytes for weight in weights),
             "cache_bytes": cache.nbytes,
         }

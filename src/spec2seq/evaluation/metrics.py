@@ -29,14 +29,9 @@ def quality(outputs: Sequence[str], references: Sequence[str]) -> Quality:
     return Quality(*scores, bleu.signature(), chrf.signature())
 
 
-def identical(sequences: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[bool]:
-    """For each line whether both have the same token ids."""
-    return [list(a) == list(b) for a, b in zip(sequences, others, strict=True)]
-
-
 def share_identical(sequences: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> float:
     """Share of lines with the same token ids; 1 where there are no lines."""
-    same = identical(sequences, others)
+    same = [list(a) == list(b) for a, b in zip(sequences, others, strict=True)]
     return sum(same) / len(same) if same else 1.0
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from spec2seq.config import check_range
 from spec2seq.evaluation.command import run_main
+from spec2seq.evaluation.costs import REPEATS
 from spec2seq.evaluation.document import Table, as_markdown
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.peers import Job, Workload
 from spec2seq.evaluation.peers.worker import Worker
 from spec2seq.evaluation.progress import progress
-from spec2seq.evaluation.tables import ENGINES
+from spec2seq.evaluation.tables import ENGINES, manifest_rows
 from spec2seq.evaluation.timing import interleave
 from spec2seq.files import write_json, write_text
 
@@ -46,7 +47,8 @@ def measure(models: Path, rounds: int, advance: Any) -> list[dict[str, Any]]:
     """A row for each engine, dtype and number of threads: milliseconds, the least of the rounds.
 
     `first` is a call for one token, the encoder's pass and everything around it included. A pass of ours is measured by
-    itself; a step of CTranslate2 is the difference between a call for one token and one for many.
+    itself, in turn with those of other lengths; a step of CTranslate2 is the difference between a call for one token
+    and one for many, over their number.
     """
     source = [5 + place for place in range(SOURCE - 1)] + [0]
     rows = []
@@ -86,9 +88,12 @@ def page(results: dict[str, Any]) -> str:
     blocks: list[Any] = [
         "# Encoder and passes, beside CTranslate2",
         f"Made by `{results['manifest']['command']}`; do not edit. Batch size 1, a source of {SOURCE} tokens, "
-        f"milliseconds, the least of {results['rounds']} interleaved rounds, every engine in a process of its own. "
-        "“First” is a call for one token: the encoder, what cross-attention keeps of it, one pass. A pass of "
-        f"CTranslate2 is a {STEPS}th of what {STEPS} more tokens take. The model of base size has random weights.",
+        "milliseconds, every engine in a process of its own. “First” is a call for one token, the least of "
+        f"{results['rounds']} interleaved rounds: the encoder, what cross-attention keeps of it, one pass. Passes are "
+        f"measured in two ways. Ours is the least of {REPEATS} in a row, by themselves, in a cache that is warm. "
+        f"CTranslate2's is the mean of {STEPS} steps within calls: a {STEPS}th of what {STEPS} more tokens take, by "
+        "the least of the rounds; its calls come after other engines' and find colder caches. That favours ours. The "
+        "model of base size has random weights.",
     ]
     head = ["engine", "dtype", "threads", "first", *(f"{n} token{'s' * (n > 1)}" for n in LENGTHS)]
     for size, rows in results["models"].items():
@@ -98,12 +103,12 @@ def page(results: dict[str, Any]) -> str:
             for row in rows
         ]  # fmt: skip
         blocks += [f"## {size}", Table(head, table, left=2)]
-    return "\n\n".join(block if isinstance(block, str) else as_markdown([block]).strip() for block in blocks) + "\n"
+    return as_markdown([*blocks, manifest_rows(results["manifest"])])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write parts.json and parts.md."""
-    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.parts", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.parts", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--models", type=Path, default=Path("models/ende"))
     parser.add_argument("--rounds", type=int, default=15)

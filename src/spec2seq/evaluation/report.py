@@ -15,7 +15,9 @@ from spec2seq.evaluation.tables import (
     manifest_rows,
     measured,
     method_label,
+    mkl_note,
     number,
+    ratio,
     readme_table,
     replace_between_markers,
     share,
@@ -60,7 +62,8 @@ def report_blocks(results: dict[str, Any], study: dict[str, Any] | None = None) 
             *figures.acceptance(results), *figures.phases(results), *figures.throughput(results),
             *_costs(results["pass_costs"]), *_memory(results),
             *_agreement(results["agreement"]), *(figures.study(study) if study else []),
-            *_sentences(results["sentences"]), Heading("How this was made"), manifest_rows(results["manifest"]),
+            *_sentences(results["sentences"], results.get("sentences_of")),
+            Heading("How this was made"), manifest_rows(results["manifest"]),
             Text(f"Environment of every engine: {flat(results['environment'])}."),
         ]  # fmt: skip
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
@@ -76,7 +79,8 @@ def _summary(results: dict[str, Any]) -> list[Block]:
         f"{data['max_new_tokens']} new tokens, {recipe['rounds']} passes at batch size 1 "
         f"({recipe['side_rounds']} of beam search, variants and peers' speculation), each cut into {data['slices']} "
         f"interleaved rounds, {recipe['batch_rounds']} rounds above, there of at least as many lines as a batch has, "
-        "each engine and dtype in a process of its own, with all threads or with one, whichever is faster for it. "
+        "each engine and dtype in a process of its own, with all threads or with one, whichever is faster for it"
+        f"{mkl_note(measured(rows))}. "
         "Ratios are medians of the rounds' own ratios with the "
         "interquartile range; above 1 is faster than the baseline: greedy of the engine named "
         f"at the same batch size, in the row's dtype if the engine has it, else in {recipe['dtype'][0]}."
@@ -93,13 +97,12 @@ def _summary(results: dict[str, Any]) -> list[Block]:
             f"{speed['median']:.2f} ({speed['low']:.2f}–{speed['high']:.2f}) times as fast as our greedy; "
             f"{best['identical_to_greedy']:.1%} of its outputs are greedy's, token for token."
         ))  # fmt: skip
-    again = [row for row in measured(rows) if row["again"] and row["batch_size"] == 1]
+    again = {row["dtype"]: ratio(row["speedup_vs_greedy"]) for row in measured(rows)
+             if row["again"] and row["batch_size"] == 1}  # fmt: skip
     if again:
-        spread = again[0]["speedup_vs_greedy"]
         parts.append(Text(
-            "Our greedy measured again under another name: "
-            f"{spread['median']:.2f} ({spread['low']:.2f}–{spread['high']:.2f}). So far do two measurements of one "
-            "thing lie apart here; a ratio closer to 1 than this says nothing."
+            f"Our greedy measured again under another name: {flat(again)}. So far do two measurements of one thing lie "
+            "apart here; a ratio closer to 1 than this says nothing."
         ))  # fmt: skip
     return parts
 
@@ -142,17 +145,12 @@ def _difference(found: dict[str, float] | None) -> str:
 
 def _latencies(rows: Sequence[dict[str, Any]]) -> list[Block]:
     made = [
-        [
-            *head_cells(row),
-            *(number(row[f"latency_p{p}_ms"], 1) for p in (50, 95, 99)),
-            number(row["first_token_ms"], 1),
-        ]
+        [*head_cells(row), *(number(row[f"latency_p{p}_ms"], 1) for p in (50, 95, 99))]
         for row in measured(rows)
         if row["batch_size"] == 1
     ]
-    head = ["engine", "method", "dtype", "p50, ms", "p95, ms", "p99, ms", "first token, ms"]
-    note = "Of a sentence at batch size 1; the first token is the median of calls that may write only one."
-    return [Heading("Latency"), Table(head, made, left=3), Text(note)]
+    head = ["engine", "method", "dtype", "p50, ms", "p95, ms", "p99, ms"]
+    return [Heading("Latency"), Table(head, made, left=3), Text("Of a sentence at batch size 1.")]
 
 
 def _costs(costs: dict[str, Any] | None) -> list[Block]:
@@ -214,12 +212,14 @@ def _agreement(found: Sequence[dict[str, Any]]) -> list[Block]:
     return parts if found else [*parts, Text("No other engine was measured.")]
 
 
-def _sentences(sentences: Sequence[dict[str, Any]]) -> list[Block]:
+def _sentences(sentences: Sequence[dict[str, Any]], by: dict[str, Any] | None) -> list[Block]:
     if not sentences:
         return []
+    name = f" is {method_label(by)}, {by['dtype']}" if by else ""
     note = (
-        "The first lossless method that drafts: its drafter proposes, the verifier keeps what it would have written "
-        "itself and puts its own token where it would not. Underlined on a tint (plain in Markdown): the draft stands. "
+        f"The lossless method with the most tokens for each pass of the verifier{name}: its drafter proposes, the "
+        "verifier keeps what it would have written itself and puts its own token where it would not. Underlined on a "
+        "tint (plain in Markdown): the draft stands. "
         "Bold: the verifier wrote it."
     )
     parts: list[Block] = [Heading("Who wrote what"), Text(note)]

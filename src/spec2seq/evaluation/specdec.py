@@ -76,11 +76,11 @@ def choose_on_dev(ours: Ours, dev: Sequence[Pair], advance: Any) -> tuple[list[d
     """Every (β, τ) of the grid, and the one with the most tokens per verifier call among those whose BLEU is at most
     `MARGIN` below that of beam 5; None if there is none."""
     sources = encode(ours, dev)
-    beam = score(ours, beam_search(ours, sources), dev)["bleu"]
+    beam = score(ours, decode(ours, "beam", {}, sources).sequences, dev)["bleu"]
     advance()
     rows = []
     for beta, tau in GRID:
-        found = run(ours, {"beta": beta, "tau": tau, "block_size": ours.blocks.block_size}, sources)
+        found = decode(ours, "specdec", {"beta": beta, "tau": tau, "block_size": ours.blocks.block_size}, sources)
         rows.append({"beta": beta, "tau": tau, "bleu_minus_beam": score(ours, found.sequences, dev)["bleu"] - beam,
                      "tokens_per_verifier_call": found.new_tokens / found.verifier_calls})  # fmt: skip
         advance()
@@ -101,12 +101,12 @@ def on_test(ours: Ours, test: Sequence[Pair], chosen: Any, advance: Any) -> tupl
     sources = encode(ours, test)
     greedy = decode(ours, "greedy", {}, sources)
     advance()
-    beam = Run(beam_search(ours, sources), [])
+    beam = Run(decode(ours, "beam", {}, sources).sequences, [])  # without its calls
     advance()
     runs = {"greedy": greedy, "beam 5": beam}
     parameters = settings(ours, chosen)
     for name, values in parameters.items():
-        runs[f"SpecDec, {name}"] = run(ours, values, sources)
+        runs[f"SpecDec, {name}"] = decode(ours, "specdec", values, sources)
         advance()
     rows = [
         {"method": name, "parameters": parameters.get(name.removeprefix("SpecDec, "), {}),
@@ -172,14 +172,6 @@ def encode(ours: Ours, pairs: Sequence[Pair]) -> list[list[int]]:
     return [ours.tokenizer(pair.source, verbose=False)["input_ids"] for pair in pairs]
 
 
-def beam_search(ours: Ours, sources: list[list[int]]) -> list[list[int]]:
-    return decode(ours, "beam", {"num_beams": 5}, sources).sequences
-
-
-def run(ours: Ours, parameters: dict[str, Any], sources: list[list[int]]) -> Run:
-    return decode(ours, "specdec", parameters, sources)
-
-
 def decode(ours: Ours, method: str, parameters: dict[str, Any], sources: list[list[int]]) -> Run:
     """`sources` in batches, not timed, with counts."""
     ours.workload = replace(ours.workload, sources=sources)
@@ -204,7 +196,7 @@ def score(ours: Ours, sequences: list[list[int]], pairs: Sequence[Pair]) -> dict
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write specdec.json and specdec.md."""
-    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.specdec", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.specdec", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--models", type=Path, default=Path("models/ende"))
     parser.add_argument("--dev-lines", type=int, default=500)

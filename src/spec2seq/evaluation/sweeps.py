@@ -10,14 +10,14 @@ from typing import Any
 from spec2seq.evaluation.document import markdown_table as table
 from spec2seq.evaluation.plots import Axes, Line, line_plot
 from spec2seq.evaluation.published import POINTS
-from spec2seq.evaluation.tables import number
+from spec2seq.evaluation.tables import number, ratio
 from spec2seq.files import write_json, write_text
 from spec2seq.options import OPTIONS, MethodOptions
 
 SHORT = {"fallback_threshold": "fallback", "rollback_threshold": "rollback", "max_draft_tokens": "cap",
          "block_size": "block", "verify_tail": "tail"}  # fmt: skip
 
-HEAD = ("speed-up", "chunks' quartiles", "fallback %", "rollback %", "tokens per verifier call")
+HEAD = ("speed-up", "chunks' median and quartiles", "fallback %", "rollback %", "tokens per verifier call")
 
 
 def grid(method: str, drafter: str, values: Mapping[str, str | None]) -> dict[str, MethodOptions]:
@@ -36,18 +36,16 @@ def grid(method: str, drafter: str, values: Mapping[str, str | None]) -> dict[st
     return made
 
 
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each point whether no other is at least as good in both and better in one."""
+    return [not any(x >= a and y >= b and (x, y) != (a, b) for x, y in points) for a, b in points]
+
+
 def frontier(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the rows that none beats in both score and speed-up, the fastest last."""
-    best = [
-        row
-        for row in rows
-        if not any(
-            other["score"] >= row["score"] and other["speedup"] >= row["speedup"] and other is not row
-            and (other["score"], other["speedup"]) != (row["score"], row["speedup"])
-            for other in rows
-        )
-    ]  # fmt: skip
-    return [row["method"] for row in sorted(best, key=lambda row: row["speedup"])]
+    best = unbeaten([(row["speedup"], row["score"]) for row in rows])
+    chosen = [row for row, on in zip(rows, best, strict=True) if on]
+    return [row["method"] for row in sorted(chosen, key=lambda row: row["speedup"])]
 
 
 def write_sweep(out: Path, about: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> list[Path]:
@@ -79,7 +77,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """What a table says of a row of `runs.results` beside its score, under `HEAD`."""
     spread, stats = row["speedup_of_chunks"], row["stats"]
     return [
-        f"{row['speedup']:.2f}×", f"{spread['low']:.2f}–{spread['high']:.2f}", number(stats["fallback_percentage"]),
+        f"{row['speedup']:.2f}×", ratio(spread), number(stats["fallback_percentage"]),
         number(stats["rollback_percentage"]), number(stats["tokens_per_verifier_call"]),
     ]  # fmt: skip
 

@@ -8,8 +8,9 @@ from spec2seq.evaluation.document import Table, as_markdown, markdown_table
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 ENGINES = {"spec2seq": "spec2seq", "hf": "Transformers", "ctranslate2": "CTranslate2"}
-METHODS = {"bild": "BiLD", "specdec": "SpecDec", "beam": "beam 5"}
+METHODS = {"bild": "BiLD", "specdec": "SpecDec"}
 PHASES = {"encode": "encode", "draft": "draft", "verify": "verify", "judge": "judge and commit", "rest": "loop"}
+SCORES = {"bleu": "BLEU", "rougeLsum": "ROUGE-Lsum", "chrf": "chrF"}
 RATIOS = {"speedup_vs_greedy": "against our greedy", "speedup_vs_hf": "against Transformers' greedy",
           "speedup_vs_ctranslate2": "against CTranslate2's greedy"}  # fmt: skip
 PACKAGES = {"torch": "PyTorch", "transformers": "Transformers", "ctranslate2": "CTranslate2"}
@@ -19,13 +20,13 @@ def readme_table(results: dict[str, Any]) -> str:
     """The presets and the peers' ways of decoding at batch size 1; everything else is in the report."""
     rows = [row for row in results["rows"] if _is_preset(row) and row["batch_size"] == 1]
     throughput = [row for row in results["rows"] if _is_preset(row)]
-    phases = [row for row in results["phases_ms_per_token"] if not row["parameters"]]
     manifest, data, recipe = results["manifest"], results["data"], results["recipe"]
     versions = manifest["versions"]
     peers = ", ".join(f"{name} {versions[key]}" for key, name in PACKAGES.items() if key in versions)
     caption = (
         f"Batch size 1, {data['timed_lines']} lines of `{data['file']}` stratified by length, the same weights, "
-        f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, or one where an engine is faster with it, "
+        f"{manifest['threads'] or 'all'} threads of {manifest['cpu']}, or one where an engine is faster with it"
+        f"{mkl_note(rows)}, "
         f"{peers}; medians of {recipe['rounds']} passes ({recipe['side_rounds']} of beam search and of peers' "
         f"speculation), each cut into {data['slices']} interleaved rounds, for ratios of the rounds with the "
         f"interquartile range; a baseline has the row's dtype if its engine has it, else {recipe['dtype'][0]}. "
@@ -35,9 +36,8 @@ def readme_table(results: dict[str, Any]) -> str:
     )
     parts = [
         speed_table(rows, short=True), caption, "Tokens per second by batch size:", throughput_table(throughput),
-        "Where the time goes, milliseconds per token at batch size 1:", phase_table(phases),
     ]  # fmt: skip
-    return "\n\n".join(part if isinstance(part, str) else as_markdown([part]).rstrip() for part in parts)
+    return as_markdown(parts).rstrip()
 
 
 def replace_between_markers(text: str, table: str) -> str:
@@ -54,10 +54,12 @@ def _is_preset(row: dict[str, Any]) -> bool:
 
 def method_label(row: dict[str, Any]) -> str:
     """A row's method with its parameters, in words."""
-    method = METHODS.get(row["method"], row["method"])
-    if row["engine"] == "spec2seq" and row["method"] not in ("greedy", "beam"):
+    method, parameters = METHODS.get(row["method"], row["method"]), dict(row["parameters"])
+    if method == "beam":
+        method += f" {parameters.pop('num_beams', 5)}"
+    elif row["engine"] == "spec2seq" and method != "greedy":
         method += " (lossless)" if is_lossless(row) else " (lossy)"
-    parameters = ", ".join(f"{name} {value}" for name, value in row["parameters"].items())
+    parameters = ", ".join(f"{name} {value}" for name, value in parameters.items())
     return method + (f", {parameters}" if parameters else "") + (", again" if row["again"] else "")
 
 
@@ -89,15 +91,30 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}%"
 
 
+def main_score(rows: Sequence[dict[str, Any]]) -> str:
+    """Of SCORES the first that any row has."""
+    return next((name for name in SCORES if any(row.get(name) is not None for row in rows)), "bleu")
+
+
+def with_mkl(row: dict[str, Any]) -> bool:
+    return "CT2_USE_MKL" in row.get("environment", {})
+
+
+def mkl_note(rows: Sequence[dict[str, Any]]) -> str:
+    """What stands behind the threads where one of the rows is with MKL."""
+    found = any(map(with_mkl, rows))
+    return " (with MKL: CTranslate2 told to multiply with it, where that is faster)" if found else ""
+
+
 def head_cells(row: dict[str, Any]) -> list[str]:
     return [ENGINES[row["engine"]], method_label(row), row["dtype"]]
 
 
 def speed_table(rows: Sequence[dict[str, Any]], short: bool = False) -> Table:
     """Rows of one batch size. `short` has what README shows."""
-    more = ["tokens per second", "seconds"]
+    more, score = ["tokens per second", "seconds"], main_score(rows)
     head = ["engine", "method", "dtype", "threads", "ms per token", "tokens per verifier call", *RATIOS.values(),
-            "same tokens as our greedy", "BLEU", *([] if short else more)]  # fmt: skip
+            "same tokens as our greedy", SCORES[score], *([] if short else more)]  # fmt: skip
     made = []
     for row in rows:
         if "unavailable" in row:
@@ -109,9 +126,9 @@ def speed_table(rows: Sequence[dict[str, Any]], short: bool = False) -> Table:
             f"{seconds['median']:.2f} ({seconds['low']:.2f}–{seconds['high']:.2f})",
         ]
         made.append([
-            *head_cells(row), str(row["threads"] or "all"), number(row["ms_per_token"]),
+            *head_cells(row), f"{row['threads'] or 'all'}{with_mkl(row) * ', with MKL'}", number(row["ms_per_token"]),
             number(row["tokens_per_verifier_call"]),
-            *(ratio(row[key]) for key in RATIOS), share(row["identical_to_our_greedy"]), number(row["bleu"], 1),
+            *(ratio(row[key]) for key in RATIOS), share(row["identical_to_our_greedy"]), number(row.get(score), 1),
             *([] if short else cells),
         ])  # fmt: skip
     return Table(head, made, left=3)
@@ -130,13 +147,13 @@ def throughput_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def phase_table(rows: Sequence[dict[str, Any]]) -> Table:
-    made = []
-    for phases in rows:
-        cells = [
-            f"{phases[name]:.2f} ({phases[name] / phases['all']:.0%})" if name in phases else "–" for name in PHASES
-        ]
-        made.append([method_label(phases), phases["dtype"], *cells, number(phases["all"])])
-    return Table(["our method", "dtype", *PHASES.values(), "all"], made, left=2)
+    """Shares of the time; what a method has no part of is a dash."""
+    made = [
+        [method_label(row), row["dtype"],
+         *(f"{row[name] / row['all']:.0%}" if name in row else "–" for name in PHASES)]
+        for row in rows
+    ]  # fmt: skip
+    return Table(["our method", "dtype", *PHASES.values()], made, left=2)
 
 
 def manifest_rows(manifest: dict[str, Any]) -> Table:

@@ -43,9 +43,6 @@ class Timings:
     def least(self, name: str) -> float:
         return min(self.seconds[name])
 
-    def spread(self, name: str) -> Spread:
-        return Spread.of(self.seconds[name])
-
     def speedup(self, name: str, baseline: str) -> Spread:
         """How many times as fast as `baseline` (2: half the seconds): the median of the ratios of those rounds that
         both took part in."""

@@ -1,4 +1,4 @@
-"""What `make verify` runs: real lines, every drafter, batch 1 and 16, float32, token ids against greedy's.
+"""What `make verify` runs: real lines, every drafter, batch 1 and 16, float32 and int8, token ids against greedy's.
 
 python -m spec2seq.evaluation.verify [--data FILE.tsv] [--model FOLDER] [--out FILE.json]
 """
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.errors import UsageError
+from spec2seq.evaluation.command import run_main
 from spec2seq.evaluation.lossless import LosslessReport, compare_with_greedy, describe, greedy_outputs
 from spec2seq.evaluation.manifest import manifest
 from spec2seq.evaluation.progress import progress
@@ -23,6 +24,7 @@ from spec2seq.options import BESIDE, MethodOptions, RunOptions, resolve
 
 LINES = 2000
 BATCH_SIZES = (1, 16)
+DTYPES = ("float32", "int8")
 # Fixed lengths draft where speculation does not pay, too: they try the machinery hardest.
 DRAFTERS: dict[str, dict[str, Any]] = {
     "blocks, fixed": {"method": "specdec", "block_size": 4},
@@ -97,22 +99,13 @@ def _drafter(model: str, method: str, little: str | None) -> str | None:
     return little if little and BESIDE[method] == "little" else str(Path(model, BESIDE[method]))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it, print one line a replay, write the results; 0 if every replay passed, else 1."""
-    asked = _parser().parse_args(arguments)
-    try:
-        return _run(asked)
-    except Spec2SeqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-def _run(asked: argparse.Namespace) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it, print one line a replay, write the results; exits with 1 if not every replay passed."""
     import torch
     import transformers
 
+    asked = _parser().parse_args(arguments)
     transformers.logging.disable_progress_bar()
-    run, _ = resolve({"model": asked.model, "threads": asked.threads, "dtype": "float32", "method": "greedy"})
     if asked.limit < 1:
         raise UsageError(f"--limit is {asked.limit}; allowed: at least 1")
     pairs, data = pairs_to_measure(asked.data)
@@ -120,24 +113,28 @@ def _run(asked: argparse.Namespace) -> int:
     print(f"{len(lines)} lines of {data}", flush=True)
     if len(lines) < asked.limit:
         print(f"(fewer than {asked.limit}: name a longer file with --data, or its folder in SPEC2SEQ_DATA)")
-    replays = []
-    for done in replay(run, lines, little=asked.drafter, tie=asked.tie, bars=True):
-        print(f"== {done.drafter}, batch {done.batch_size}\n{describe(done.report, done.drafter)}", flush=True)
-        replays.append(done)
+    replays, passed = [], True
+    for dtype in DTYPES:
+        run, _ = resolve({"model": asked.model, "threads": asked.threads, "dtype": dtype, "method": "greedy"})
+        for done in replay(run, lines, little=asked.drafter, tie=asked.tie, bars=True):
+            shown = describe(done.report, done.drafter)
+            print(f"== {done.drafter}, {dtype}, batch {done.batch_size}\n{shown}", flush=True)
+            replays.append({"dtype": dtype, **done.as_dict()})
+            passed = passed and done.report.passed
     folders = {"verifier": Path(run.model), "little": Path(asked.drafter or Path(run.model, "little"))}
     if Path(run.model, "drafter").is_dir():
         folders["drafter"] = Path(run.model, "drafter")
-    facts = manifest("python -m spec2seq.evaluation.verify", folders, "float32", torch.get_num_threads())
-    passed = all(done.report.passed for done in replays)
+    facts = manifest("python -m spec2seq.evaluation.verify", folders, " and ".join(DTYPES), torch.get_num_threads())
     results = {"manifest": facts, "data": data, "lines": len(lines), "tie": asked.tie, "passed": passed,
-               "replays": [done.as_dict() for done in replays]}  # fmt: skip
+               "replays": replays}  # fmt: skip
     write_json(asked.out, results)
     print(f"{'passed' if passed else 'FAILED'}; results in {asked.out}")
-    return 0 if passed else 1
+    if not passed:
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.verify", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m spec2seq.evaluation.verify", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, help="TSV, sources first (default: $SPEC2SEQ_DATA, else the sample)")
     parser.add_argument("--model", help="folder or hub id (default: the bundled models/ende)")
     parser.add_argument("--drafter", help="the little model (default: MODEL/little)")
@@ -149,4 +146,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -70,7 +70,7 @@ class Recipe:
     metrics: tuple[str, ...] = ("bleu", "chrf")
     fields: tuple[str, ...] = ("source", "reference")  # of a .jsonl
     prefix: str = ""  # before every source
-    threads: int | None = None  # an engine that is faster with one is given one
+    threads: int | None = None  # None: all; an engine that is faster with one is given one
     device: str = "cpu"
     memory: bool = True
     openmp: str = "passive"  # how waiting threads of every engine wait
@@ -132,11 +132,12 @@ def our_dtypes(recipe: Recipe) -> list[str]:
 
 
 def contenders(recipe: Recipe) -> list[Contender]:
-    """Our greedy, the same again, our other methods and variants, then the peers, each in the dtypes it has."""
+    """In each of our dtypes greedy, the same again, other methods and variants; then the peers in those they have."""
     theirs = [dtype for dtype in recipe.dtype if dtype in TORCH_DTYPES]
     ours = our_dtypes(recipe)
-    made = [Contender("spec2seq", "greedy", dtype=ours[0]), Contender("spec2seq", "greedy", dtype=ours[0], again=True)]
+    made = []
     for dtype in ours:
+        made += [Contender("spec2seq", "greedy", dtype=dtype, again=again) for again in (False, True)]
         made += [Contender("spec2seq", method, dtype=dtype, side=method == "beam") for method in recipe.methods]
         made += [Contender("spec2seq", v.method, v.parameters, dtype, side=True) for v in recipe.variants]
     for peer in recipe.peers:

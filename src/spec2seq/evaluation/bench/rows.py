@@ -43,21 +43,19 @@ class Measured:
         outputs: one decoding of `scored` lines each: sequences, verifier_calls, extra.
         scored: the places of those lines among all; fewer where an engine refuses batches.
         timed: by batch size.
-        first_token: median seconds of a call for one token.
         peaks: MiB by batch size.
         sizes: parameters and bytes by part.
         refusals: reasons, by contender and batch size; batch size None is all.
-        threads: that the contender was given, by contender and batch size.
+        ran: threads and environment that the contender was given, by contender and batch size.
     """
 
     outputs: dict[str, dict[str, Any]]
     scored: dict[str, list[int]]
     timed: dict[int, Timed]
-    first_token: dict[str, float]
     peaks: dict[str, dict[int, float | None]]
     sizes: dict[str, Any]
     refusals: dict[tuple[str, int | None], str]
-    threads: dict[tuple[str, int], int | None]
+    ran: dict[tuple[str, int], dict[str, Any]]
 
 
 class Scores:
@@ -134,9 +132,8 @@ def _speed(contender: Contender, size: int, measured: Measured, base: Mapping[st
     timed, name = measured.timed[size], contender.name
     seconds, tokens = Spread.of(timed.passes(name)), timed.tokens[name]
     latencies = line_milliseconds(timed, name)
-    first = measured.first_token.get(name) if size == 1 else None
     return {
-        "threads": measured.threads[name, size],
+        **measured.ran[name, size],
         "rounds": len(timed.timings.seconds[name]),
         "passes": len(timed.passes(name)),
         "new_tokens": tokens,
@@ -145,7 +142,6 @@ def _speed(contender: Contender, size: int, measured: Measured, base: Mapping[st
         "ms_per_token": 1000 * seconds.median / tokens,
         "tokens_per_second": tokens / seconds.median,
         **{f"latency_p{p}_ms": percentile(latencies, p) if latencies else None for p in (50, 95, 99)},
-        "first_token_ms": None if first is None else 1000 * first,
         **{
             key: timed.timings.speedup(name, base[key]).as_dict()
             if base.get(key) in timed.timings.seconds else None
@@ -186,15 +182,18 @@ def _qualities(
 
 def _share_identical(measured: Measured, name: str, other: str) -> float | None:
     """Of the lines that both decoded."""
-    if other not in measured.outputs:
-        return None
-    theirs = dict(zip(measured.scored[other], measured.outputs[other]["sequences"], strict=True))
-    pairs = [
-        (mine, theirs[line])
-        for line, mine in zip(measured.scored[name], measured.outputs[name]["sequences"], strict=True)
-        if line in theirs
-    ]
-    return share_identical([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+    pairs = common(measured, name, other).values()
+    return share_identical(*zip(*pairs, strict=True)) if pairs else None
+
+
+def common(measured: Measured, name: str, other: str) -> dict[int, tuple[list[int], list[int]]]:
+    """What two contenders made of the lines that both decoded, by the place of the line."""
+    mine, theirs = (
+        dict(zip(measured.scored[one], measured.outputs[one]["sequences"], strict=True))
+        if one in measured.outputs else {}
+        for one in (name, other)
+    )  # fmt: skip
+    return {line: (tokens, theirs[line]) for line, tokens in mine.items() if line in theirs}
 
 
 def _extra_parameters(contender: Contender, sizes: Mapping[str, Any]) -> int:

@@ -1,9 +1,8 @@
 """Measure every contender: quality on all lines in batches, time on a fixed sample in interleaved rounds."""
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spec2seq.errors import Spec2SeqError
@@ -14,6 +13,7 @@ from spec2seq.evaluation.bench.rows import (
     Scores,
     Timed,
     acceptance,
+    common,
     latency_by_length,
     line_milliseconds,
     make_rows,
@@ -50,6 +50,7 @@ def run_bench(
         bench = Bench(recipe, all_of_them, engines, slices(timed[1], lengths), timed)
         measured = bench.measure(say)
         more = bench.more(measured)
+    traced = bench.traced(measured)
     decode = tokenizer.decode
     texts = {
         name: [decode(tokens, skip_special_tokens=True) for tokens in output["sequences"]]
@@ -58,14 +59,15 @@ def run_bench(
     }
     rows = make_rows(recipe, all_of_them, measured, texts, scores)
     return {
-        "manifest": manifest(command, workload.folders(), recipe.dtype[0], recipe.threads, {"bootstrap": 12345}),
+        "manifest": manifest(command, workload.folders(), recipe.dtype[0], workload.threads, {"bootstrap": 12345}),
         "data": {"file": file, "lines": len(pairs), "timed_lines": len(timed[1]), "slices": len(bench.slices),
                  "max_new_tokens": workload.max_new_tokens, "signatures": scores.signatures()},
         "recipe": asdict(recipe),
         "environment": {} if recipe.openmp == "default" else ENVIRONMENT,
         "rows": rows,
         **more,
-        "sentences": sentences(pairs, tokenizer, bench.traced(measured)),
+        "sentences_of": traced and traced.identity(),
+        "sentences": sentences(pairs, tokenizer, traced and measured.outputs[traced.name]),
     }  # fmt: skip
 
 
@@ -92,20 +94,21 @@ class Bench:
         """Warm up, tell `say` the estimate, decode all lines, take the time."""
         refusals: dict[tuple[str, int | None], str] = {}
         for size in self.recipe.batch_sizes:
-            self.engines.choose_threads([size], self._warm_lines(size))
+            self.engines.choose(self.contenders, size, self._warm_lines(size))
         passes = self._warm_up(refusals)
         say(f"this takes about {self._estimate(passes) / 60:.0f} minutes")
         able = [c for c in self.contenders if (c.name, None) not in refusals]
         rounds = sum(self._rounds(c, size) for c, size in self._jobs(refusals))
         once = [c for c in able if not c.again]
         with progress("measuring", (2 if self.recipe.memory else 1) * len(once) + rounds) as advance:
-            outputs, scored = self._decode(able, once, advance)
+            outputs, scored = self._decode(able, refusals, advance)
             timed = {size: self._time(size, refusals, advance) for size in self.recipe.batch_sizes}
-            first = {c.name: self._first_token(c) for c in able}
+            once = [c for c in once if c.name in outputs]
             peaks = self.engines.peaks(once, self.recipe.batch_sizes, advance) if self.recipe.memory else {}
-        sizes = self.engines.worker(self.greedy.engine, self.greedy.dtype).ask("sizes")
-        threads = {(c.name, size): self.engines.threads_of(c.engine, c.dtype, size) for c, size in self._jobs({})}
-        return Measured(outputs, scored, timed, first, peaks, sizes, refusals, threads)
+        sizes = self.engines.process(self.greedy).worker.ask("sizes")
+        started = {(c.name, size): self.engines.process(c, size) for c, size in self._jobs(refusals)}
+        ran = {job: {"threads": one.threads, "environment": one.environment} for job, one in started.items()}
+        return Measured(outputs, scored, timed, peaks, sizes, refusals, ran)
 
     def more(self, measured: Measured) -> dict[str, Any]:
         """What belongs to no single row: agreement, phases, costs of a pass, latency by length, acceptance."""
@@ -119,7 +122,7 @@ class Bench:
         ]
         some = self.timed_lines[:: max(1, len(self.timed_lines) // PROFILED_LINES)]
         stats = {c: measured.outputs[c.name]["extra"]["stats"] for c in ours if c.method != "beam"}
-        worker = self.engines.worker(self.greedy.engine, self.greedy.dtype)
+        worker = self.engines.process(self.greedy).worker
         costs = None
         if self.recipe.device == "cpu":  # on a GPU the rows run by graphs, and these passes would not
             costs = worker.ask("costs", batch_sizes=list(self.recipe.batch_sizes))
@@ -132,8 +135,8 @@ class Bench:
             "agreement": self._agreement(measured),
         }
 
-    def traced(self, measured: Measured) -> dict[str, Any] | None:
-        """The output of the one among our lossless methods with a drafter that wrote most with a pass, and its name."""
+    def traced(self, measured: Measured) -> Contender | None:
+        """The one among our lossless methods with a drafter that wrote most with a pass."""
 
         def lossless(c: Contender) -> bool:
             ours = c.engine == "spec2seq" and c.method in ("specdec", "assisted", "lookup")
@@ -142,8 +145,7 @@ class Bench:
         def worth(c: Contender) -> float:
             return measured.outputs[c.name]["extra"]["stats"]["tokens_per_verifier_call"]
 
-        best = max(filter(lossless, self.contenders), key=worth, default=None)
-        return None if best is None else best.identity() | measured.outputs[best.name]
+        return max(filter(lossless, self.contenders), key=worth, default=None)
 
     def _jobs(self, refusals: dict) -> list[tuple[Contender, int]]:
         return [
@@ -199,13 +201,20 @@ class Bench:
         return total
 
     def _decode(
-        self, able: Sequence[Contender], once: Sequence[Contender], advance: Callable[[], Any]
+        self, able: Sequence[Contender], refusals: dict[tuple[str, int | None], str], advance: Callable[[], Any]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, list[int]]]:
-        """Outputs and the lines that they are of, by name: those that are greedy again share greedy's."""
-        found = self.engines.decode(once, self.timed_lines, QUALITY_BATCH, advance)
-        found |= {c.name: found[self.greedy.name] for c in able if c.again}
-        outputs = {name: output for name, (output, _) in found.items()}
-        return outputs, {name: lines for name, (_, lines) in found.items()}
+        """Outputs and the lines that they are of, by name: those that are greedy again share greedy's. What failed is
+        put into `refusals`. Raises Spec2SeqError if our greedy is among it."""
+        made, failed = self.engines.decode([c for c in able if not c.again], self.timed_lines, QUALITY_BATCH, advance)
+        if self.greedy.name in failed:
+            raise Spec2SeqError(failed[self.greedy.name])
+        for c in able:
+            same = replace(c, again=False).name
+            if same in failed:
+                refusals[c.name, None] = failed[same]
+            else:
+                made[c.name] = made[same]
+        return {name: output for name, (output, _) in made.items()}, {name: lines for name, (_, lines) in made.items()}
 
     def _time(self, size: int, refusals: dict, advance: Callable[[], Any]) -> Timed:
         """Interleaved rounds over all that can, a slice of the lines in each; the seconds of a line come from inside of
@@ -241,25 +250,20 @@ class Bench:
         }
         return Timed(timings, tokens, per_call, lines, len(parts))
 
-    def _first_token(self, contender: Contender) -> float:
-        """Median seconds of a call that may write one token only."""
-        return statistics.median(self.engines.ask(contender, "time", self.timed_lines, 1, 1)["line_seconds"])
-
     def _agreement(self, measured: Measured) -> list[dict[str, Any]]:
         """Other engines' greedy against ours: equal lines, and each difference with our logit gap there."""
-        worker = self.engines.worker(self.greedy.engine, self.greedy.dtype)
-        mine, found = measured.outputs[self.greedy.name]["sequences"], []
+        worker, found = self.engines.process(self.greedy).worker, []
         for c in self.contenders:
             if c.method != "greedy" or c.again or c == self.greedy or c.name not in measured.outputs:
                 continue
-            theirs, differences = measured.outputs[c.name]["sequences"], []
-            for line, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-                place = first_difference(a, b)
+            lines, differences = common(measured, self.greedy.name, c.name), []
+            for line, (ours, theirs) in lines.items():
+                place = first_difference(ours, theirs)
                 if place is not None:
-                    gap = worker.ask("gap", line=line, prefix=a[:place])
+                    gap = worker.ask("gap", line=line, prefix=ours[:place])
                     differences.append({"line": line + 1, "token": place + 1, "logit_gap": gap})
-            found.append({"engine": c.engine, "dtype": c.dtype, "lines": len(mine),
-                          "identical": len(mine) - len(differences), "differences": differences})  # fmt: skip
+            found.append({"engine": c.engine, "dtype": c.dtype, "lines": len(lines),
+                          "identical": len(lines) - len(differences), "differences": differences})  # fmt: skip
         return found
 
 

@@ -50,7 +50,7 @@ def run_study(models: Models, pairs: Sequence[Pair], file: str, recipe: Recipe, 
                 rows = _cell(engines, present, lines, size, grid.rounds, advance)
                 cells["batches"].append({"batch_size": size, "lines": len(lines), "rows": rows})
     return {
-        "manifest": manifest(command, workload.folders(), recipe.dtype[0], recipe.threads),
+        "manifest": manifest(command, workload.folders(), recipe.dtype[0], workload.threads),
         "data": {"file": file, "timed_lines": recipe.lines, "rounds": grid.rounds,
                  "max_new_tokens": workload.max_new_tokens},
         "grid": asdict(grid),

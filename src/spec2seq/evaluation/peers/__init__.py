@@ -13,7 +13,8 @@ ENGINES = ("spec2seq", "hf", "ctranslate2")
 class Workload:
     """What every engine is given: folders, source ids (end token included), the cap on new tokens, threads.
 
-    `beside`: the folders of "little" and "drafter" where they are not in that of the verifier.
+    `beside`: the folders of "little" and "drafter" where they are not in that of the verifier; `settings`: the
+    verifier's generation config, for an engine that does not read it.
     """
 
     models: Path
@@ -23,6 +24,7 @@ class Workload:
     dtype: str = "float32"
     device: str = "cpu"
     beside: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def little(self) -> Path:

@@ -6,12 +6,14 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from spec2seq.config import check_choice
-from spec2seq.errors import Spec2SeqError, missing_extra
+from spec2seq.errors import Spec2SeqError, UsageError, missing_extra
 from spec2seq.evaluation.peers import Job, Run, Workload
 
 METHODS = ("greedy", "beam")
+LACKING = ("sequence_bias", "begin_suppress_tokens", "exponential_decay_length_penalty")  # generation settings
 
 
 class CTranslate2:
@@ -31,12 +33,18 @@ class CTranslate2:
                 intra_threads=workload.threads or 0,
             )  # fmt: skip
         self.id_of = {token: index for index, token in enumerate(vocabulary)}
+        self.vocabulary = vocabulary
         self.sources = [[vocabulary[token] for token in source] for source in workload.sources]
 
     def run(self, job: Job, count: bool = False) -> Run:
-        """Its tokens are strings; they become ids outside of the time. Greedy has a pass for each token."""
+        """Its tokens are strings; they become ids outside of the time. Greedy has a pass for each token.
+
+        Raises UsageError naming a setting of the generation config that it has no option for."""
         check_choice("method", job.method, METHODS)
         options = {"beam_size": 1} if job.method == "greedy" else {"beam_size": 5, "length_penalty": 1.0}
+        options |= options_of(self.workload.settings, self.vocabulary, job.method)
+        first, last = (self.workload.settings.get(f"forced_{kind}_token_id") for kind in ("bos", "eos"))
+        cap = job.cap(self.workload)
         places = range(len(self.sources)) if job.lines is None else job.lines
         sources = [self.sources[place] for place in places]
         # It sorts and cuts into batches by itself; alone, each line is a call.
@@ -45,14 +53,47 @@ class CTranslate2:
         for call in calls:
             started = time.perf_counter()
             results = self.translator.translate_batch(
-                call, max_decoding_length=job.cap(self.workload), max_input_length=0, return_end_token=True,
-                max_batch_size=job.batch_size, **{"min_decoding_length": 0} | options | job.parameters,
+                call, None if first is None else [[self.vocabulary[first]]] * len(call),
+                max_decoding_length=cap, max_input_length=0, return_end_token=True,
+                max_batch_size=job.batch_size, **options | job.parameters,
             )  # fmt: skip
             made += [result.hypotheses[0] for result in results]
             seconds.append(time.perf_counter() - started)
         sequences = [[self.id_of[token] for token in tokens] for tokens in made]
+        if last is not None:  # what it would write in the last place has no part in anything
+            sequences = [[*row[:-1], last] if len(row) == cap else row for row in sequences]
         passes = sum(map(len, sequences)) if count and job.method == "greedy" else None
         return Run(sequences, seconds if job.batch_size == 1 else [], passes)
+
+
+def options_of(settings: dict[str, Any], vocabulary: list[str], method: str) -> dict[str, Any]:
+    """Its options for what a generation config asks for but forced tokens. Raises UsageError naming a setting for which
+    there is none."""
+    ends = settings.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    penalty = settings.get("repetition_penalty") or 1.0
+    lacking = [name for name in LACKING if settings.get(name)]
+    if method == "beam" and settings.get("renormalize_logits"):
+        lacking.append("renormalize_logits")
+    if penalty != 1.0 and settings.get("decoder_start_token_id") in ends:  # Transformers' counts the start as written
+        lacking.append("repetition_penalty")
+    if isinstance(settings.get("forced_eos_token_id"), list):
+        lacking.append("forced_eos_token_id")
+    if lacking:
+        shown = f"{lacking[0]}={settings[lacking[0]]!r}"
+        raise UsageError(f"generation setting {shown} has no counterpart in CTranslate2")
+    fewest = settings.get("min_new_tokens")
+    if fewest is None:  # the other counts the start token
+        fewest = max(0, (settings.get("min_length") or 0) - 1)
+    banned = [word for word in settings.get("bad_words_ids") or [] if word not in [[end] for end in ends]]
+    banned += [[token] for token in settings.get("suppress_tokens") or []]
+    return {
+        "repetition_penalty": penalty,
+        "no_repeat_ngram_size": settings.get("no_repeat_ngram_size") or 0,
+        "min_decoding_length": fewest,
+        "suppress_sequences": [[vocabulary[token] for token in word] for word in banned] or None,
+        "end_token": [vocabulary[end] for end in ends] if len(ends) > 1 else None,
+    }
 
 
 def _convert_apart(models: Path, out: Path) -> Path:
