@@ -1,9 +1,25 @@
 """Seq2Seq.generate and stream: what goes in, what comes out, what is refused."""
 
+import itertools
+
 import pytest
 import tiny
 
-from spec2seq import Assisted, Beam, BiLD, Greedy, OfficialBiLD, Sample, Seq2Seq, Spec2SeqError, UsageError
+from spec2seq import (
+    Assisted,
+    Beam,
+    BiLD,
+    Exact,
+    FixedLength,
+    Greedy,
+    Lookup,
+    OfficialBiLD,
+    Sample,
+    Seq2Seq,
+    Spec2SeqError,
+    Speculative,
+    UsageError,
+)
 from spec2seq.decoding.stats import Stats
 
 CAP = 12
@@ -118,6 +134,45 @@ def test_ids_that_are_no_ids():
         assert "source 2" in str(error.value) and "0 to 63" in str(error.value)
 
 
+@pytest.mark.parametrize("ids", [5, None, [5, 2.7, 0], [5, None], [5, "w6"]], ids=str)
+def test_what_is_no_list_of_ids(ids):
+    model = named()
+    wrong = r"(is (5|None); allowed: a text, or|has the token id (2.7|None|'w6'); allowed: 0 to 63)"
+    with pytest.raises(UsageError, match=f"source 2 {wrong}"):
+        model.generate([[5, 0], ids])
+    with pytest.raises(UsageError, match=f"source 1 {wrong}"):
+        model.score([ids], [[5, 0]])
+    with pytest.raises(UsageError, match=f"output 1 {wrong}"):
+        model.score([[5, 0]], [ids])
+    with pytest.raises(UsageError, match=f"prompt 1 {wrong}"):
+        model.generate([[5, 0]], prompts=[ids])
+
+
+@pytest.mark.parametrize("method", [Greedy, "greedy", Assisted], ids=["preset", "name", "drafting preset"])
+def test_what_is_no_method(method):
+    with pytest.raises(UsageError, match="method is .*; allowed: a method, such as Greedy"):
+        named().generate(["w5"], method)
+    with pytest.raises(UsageError, match="runs in no engine; use generate"):
+        named().engine(method)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: Lookup(-1), "num_lookup_tokens is -1; allowed: at least 0"),
+        (lambda d: Assisted(d, 0, 0.5), "num_assistant_tokens is 0; allowed: at least 1"),
+        (lambda d: Assisted(d, -1), "num_assistant_tokens is -1; allowed: at least 0"),
+        (lambda d: Speculative(d, 3), "length is 3; allowed: a LengthRule"),
+        (lambda d: Speculative(d, Exact()), "length is Exact(); allowed: a LengthRule"),
+        (lambda d: Speculative(d, acceptance=FixedLength(3)), "acceptance is FixedLength(cap=3); allowed: an Acc"),
+    ],
+)
+def test_a_method_names_what_is_wrong_with_it(make, message):
+    with pytest.raises(UsageError) as error:
+        make(named().drafter())
+    assert message in str(error.value)
+
+
 def test_a_source_that_is_too_long():
     model = named()
     long = " ".join(f"w{number % 50 + 3}" for number in range(100))
@@ -142,6 +197,11 @@ def test_relative_positions_allow_any_length():
     assert 1 <= len(done.sequences[0]) <= 200
     with pytest.raises(Spec2SeqError, match="source 1 has 5001 tokens; allowed are 4096"):
         model.generate([[5] * 5000 + [1]])
+
+
+def test_max_new_tokens_that_are_no_number():
+    with pytest.raises(UsageError, match="max_new_tokens is 2.5; allowed: whole numbers"):
+        named().generate(["w5"], max_new_tokens=2.5)
 
 
 @pytest.mark.parametrize("asked", [0, -3, 97])
@@ -207,7 +267,7 @@ def test_batch_size_out_of_range(batch_size):
     with pytest.raises(UsageError, match=f"batch_size is {batch_size}; allowed: at least 1"):
         model.generate(["w5"], batch_size=batch_size)
     with pytest.raises(UsageError, match="batch_size"):
-        next(model.stream(["w5"], batch_size=batch_size))
+        next(model.stream(itertools.repeat("w5"), batch_size=batch_size))  # before anything is read
 
 
 def test_vocabularies_that_differ_name_the_first_difference():

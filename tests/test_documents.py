@@ -80,6 +80,10 @@ def test_windows_take_as_many_sentences_as_fit(model):
         pieces(text, model, "pages")
     with pytest.raises(UsageError, match="window is 97; allowed: from 8 to 96"):
         pieces(text, model, window=97)
+    prefixed = model.for_task(prefix="w3 w4 w5 w6 w7 w8 ")
+    with pytest.raises(UsageError, match="window is 8 tokens, the model's prefix takes 7; allowed: at least 9"):
+        pieces(text, prefixed, window=8)
+    assert len(pieces("w11 w12", prefixed, window=9)) == 1
 
 
 def test_a_joined_row_is_the_sum_of_its_pieces(model):

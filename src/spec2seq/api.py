@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from spec2seq import checks, limits
-from spec2seq.config import check_choice, check_range
+from spec2seq.config import check_choice, check_range, check_whole
+from spec2seq.decoding.beam import IMPOSSIBLE
 from spec2seq.decoding.device_memory import limit
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.logits import OF_SPEECH, processors_from
@@ -154,7 +155,7 @@ class Seq2Seq:
         layers = getattr(self.config, "early_exit", None) if layers is None else layers
         if layers is None:
             raise UsageError("this model was not trained for an early exit; give the number of layers")
-        return LittleModel(self.model.first_layers(layers), self.tokenizer, shares_encoder=True)
+        return LittleModel(self.model.first_layers(layers), self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what `AutoModelForSeq2SeqLM.from_pretrained` and `Seq2Seq.from_pretrained` load back; the weights of
@@ -174,10 +175,11 @@ class Seq2Seq:
 
         Raises UsageError for Beam and OfficialBiLD, which run in none.
         """
-        method = (method or Greedy()).completed(self.settings)
+        method = method or Greedy()
         if not isinstance(method, Speculative):
             raise UsageError(f"{type(method).__name__} runs in no engine; use generate")
-        check_range("slots", slots, low=1)
+        method = method.completed(self.settings)
+        check_whole("slots", slots, low=1)
         if isinstance(method.drafter, LittleModel):
             check_pair(self, method.drafter)
         return Engine(self.model, method, slots, self.processors(), eos_token_ids=self.eos_token_ids, trace=trace,
@@ -237,13 +239,18 @@ class Seq2Seq:
         line alone at batch size 1. Counts are added to `stats` as it goes; `prompts` are of the first sources."""
         if isinstance(sources, str):
             raise UsageError("sources is one string; pass a list of them")
+        check_whole("batch_size", batch_size, low=1)
         begins = begun(checks.prompt_ids(self, prompts, None))
-        run = Runner(self, method or Greedy(), max_new_tokens, batch_size, trace, False, begins=begins)
-        run.stats = stats if stats is not None else run.stats
         size = 1 if batch_size == 1 else batch_size * WINDOW
         window: list[tuple[int, list[int]]] = []
+        run: Runner | None = None
 
         def flush() -> Iterator[Row]:
+            nonlocal run
+            if run is None:  # of fewer sources than a batch has these are all
+                rows = min(batch_size, len(window))
+                run = Runner(self, method or Greedy(), max_new_tokens, rows, trace, False, begins=begins)
+                run.stats = run.stats if stats is None else stats
             order = sorted(range(len(window)), key=lambda place: -len(window[place][1]))
             done = dict(run([window[place][1] for place in order], [window[place][0] for place in order]))
             for index, _ in window:
@@ -269,8 +276,9 @@ class Seq2Seq:
             raise UsageError("score takes a list of sources and a list of as many outputs")
         scores = []
         for number, (source, output) in enumerate(zip(sources, outputs, strict=True), 1):
-            ids = self.encode_text(output, target=True) if isinstance(output, str) else list(output)
-            checks.check_output(ids, f"output {number}", self.model.architecture)
+            where = f"output {number}"
+            ids = self.encode_text(output, target=True) if isinstance(output, str) else checks.listed(output, where)
+            checks.check_output(ids, where, self.model.architecture)
             scores.append(log_probability(self.model, self.source_ids(source, f"source {number}"), ids))
         return scores
 
@@ -281,15 +289,15 @@ class Seq2Seq:
 
     def processors(self) -> list[Processor]:
         """What the model's generation config asks for. Raises Spec2SeqError for what is not supported."""
-        settings, own = self.settings, self.model.architecture.decoder_start_token_id
-        start = settings.get("decoder_start_token_id")
+        a, settings = self.model.architecture, self.settings
+        own, start = a.decoder_start_token_id, settings.get("decoder_start_token_id")
         if start not in (None, own, [own]):
             raise Spec2SeqError(
                 f"generation setting decoder_start_token_id={start!r} is not supported; the model's own is {own}"
             )
-        if self.model.architecture.sound is not None:  # what these say is in the prompts
+        if a.sound is not None:  # what these say is in the prompts
             settings = {name: value for name, value in settings.items() if name not in OF_SPEECH}
-        return [*processors_from(settings, self.eos_token_ids), *self.more_processors]
+        return [*processors_from(settings, self.eos_token_ids, a.vocabulary), *self.more_processors]
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -327,11 +335,13 @@ class Seq2Seq:
         a = self.model.architecture
         if a.sound is not None:
             return checks.spectrogram(source, where, a.sound, self.extractor)
-        ids = self.encode_text(source) if isinstance(source, str) else list(source)
+        ids = self.encode_text(source) if isinstance(source, str) else source
         return checks.source_ids(ids, where, a, truncate)
 
     def _row(self, completion: Completion, trace: bool) -> Row:
-        hypotheses = tuple(Hypothesis(self._text(ids), ids, score) for score, ids in completion.hypotheses)
+        # Where fewer are possible than were asked for the rest is none; the drop-in keeps the shape of its tensors.
+        possible = [found for place, found in enumerate(completion.hypotheses) if not place or found[0] > IMPOSSIBLE]
+        hypotheses = tuple(Hypothesis(self._text(ids), ids, score) for score, ids in possible)
         text = hypotheses[0].text if hypotheses else self._text(completion.tokens)
         return Row(text, completion.tokens, completion.counts, completion.trace if trace else None, hypotheses,
                    completion.log_probabilities)  # fmt: skip

@@ -1,5 +1,6 @@
 """What a model may be given, checked: token ids of a source, what it is to hear, how an output begins and ends."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ from spec2seq.models.architecture import Architecture, SoundShape
 LONGEST_SOURCE = 4096  # tokens, where a model has no limit of its own: attention over more fills the memory
 
 
-def source_ids(ids: list[int], where: str, a: Architecture, truncate: bool) -> list[int]:
+def source_ids(ids: Any, where: str, a: Architecture, truncate: bool) -> list[int]:
     """A source, cut to what the model allows if `truncate` says so. Raises UsageError for one without tokens, and as
-    `check_source`."""
+    `listed` and `check_source`."""
+    ids = listed(ids, where)
     if not ids:
         raise UsageError(f"{where} has no tokens; a source holds at least the end token")
     if truncate:
@@ -45,9 +47,8 @@ def check_source(ids: Sequence[int], where: str, a: Architecture) -> None:
 
 def check_output(ids: Sequence[int], where: str, a: Architecture) -> None:
     """The same of an output, which may be empty."""
-    if ids:
-        check_ids(ids, where, a.vocabulary)
-        check_length(ids, where, a.max_positions)
+    check_ids(ids, where, a.vocabulary)
+    check_length(ids, where, a.max_positions)
 
 
 def prompt_ids(model: Any, prompts: Any, count: int | None) -> list[list[int]]:
@@ -60,13 +61,11 @@ def prompt_ids(model: Any, prompts: Any, count: int | None) -> list[list[int]]:
         raise UsageError(f"prompts is to be a list{'' if count is None else f' of {count}'}, one for each source")
     found, a = [], model.model.architecture
     for number, prompt in enumerate(prompts, 1):
-        if not hasattr(prompt, "__iter__"):
-            raise UsageError(f"prompt {number} is {prompt!r}; allowed: a text, or token ids")
-        ids = model.encode_text(prompt, target=True) if isinstance(prompt, str) else list(prompt)
         if isinstance(prompt, str):
-            ids = [token for token in ids if token not in model.eos_token_ids]
-        if ids:
-            check_ids(ids, f"prompt {number}", a.vocabulary)
+            ids = [token for token in model.encode_text(prompt, target=True) if token not in model.eos_token_ids]
+        else:
+            ids = listed(prompt, f"prompt {number}")
+        check_ids(ids, f"prompt {number}", a.vocabulary)
         if a.max_positions is not None and len(ids) >= a.max_positions:
             raise UsageError(
                 f"prompt {number} has {len(ids)} tokens; allowed: {a.max_positions - 1} of the model's positions"
@@ -75,10 +74,33 @@ def prompt_ids(model: Any, prompts: Any, count: int | None) -> list[list[int]]:
     return found
 
 
+def listed(ids: Any, where: str) -> list[Any]:
+    """Raises UsageError, naming `where`, for what is no sequence."""
+    try:
+        return list(ids)
+    except TypeError:
+        raise UsageError(f"{where} is {ids!r}; allowed: a text, or token ids") from None
+
+
 def check_ids(ids: Sequence[int], where: str, vocabulary: int) -> None:
-    for token in (min(ids), max(ids)):
-        if not 0 <= token < vocabulary:
-            raise UsageError(f"{where} has the token id {token}; allowed: 0 to {vocabulary - 1}")
+    """Raises UsageError, naming `where`, for what is no id of the vocabulary."""
+    for token in ids:
+        try:
+            found = operator.index(token)
+        except TypeError:
+            found = -1
+        if not 0 <= found < vocabulary:
+            raise UsageError(f"{where} has the token id {token!r}; allowed: 0 to {vocabulary - 1}")
+
+
+def check_drafter_reads(drafter: Any, source: Sequence[int], where: str) -> None:
+    """Raises UsageError, naming `where`, for a source that is longer than a drafter (None: there is none) can read."""
+    most = None if drafter is None else drafter.longest_source
+    if most is not None and len(source) > most:
+        raise UsageError(
+            f"{where} has {len(source)} tokens, and the drafter has positions for {most}; split it, or decode it by a "
+            "method without this drafter"
+        )
 
 
 def check_length(ids: Sequence[int], where: str, own: int | None) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -54,12 +56,20 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def check_range(name: str, value: float | None, low: float | None = None, high: float | None = None) -> None:
-    """Raise UsageError naming `name` unless `value` is None or low <= value <= high."""
+    """Raise UsageError naming `name` unless `value` is None or a number with low <= value <= high."""
     if value is None:
         return
-    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+    least, most = -math.inf if low is None else low, math.inf if high is None else high
+    if not isinstance(value, numbers.Real) or not least <= value <= most:
         bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"from {low} to {high}"
-        raise UsageError(f"{name} is {value}; allowed: {bounds}")
+        raise UsageError(f"{name} is {value!r}; allowed: {'numbers' if low is high is None else bounds}")
+
+
+def check_whole(name: str, value: int, low: int | None = None, high: int | None = None) -> None:
+    """The same of whole numbers; None is none."""
+    if not isinstance(value, numbers.Integral):
+        raise UsageError(f"{name} is {value!r}; allowed: whole numbers")
+    check_range(name, value, low, high)
 
 
 def check_choice(name: str, value: Any, choices: typing.Iterable[Any]) -> None:

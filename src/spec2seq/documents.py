@@ -59,7 +59,7 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 def pieces(text: str, model: "Seq2Seq", unit: str = "sentences", window: int | None = None) -> list[Piece]:
     """A text in pieces of at most `window` tokens (default: what the model has positions for, or 512): a sentence
     each, or with unit "windows" as many sentences as fit. A sentence that is too long is cut between words, a word that
-    is too long within. Raises UsageError for another unit, or a window out of range.
+    is too long within. Raises UsageError for another unit, or a window out of range or filled by the model's prefix.
     """
     check_choice("unit", unit, UNITS)
     most = _most(model, window)
@@ -71,7 +71,11 @@ def _most(model: "Seq2Seq", window: int | None) -> int:
     """How many tokens a piece may have. A sentence of the model's training is seldom as long as its positions."""
     own = model.model.architecture.max_source_positions
     check_range("window", window, low=8, high=own)
-    return window or min(own or 512, 512)
+    most = window or min(own or 512, 512)
+    taken = len(model.encode_text(""))
+    if most - taken < 2:
+        raise UsageError(f"window is {most} tokens, the model's prefix takes {taken}; allowed: at least {taken + 2}")
+    return most
 
 
 def _fits(text: str, model: "Seq2Seq", most: int) -> bool:

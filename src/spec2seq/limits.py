@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from spec2seq.config import check_whole
 from spec2seq.errors import UsageError
 
 DEFAULT_MAX_NEW_TOKENS = 256  # where neither the caller nor the generation config says
+STAND_IN = 20  # a max_length that Transformers 4 wrote where nobody had set one
 
 
 def cap(asked: int | None, generation_config: Any, positions: int | None, given: int = 0) -> int:
@@ -13,6 +15,7 @@ def cap(asked: int | None, generation_config: Any, positions: int | None, given:
     its own. Raises UsageError if `asked` is not possible."""
     most = None if positions is None else positions - given
     if asked is not None:
+        check_whole("max_new_tokens", asked)
         if asked < 1 or (most is not None and asked > most):
             behind = f" behind a prompt of {given}" if given else ""
             allowed = "at least 1" if most is None else f"1 to {most}, the model's positions{behind}"
@@ -21,8 +24,8 @@ def cap(asked: int | None, generation_config: Any, positions: int | None, given:
     value = getattr(generation_config, "max_new_tokens", None)
     if value is None:
         total = getattr(generation_config, "max_length", None)
-        # 20 is Transformers' stand-in; the decoder's start and the prompt are part of a length.
-        value = max(1, total - 1 - given) if total and total > 20 else DEFAULT_MAX_NEW_TOKENS
+        # The decoder's start and the prompt are part of a length.
+        value = DEFAULT_MAX_NEW_TOKENS if total in (None, STAND_IN) else max(1, total - 1 - given)
     return value if most is None else min(value, most)
 
 

@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spec2seq.checks import LONGEST_SOURCE
+from spec2seq.checks import LONGEST_SOURCE, check_drafter_reads
+from spec2seq.config import check_whole
 from spec2seq.decoding.beam import beam_search
 from spec2seq.decoding.device_memory import planned_rows
 from spec2seq.decoding.loop import AtEnd, Engine
-from spec2seq.decoding.methods import Speculative
+from spec2seq.decoding.methods import Beam, Speculative
 from spec2seq.decoding.official import OfficialBiLD
 from spec2seq.decoding.sampling import seed_of
 from spec2seq.decoding.scheduler import Completion, Source
@@ -49,8 +50,9 @@ class Runner:
         profile: bool, sources: Sequence[Source] | None = None, begins: Mapping[int, Begin] = EMPTY,
         scores: bool = False, at_end: AtEnd | None = None,
     ):  # fmt: skip
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; allowed: at least 1")
+        check_whole("batch_size", batch_size, low=1)
+        if not isinstance(method, Speculative | Beam | OfficialBiLD):
+            raise UsageError(f"method is {method!r}; allowed: a method, such as Greedy()")
         if profile and not isinstance(method, Speculative):
             raise UsageError("profile is of the phases of draft and verify; beam search and OfficialBiLD have none")
         if scores and not isinstance(method, Speculative):
@@ -102,6 +104,7 @@ class Runner:
         engine.stats = self.stats
         place = {}
         for source, index in zip(sources, indices, strict=True):
+            check_drafter_reads(self.method.drafter, source, f"source {index + 1}")
             begin, seed = self._begin(index), seed_of(engine.sampling, index)
             place[engine.submit(source, self._most(source, begin), seed, begin.prompt, begin.start)] = index
         while engine.busy:
@@ -155,6 +158,8 @@ def complete(
     streamer: Any = None,
 ) -> tuple[list[Completion], Stats]:  # fmt: skip
     """What becomes of every source, in their order, and the counts; the arguments are those of `Seq2Seq.generate`."""
+    if not sources and streamer is None:  # no costs to measure
+        return [], Stats()
     run = Runner(seq2seq, method, max_new_tokens, batch_size, trace, profile, sources, begins, scores)
     if streamer is not None:
         check_streamable(run.method, len(sources))

@@ -123,6 +123,7 @@ def test_what_is_left_open_is_the_models():
     ("settings", "message"),
     [
         ({"num_beams": 0}, "num_beams is 0; allowed: at least 1"),
+        ({"length_penalty": "1"}, "length_penalty is '1'; allowed: numbers"),
         ({"early_stopping": "sometimes"}, "early_stopping is 'sometimes'; allowed: None, False, True, never"),
         ({"num_beams": 3, "num_return_sequences": 4}, "num_return_sequences is 4; allowed: from 1 to 3"),
     ],
@@ -130,6 +131,16 @@ def test_what_is_left_open_is_the_models():
 def test_values_out_of_range(settings, message):
     with pytest.raises(UsageError, match=message):
         Beam(**settings)
+
+
+def test_where_fewer_hypotheses_are_possible_than_are_asked_for():
+    plain = tiny.seq2seq("marian")
+    config = copy.deepcopy(plain.generation_config)
+    config.update(forced_bos_token_id=20)
+    model = Seq2Seq(plain.model, plain.config, None, config)
+    for cap, count in ((1, 1), (2, 3)):
+        (row,) = model.generate([[5, 6, 0]], Beam(3, num_return_sequences=3), max_new_tokens=cap).rows
+        assert len(row.hypotheses) == count and row.tokens[0] == 20
 
 
 def test_more_hypotheses_than_beams_of_the_model():

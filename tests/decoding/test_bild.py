@@ -234,6 +234,16 @@ def test_percentages_as_the_reproduction_defines_them():
     assert stats.as_dict()["fallback_percentage"] == pytest.approx(100 * stats.fallbacks / written)
 
 
+def test_a_first_token_that_nobody_drafted_teaches_nothing():
+    """New rows in slots that others left were not asked; a drafter that is always right stays so."""
+    model = tiny.seq2seq("marian")
+    method = BiLD(model.drafter(), None, 2.0, None, starts="verifier", verify_tail=True)
+    stats = model.generate(tiny.sources(model, 30), method, max_new_tokens=4, batch_size=6).stats
+    learned = method.chooser(model.model, 6)
+    assert stats.acceptance == 1.0
+    assert learned.stood[0] == learned.tried[0] > 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -243,7 +253,7 @@ def test_percentages_as_the_reproduction_defines_them():
         (lambda d: BiLD(d, starts="large"), "starts is 'large'; allowed: drafter, verifier"),
         (lambda d: Speculative(d, FixedLength(3), Rollback(1.0, "kl")), "LittleModel gives no distributions"),
         (lambda d: OfficialBiLD(Replay({})), "Replay is no little model"),
-        (lambda d: OfficialBiLD(d, max_draft_tokens=None), "max_draft_tokens is None; allowed for the original: an in"),
+        (lambda d: OfficialBiLD(d, max_draft_tokens=None), "max_draft_tokens is None; allowed: whole numbers"),
         (lambda d: OfficialBiLD(d, 3.0), "fallback_threshold is 3.0; allowed: from 0.0 to 1.0"),
     ],
 )

@@ -1,6 +1,7 @@
 """What iterations take: measured in the engine, kept on disk, put on lines between the measurements."""
 
 import copy
+import gc
 import json
 
 import pytest
@@ -8,8 +9,10 @@ import tiny
 import torch
 
 from spec2seq import AdaptiveLength, Greedy, Lookup, Sample, SpecDec, Speculative
-from spec2seq.decoding import costs
+from spec2seq.decoding import costs, lengths
 from spec2seq.decoding.costs import Costs
+from spec2seq.decoding.loop import Engine
+from spec2seq.decoding.native_loop import NativeLoop
 from spec2seq.models import executor, native
 
 OF_ITERATIONS = costs.of_iterations
@@ -24,8 +27,8 @@ def home(tmp_path, monkeypatch, made_up_costs):
     return tmp_path / "spec2seq"
 
 
-def of(model, drafter, slots=1, cap=16, processors=None) -> Costs:
-    return costs.of_iterations(model.model, Speculative(drafter, AdaptiveLength(cap)), processors or [], slots)
+def of(model, drafter, slots=1, cap=16, processors=None, ends=1) -> Costs:
+    return costs.of_iterations(model.model, Speculative(drafter, AdaptiveLength(cap)), processors or [], slots, ends)
 
 
 def measured(model, drafter, slots=1, cap=16) -> Costs:
@@ -103,6 +106,7 @@ def test_kept_on_disk(home, monkeypatch):
     assert json.loads(file.read_text()) == {"drafting": {"1": 0.5}, "rest": {"0": 1.0, "1": 1.5}, "reading": 0.1}
     assert file.parent.stat().st_mode & 0o077 == 0
     of(model, model.drafter(), 4)  # another batch size
+    of(model, model.drafter(), 2, ends=2)  # another loop in the compiled executor
     of(model, Lookup().drafter, 2)  # another drafter
     of(other, model.drafter(), 2)  # another verifier
     of(model, model.drafter(), 2, processors=[lambda logits, prefix: logits])  # another loop
@@ -113,7 +117,7 @@ def test_kept_on_disk(home, monkeypatch):
     model.model.graphs = True
     of(model, model.drafter(), 2)
     model.model.graphs = False
-    assert len(made) == 8
+    assert len(made) == 9
     for broken in ("{broken", '{"drafting": {}, "rest": {}, "reading": 0}', "[]"):
         file.write_text(broken)
         costs._known.clear()
@@ -122,7 +126,7 @@ def test_kept_on_disk(home, monkeypatch):
         assert json.loads(file.read_text())["rest"] == {"0": 1.0, "1": 1.5}
     costs._known.clear()
     assert of(model, model.drafter(), 2) == first and len(made) == 1  # a new process reads it
-    assert len(list(file.parent.iterdir())) == 8  # nothing half-written
+    assert len(list(file.parent.iterdir())) == 9  # nothing half-written
 
 
 def test_a_home_that_cannot_be_written_to(tmp_path, monkeypatch):
@@ -138,7 +142,7 @@ def test_only_an_adaptive_length_is_measured_for(monkeypatch):
     asked = []
     made_up = Costs({1: 0.1}, {0: 1.0, 1: 1.1})
     monkeypatch.setattr(
-        costs, "of_iterations", lambda _, method, __, slots: asked.append((slots, method.length.cap)) or made_up
+        costs, "of_iterations", lambda _, method, *rest: asked.append((rest[1], method.length.cap)) or made_up
     )
     sources, block = tiny.sources(model, 3), tiny.cached_drafter(model)
     for method in (Greedy(), Lookup(3), SpecDec(block, 2)):
@@ -148,3 +152,51 @@ def test_only_an_adaptive_length_is_measured_for(monkeypatch):
     for batch_size in (1, 2, 1, 3):
         model.generate(sources, method, max_new_tokens=5, batch_size=batch_size)
     assert asked == [(size, block.longest) for size in (1, 2, 2)]  # powers of two
+    asked.clear()
+    method = Speculative(block, AdaptiveLength(16))
+    model.generate([], method)
+    assert not list(model.stream([], method)) and not asked
+    for batch_size in (512, 2):  # never more rows than there are
+        assert len(list(model.stream(sources, method, max_new_tokens=5, batch_size=batch_size))) == 3
+    assert asked == [(2, block.longest)] * 2
+
+
+@pytest.mark.skipif(bool(native.unavailable()), reason=native.unavailable())
+def test_what_is_measured_is_what_runs(monkeypatch):
+    """With several end tokens iterations run over tensors."""
+    model, made = copy.deepcopy(tiny.seq2seq("marian")), []
+    executor.prepare(model.model.float(), "float32", "native")
+    monkeypatch.setattr(costs, "BUDGET", 0.0)
+    init = Engine.__init__
+
+    def recorded(engine, *given, **settings):
+        init(engine, *given, **settings)
+        made.append(type(engine.native))
+
+    monkeypatch.setattr(Engine, "__init__", recorded)
+    for ends in (0, [0, 7]):
+        model.generation_config.eos_token_id = ends
+        made.clear()
+        model.generate([[5, 6, 0]], method := Lookup(), max_new_tokens=4)
+        assert len(made) == 2 and made[0] is made[1] is (NativeLoop if ends == 0 else type(None))
+    assert method.chooser(model.model, 1, [], 2) is not method.chooser(model.model, 1, [], 1)
+
+
+@pytest.mark.parametrize("before", [0, 16])
+def test_a_full_batch_is_one_that_was_asked_for(before, monkeypatch):
+    """Fixed tensors have a power of two of slots, or those of an engine before: a length rule learns all the same."""
+    told = []
+    monkeypatch.setattr(lengths._Adaptive, "took", lambda *given: told.append(given))
+    monkeypatch.setattr(costs, "of_iterations", lambda *given: Costs({1: 0.05}, {0: 1.0, 1: 1.02}))
+    model = tiny.seq2seq("marian")
+    verifier, method = copy.copy(model.model), SpecDec(tiny.cached_drafter(model))
+    verifier.graphs = True
+    if before:
+        Engine(verifier, method, before)  # which is gone at once
+        gc.collect()
+    engine = Engine(verifier, method, 5)
+    assert engine.rows.slots == max(before, 8)
+    for source in tiny.sources(model, 5, 6):
+        engine.submit(source, 20)
+    engine.step()
+    assert len(told) == 1

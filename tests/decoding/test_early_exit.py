@@ -40,11 +40,17 @@ def test_it_drafts_and_greedy_stays_greedy(family):
 
 
 def test_what_cannot_be_is_refused():
-    model, other = tiny.seq2seq("t5"), tiny.seq2seq("t5", 1)
+    model = tiny.seq2seq("t5")
     with pytest.raises(UsageError, match="not trained for an early exit"):
         model.early_exit()
     for layers in (0, 2):
         with pytest.raises(UsageError, match=f"early_exit is {layers}; allowed: from 1 to 1"):
             model.early_exit(layers)
-    with pytest.raises(UsageError, match="the early exit of another model"):
-        other.generate(tiny.sources(other, 1), BiLD(model.early_exit(1)))
+
+
+def test_that_of_another_model_reads_for_itself():
+    model, other = tiny.seq2seq("t5"), tiny.seq2seq("t5", 1)
+    sources = tiny.sources(other, 4)
+    method = BiLD(model.early_exit(1), None, 0.0, 4, verify_tail=True)
+    found = other.generate(sources, method, max_new_tokens=CAP)
+    assert found.sequences == other.generate(sources, max_new_tokens=CAP).sequences and found.stats.drafted > 0

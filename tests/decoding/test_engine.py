@@ -104,16 +104,40 @@ def test_longer_sources_come_later(greedy):
         ([5] * 97, 4, "the source has 97 tokens; allowed: 1 to 96"),
         ([5, 2], 0, "max_new_tokens is 0; allowed: from 1 to 96"),
         ([5, 2], 97, "max_new_tokens is 97"),
+        ([5, 2], None, "max_new_tokens is None; allowed: whole numbers"),
+        ([5, 64, 2], 4, "the source has the token id 64; allowed: 0 to 63"),
+        ([5, -3, 2], 4, "the source has the token id -3; allowed: 0 to 63"),
+        (([5, 2], [9, 10**9]), 4, "the prompt has the token id 1000000000; allowed: 0 to 63"),
+        (([5, 2], [9], 64), 4, "the start has the token id 64; allowed: 0 to 63"),
     ],
 )
 def test_requests_that_cannot_be_served(source, cap, message, greedy):
     engine = Engine(MODEL.model, Greedy(), 2)
+    source, prompt, start = (*source, None)[:3] if isinstance(source, tuple) else (source, (), None)
     with pytest.raises(UsageError) as error:
-        engine.submit(source, cap)
+        engine.submit(source, cap, prompt=prompt, start=start)
     assert message in str(error.value)
     assert not engine.busy  # and the engine goes on with others
     index = engine.submit(SOURCES[0], CAP)
     assert drain(engine) == {index: greedy[0]}
+
+
+def test_what_fails_on_its_way_in_is_not_in_flight(greedy, monkeypatch):
+    engine = Engine(MODEL.model, Greedy(), 2)
+    monkeypatch.setattr(engine.reader, "_encode", lambda requests: 1 / 0)
+    engine.submit(SOURCES[0], CAP)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    assert not engine.busy
+    monkeypatch.undo()
+    assert drain(engine, {}) == {} and engine.submit(SOURCES[1], CAP) == 1
+    assert drain(engine) == {1: greedy[1]}
+
+
+@pytest.mark.parametrize("most", [0, -3, None, 1.5])
+def test_a_step_is_an_iteration_at_least(most):
+    with pytest.raises(UsageError, match=f"most is {most}; allowed: "):
+        Engine(MODEL.model, Greedy(), 2).step(most)
 
 
 def test_slots_are_filled_in_order_and_in_groups():

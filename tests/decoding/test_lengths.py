@@ -332,7 +332,9 @@ class Observer:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FixedLength(-1), "num_assistant_tokens is -1; allowed: at least 0"),
+        (lambda: FixedLength(-1), "draft length is -1; allowed: at least 0"),
+        (lambda: FixedLength(None), "draft length is None; allowed: whole numbers"),
+        (lambda: ConfidenceLength(0.5, None), "draft cap is None; allowed: whole numbers"),
         (lambda: ConfidenceLength(1.5), "confidence threshold is 1.5; allowed: from 0.0 to 1.0"),
         (lambda: ConfidenceLength(0.5, 0), "draft cap is 0; allowed: at least 1"),
         (lambda: AdaptiveLength(0), "draft cap is 0"),

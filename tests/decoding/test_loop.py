@@ -1,10 +1,15 @@
 """The loop with drafters that are always, never and sometimes right: exact counts, ends and caps."""
 
+import copy
+
 import pytest
 import tiny
-from decoding.replay import Expected, Replay, corrupted
+import torch
+from decoding.replay import Expected, Replay, ReplaySession, corrupted
 
-from spec2seq import Exact, FixedLength, Rollback, Seq2Seq, Speculative
+from spec2seq import Draft, Exact, FixedLength, Rollback, Seq2Seq, Spec2SeqError, Speculative
+from spec2seq.decoding.loop import Engine
+from spec2seq.models import executor, native
 
 EVERY_THIRD = range(2, 99, 3)
 
@@ -145,8 +150,6 @@ def test_caps_hold_when_drafts_want_more(cap, k):
 
 def test_rows_with_caps_of_their_own():
     """The engine takes a cap for each request; k is chosen for the row with the most room."""
-    from spec2seq.decoding.loop import Engine
-
     model = tiny.seq2seq("marian")
     sources, rows = greedy_of(model, 24, ended=False, count=4)
     drafter = Replay({tuple(source): row for source, row in zip(sources, rows, strict=True)})
@@ -158,6 +161,56 @@ def test_rows_with_caps_of_their_own():
         done |= {completion.id: completion.tokens for completion in engine.step()}
     assert [done[index] for index in ids] == [row[:cap] for row, cap in zip(rows, caps, strict=True)]
     assert drafter.rooms[0] == [0, 3, 8, 23]
+
+
+class Heedless(Replay):
+    """Drafts whole scripts whatever room there is, says that they are longer than they are, and leaves `behind` where
+    a script is over."""
+
+    behind = -1
+
+    def session(self, rows, verifier):
+        made = ReplaySession(self, rows)
+
+        def draft(k, room, confidence, sampling):
+            places = [length - 1 for length in rows.host_lengths[: rows.count]]
+            ids = [rows.source_tokens[slot, : rows.source_lengths[slot]].tolist() for slot in range(rows.count)]
+            scripts = [self.scripts[tuple(one)][place : place + k] for one, place in zip(ids, places, strict=True)]
+            lengths = torch.tensor([len(script) + (len(script) == k) for script in scripts])
+            return Draft(torch.tensor([(script + [self.behind] * k)[:k] for script in scripts]), lengths)
+
+        made.draft = draft
+        return made
+
+
+@pytest.fixture(params=["torch", "native"])
+def single(request) -> Seq2Seq:
+    """A model in float32, over tensors and in the compiled executor."""
+    if request.param == "native" and native.unavailable():
+        pytest.skip(native.unavailable())
+    model = copy.deepcopy(tiny.seq2seq("marian"))
+    executor.prepare(model.model.float(), "float32", request.param)
+    return model
+
+
+def test_caps_hold_whatever_a_drafter_says(single):
+    sources, rows = greedy_of(single, 24, ended=False, count=4)
+    drafter = Heedless({tuple(source): row for source, row in zip(sources, rows, strict=True)})
+    caps = [1, 4, 9, 24]
+    engine = Engine(single.model, Speculative(drafter, FixedLength(6), Exact()), 4)
+    ids = [engine.submit(source, cap) for source, cap in zip(sources, caps, strict=True)]
+    done = {}
+    while engine.busy:
+        done |= {completion.id: completion.tokens for completion in engine.step()}
+    assert [done[index] for index in ids] == [row[:cap] for row, cap in zip(rows, caps, strict=True)]
+    assert engine.stats.accepted > 0
+
+
+def test_a_draft_of_ids_that_there_are_not_is_refused(single):
+    (source,), (row,) = greedy_of(single, 12, ended=False)
+    method = Speculative(Heedless({tuple(source): [row[0], 10**6, row[2]]}), FixedLength(3))
+    with pytest.raises(Spec2SeqError, match="ReplaySession drafts ids that the vocabulary does not have"):
+        single.generate([source], method, max_new_tokens=12)
 
 
 def test_a_rule_that_never_rolls_back_writes_the_script():

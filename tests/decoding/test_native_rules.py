@@ -8,21 +8,11 @@ import tiny_sound
 import torch
 from models.native_models import METHODS, block_drafter, little_model, needs_compiler, seq2seq
 
-from spec2seq import (
-    Beam,
-    Draft,
-    FixedLength,
-    Greedy,
-    Lookup,
-    NgramLookup,
-    Seq2Seq,
-    Spec2SeqError,
-    Speculative,
-    transcribe,
-)  # fmt: skip
+from spec2seq import Beam, Greedy, Lookup, Seq2Seq, transcribe
 from spec2seq.decoding.beam import Search
 from spec2seq.decoding.logits import processors_from
 from spec2seq.decoding.native_rules import NativeRules
+from spec2seq.decoding.processors import Suppress
 from spec2seq.models import native
 
 pytestmark = needs_compiler
@@ -136,12 +126,13 @@ def test_what_the_executor_does_not_know_runs_over_tensors():
     model = seq2seq("marian", "float32")
     for settings in (
         {"sequence_bias": [[[7], 2.0]]}, {"exponential_decay_length_penalty": (2, 1.2)},
-        {"remove_invalid_values": True}, {"bad_words_ids": [[10**6]]}, {"suppress_tokens": [-1]},
+        {"remove_invalid_values": True},
     ):  # fmt: skip
-        assert not NativeRules.known(processors_from(settings, (0,)), model.model.architecture.vocabulary)
+        assert not NativeRules.known(processors_from(settings, (0,), 64), 64)
         config = copy.deepcopy(model.generation_config)
         config.update(**settings)
         assert Seq2Seq(model.model, model.config, None, config).engine().native is None
+    assert not NativeRules.known([Suppress((10**6,))], 64)
 
 
 def test_where_all_is_banned_nothing_stands(monkeypatch):
@@ -159,21 +150,8 @@ def test_where_all_is_banned_nothing_stands(monkeypatch):
     assert runs[:2] == runs[2:]
 
 
-def test_a_draft_of_ids_that_there_are_not_is_refused():
-    class Wild(NgramLookup):
-        def session(self, rows, verifier):
-            made = super().session(rows, verifier)
-            made.drafts_natively = False
-            made.draft = lambda k, room, *more: Draft(torch.full((len(room), 2), 10**6), room.clamp(0, 2))
-            return made
-
-    model = seq2seq("marian", "float32")
-    with pytest.raises(Spec2SeqError, match="drafts ids that the vocabulary does not have"):
-        model.generate([[5, 6, 0]], Speculative(Wild(), FixedLength(2)), max_new_tokens=CAP)
-
-
 def test_equal_processors_are_equal():
     for name, settings in SETTINGS.items():
-        made = [processors_from(settings, (0,)) for _ in range(2)]
+        made = [processors_from(settings, (0,), 64) for _ in range(2)]
         assert made[0] == made[1] and hash(tuple(made[0])) == hash(tuple(made[1])), name
-    assert torch.equal(*(processors_from({"suppress_tokens": [3]}, (0,))[0]._on(torch.device("cpu")) for _ in "ab"))
+    assert torch.equal(*(processors_from({"suppress_tokens": [3]}, (0,), 64)[0]._on(torch.device("cpu")) for _ in "ab"))

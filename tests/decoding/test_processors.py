@@ -8,7 +8,14 @@ import torch
 from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from spec2seq import Assisted, Beam, Greedy, Lookup, Seq2Seq, Spec2SeqError, SpecDec
-from spec2seq.decoding.processors import NoRepeatNgrams, PenalizeRepetition, Prefix
+from spec2seq.decoding.processors import (
+    BiasSequences,
+    NoRepeatNgrams,
+    PenalizeRepetition,
+    Prefix,
+    Renormalize,
+    processed,
+)
 
 CAP, LONG = 14, 24
 REPEATS = [
@@ -127,20 +134,26 @@ def test_each_place_is_processed_as_transformers_does_it_alone(value):
     lengths = torch.tensor([1, 2, 3, 7, 12, 16])
     logits = torch.randn(6, 5, 7)
     logits[:, :, 2] = -torch.inf  # banned already
-    found = ours(logits.clone(), Prefix(tokens, lengths, lengths + 9))
+    found = ours(logits.clone(), Prefix(tokens, lengths, lengths + 9, torch.ones_like(lengths)))
     assert not torch.equal(found, logits)
     for row, length in enumerate(lengths.tolist()):
         for place in range(5):
             alone = theirs(tokens[row : row + 1, : length + place], logits[row, place][None].clone())
             assert torch.equal(found[row, place], alone[0])
-    first = Prefix(tokens[:1, :1], lengths[:1], lengths[:1] + 9)  # nothing behind the start token
+    first = Prefix(tokens[:1, :1], lengths[:1], lengths[:1] + 9, lengths[:1])  # nothing behind the start token
     assert torch.equal(ours(logits[:1, :1], first)[0], theirs(tokens[:1, :1], logits[0, :1].clone()))
 
 
-def test_a_penalty_acts_in_float32():
-    logits, one = torch.tensor([[[3.0, 2.703125]]], dtype=torch.bfloat16), torch.ones(1, dtype=torch.long)
-    found = PenalizeRepetition(1.11)(logits, Prefix(torch.tensor([[0]]), one, one))
-    assert found[0, 0].tolist() == [torch.tensor(3.0).div(1.11).item(), 2.703125]  # 2.7027: less, not a tie
+@pytest.mark.parametrize(
+    "process", [PenalizeRepetition(1.11), BiasSequences((((0,), 30.1), ((1,), 30.1))), Renormalize()], ids=str
+)
+def test_they_act_in_float32(process):
+    """In bfloat16 both tokens would have the same logit."""
+    logits, one = torch.tensor([[[3.0, 2.984375]]], dtype=torch.bfloat16), torch.ones(1, dtype=torch.long)
+    prefix = Prefix(torch.tensor([[0]]), one, one, one)
+    found = processed(logits, prefix, [process])
+    assert torch.equal(found, process(logits.float(), prefix))
+    assert len({*found[0, 0].tolist()}) == 2
 
 
 @pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name not in tiny.KINDS])
@@ -198,11 +211,23 @@ def test_beams_under_a_processor(family, name):
         {"forced_bos_token_id": "x"},
         {"forced_eos_token_id": []},
         {"sequence_bias": {(): -1.0}},
+        {"sequence_bias": 5},
+        {"sequence_bias": [[[5], "x"]]},
+        {"sequence_bias": [[[64], 2.0]]},
+        {"bad_words_ids": [5]},
+        {"bad_words_ids": [[64, 5]]},
+        {"repetition_penalty": "x"},
+        {"exponential_decay_length_penalty": 5},
+        {"exponential_decay_length_penalty": (3, "x")},
+        {"forced_bos_token_id": 64},
+        {"forced_eos_token_id": [-1]},
     ],
     ids=str,
 )
 def test_what_is_not_supported_is_refused_by_name(settings):
-    model = configured(tiny.seq2seq("t5"), settings)
+    plain = tiny.seq2seq("t5")
+    model = Seq2Seq(plain.model, plain.config, None, copy.deepcopy(plain.generation_config))
+    vars(model.generation_config).update(settings)  # Transformers' `update` refuses some of them
     with pytest.raises(Spec2SeqError) as error:
         model.generate([[5, 6, 1]], max_new_tokens=4)
     (name,) = settings
@@ -217,6 +242,7 @@ def test_what_is_not_supported_is_refused_by_name(settings):
         {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "sequence_bias": None, "typical_p": 1.0},
         {"eos_token_id": [1], "decoder_start_token_id": 0, "temperature": 0.7, "do_sample": True, "num_beams": 4},
         {"min_length": 0, "min_new_tokens": 0, "suppress_tokens": [], "guidance_scale": 1.0},
+        {"suppress_tokens": [-1, 64], "begin_suppress_tokens": [1000]},
     ],
     ids=str,
 )

@@ -17,12 +17,20 @@ SOURCES = tiny.sources(MODEL, 12, 6)
 
 
 def engine_that_reads_ahead(slots: int, graphs: bool = False) -> Engine:
-    """As on a GPU, but for the stream; `used` has the groups that were read ahead and then entered."""
+    """As on a GPU, but for the stream; `used` has the groups that were read ahead and then entered, `encoded` the
+    numbers of those that were encoded."""
     verifier = copy.copy(MODEL.model)
     verifier.graphs = graphs
     engine = Engine(verifier, Greedy(), slots)
     engine.reader.overlaps, engine.used = True, []
     engine.reader._join = engine.used.append
+    encode, engine.encoded = engine.reader._encode, []
+
+    def recorded(requests):
+        engine.encoded += [request.id for request in requests]
+        return encode(requests)
+
+    engine.reader._encode = recorded
     return engine
 
 
@@ -47,6 +55,7 @@ def test_the_same_rows(slots, graphs):
     wanted = MODEL.generate(SOURCES, max_new_tokens=CAP).sequences
     assert [done[number] for number in range(len(SOURCES))] == wanted
     assert engine.used and engine.reader.ahead is None
+    assert sorted(engine.encoded) == list(range(len(SOURCES)))  # each once
 
 
 def test_a_request_that_was_read_ahead_is_cancelled():

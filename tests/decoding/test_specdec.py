@@ -154,9 +154,13 @@ def test_drafts_end_with_the_position_table():
 
 def test_a_source_beyond_the_table_is_refused():
     model = tiny.seq2seq("bart")
-    drafter = tiny.paper_drafter(model, source_positions=5)
-    with pytest.raises(UsageError, match="a source has 6 tokens, and the drafter has positions for 5"):
-        model.generate([[5, 6, 7, 8, 9, 2]], SpecDec(drafter))
+    method = SpecDec(tiny.paper_drafter(model, source_positions=5), 3)
+    with pytest.raises(UsageError, match="source 2 has 6 tokens, and the drafter has positions for 5"):
+        model.generate([[5, 2], [5, 6, 7, 8, 9, 2]], method)
+    engine = model.engine(method)
+    with pytest.raises(UsageError, match="the source has 6 tokens, and the drafter has positions for 5"):
+        engine.submit([5, 6, 7, 8, 9, 2], 4)
+    assert not engine.busy
 
 
 @pytest.mark.parametrize(("name", "value"), [("vocabulary", 63), ("eos_token_id", 9), ("pad_token_id", 9)])

@@ -40,12 +40,11 @@ class Draft:
         """`calls` or `fed` of every row."""
         return count.tolist() if isinstance(count, Tensor) else [count] * self.tokens.shape[0]
 
-    def cut(self, width: int) -> "Draft":
-        """The same without the places from `width` on, which no row has room for."""
-        if self.width <= width:
-            return self
-        probabilities = None if self.probabilities is None else self.probabilities[:, :width]
-        return replace(self, tokens=self.tokens[:, :width], probabilities=probabilities)
+    def cut(self, width: int, room: Tensor) -> "Draft":
+        """The same without the places from `width` on, and with at most `room[rows]` tokens a row."""
+        tokens, q = self.tokens[:, :width], self.probabilities
+        lengths = torch.minimum(self.lengths, room.clamp(max=tokens.shape[1])).clamp(min=0)
+        return replace(self, tokens=tokens, lengths=lengths, probabilities=None if q is None else q[:, :width])
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,6 @@ class PaperDrafterSession:
         self.cache = Cache(model.config.architecture.decoder, rows.slots, model.dtype, model.device)
 
     def admit(self, first_slot: int, encoded: Encoded) -> None:
-        """Raises UsageError for a source that is longer than the drafter's position table."""
-        length, most = encoded.tokens.shape[1], self.model.config.source_positions
-        if length > most:
-            raise UsageError(
-                f"a source has {length} tokens, and the drafter has positions for {most}; split it, or decode it "
-                "by a method without this drafter"
-            )
         source = self.model.encode(encoded.tokens, encoded.lengths)
         self.cache.put_source(first_slot, source.key_value, source.lengths)
 

@@ -54,11 +54,14 @@ class Costs:
         return _between(self.drafting, max(1.0, fill * asked)) + _between(self.rest, fill * asked)
 
 
-def of_iterations(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int) -> Costs:
-    """What iterations of an engine with such a method take: known to this process, from disk, or measured."""
-    key = _key(verifier, method, processors, slots)
+def of_iterations(
+    verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int, ends: int = 1
+) -> Costs:
+    """What iterations of an engine with such a method and so many end tokens take: known to this process, from disk, or
+    measured."""
+    key = _key(verifier, method, processors, slots, ends)
     if key not in _known:
-        _known[key] = _kept(key, lambda: measure(verifier, method, processors, slots))
+        _known[key] = _kept(key, lambda: measure(verifier, method, processors, slots, ends))
     return _known[key]
 
 
@@ -81,7 +84,9 @@ def _kept(key: str, measured: Callable[[], Costs]) -> Costs:
 
 
 @torch.inference_mode()
-def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int) -> Costs:
+def measure(
+    verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int, ends: int = 1
+) -> Costs:
     """Run the engine over made-up rows, with each draft length in turn: for less than a second, if a few iterations
     take no longer. Sources and outputs are taken to be of about one length."""
     from spec2seq.decoding.lengths import FixedLength  # which want to know costs themselves
@@ -94,7 +99,8 @@ def measure(verifier: EncoderDecoder, method: "Speculative", processors: list[Pr
     drafting: dict[int, list[float]] = {k: [] for k in lengths}
     rest: dict[int, list[float]] = {k: [] for k in lengths}
     asking = dataclasses.replace(method, length=FixedLength(cap), starts="drafter")
-    engine = Engine(verifier, asking, slots, processors, eos_token_ids=(-1,), profile=True)  # no row ends early
+    none = tuple(range(-ends, 0))  # no row ends early
+    engine = Engine(verifier, asking, slots, processors, eos_token_ids=none, profile=True)
     copies = engine.native is not None and isinstance(drafter, NgramLookup)
     if copies:  # made-up text repeats nothing, so the drafts are made up as well
         engine.native.drafts = False
@@ -189,14 +195,14 @@ class _Full:
         return dataclasses.replace(found, tokens=tokens, lengths=room.clamp(0, k))
 
 
-def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int) -> str:
+def _key(verifier: EncoderDecoder, method: "Speculative", processors: list[Processor], slots: int, ends: int) -> str:
     """Names what the seconds depend on but the state of the machine."""
     drafter, rule = method.drafter, method.acceptance
     library = c.find()[0]
     known = NativeRules.known(processors, verifier.architecture.vocabulary)
     kinds = known, [type(process).__qualname__ for process in processors]
     facts = [
-        __version__, LENGTHS, torch.__version__, cpu(), library and library._name, threads.count(), slots,
+        __version__, LENGTHS, torch.__version__, cpu(), library and library._name, threads.count(), slots, ends,
         method.length.cap, kinds, type(rule).__name__, rule.sampling is None, type(drafter).__module__,
         type(drafter).__qualname__, getattr(drafter, "distributions", None),
         isinstance(drafter, LittleModel) and drafter.reads_as(verifier),

@@ -65,8 +65,8 @@ class LittleModel:
     """A little autoregressive encoder–decoder with the verifier's vocabulary (assisted generation, BiLD).
 
     `Seq2Seq.drafter()` makes one; its tokenizer lets the vocabularies be compared token by token. `distributions`
-    makes it give the distribution of every drafted token, drawn or not. With `shares_encoder` it is the verifier's own
-    first layers (`Seq2Seq.early_exit()`). Where its encoder is the verifier's, it reads what the verifier has encoded.
+    makes it give the distribution of every drafted token, drawn or not. Where its encoder is the verifier's, it reads
+    what the verifier has encoded.
     `shortlist[count]` are the tokens that it scores, in the order of its logits; None: all; `whole` is then the model
     that scores every token.
     """
@@ -74,7 +74,6 @@ class LittleModel:
     model: EncoderDecoder
     tokenizer: Any = None
     distributions: bool = False
-    shares_encoder: bool = False
     shortlist: Tensor | None = None
     whole: EncoderDecoder | None = None
 
@@ -110,8 +109,6 @@ class LittleModel:
         return isinstance(self.model, EncoderDecoder) and self.model.reads_as(verifier)
 
     def session(self, rows: Rows, verifier: EncoderDecoder) -> "LittleSession":
-        if self.shares_encoder and self.model.encoder is not verifier.encoder:
-            raise UsageError("the drafter is the early exit of another model; use the verifier's own .early_exit()")
         return LittleSession(self, rows, verifier)
 
 

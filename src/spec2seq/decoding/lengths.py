@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from spec2seq.config import check_range
+from spec2seq.config import check_range, check_whole
 from spec2seq.decoding.costs import SOURCE, Costs
 
 
@@ -84,7 +84,7 @@ class FixedLength:
     confidence = None
 
     def __post_init__(self):
-        check_range("num_assistant_tokens", self.cap, low=0)
+        check_whole("draft length", self.cap, low=0)
 
     def chooser(self, costs: Callable[[], Costs]) -> Chooser:
         return _Constant(self.cap)
@@ -100,7 +100,7 @@ class ConfidenceLength:
 
     def __post_init__(self):
         check_range("confidence threshold", self.confidence, low=0.0, high=1.0)
-        check_range("draft cap", self.cap, low=1)
+        check_whole("draft cap", self.cap, low=1)
 
     def chooser(self, costs: Callable[[], Costs]) -> Chooser:
         return _Constant(self.cap)
@@ -116,7 +116,7 @@ class AdaptiveLength:
     confidence: float | None = None
 
     def __post_init__(self):
-        check_range("draft cap", self.cap, low=1)
+        check_whole("draft cap", self.cap, low=1)
         check_range("confidence threshold", self.confidence, low=0.0, high=1.0)
 
     def chooser(self, costs: Callable[[], Costs]) -> Chooser:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from spec2seq.config import check_range
+from spec2seq.checks import check_drafter_reads, check_ids
+from spec2seq.config import check_whole
 from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated, NativeLoop
 from spec2seq.decoding.pace import Pace
@@ -54,10 +55,10 @@ class Engine:
         self.scheduler = Scheduler(slots)
         self.reader = Reader(verifier, self.scheduler)
         self.sampling: Sampling | None = method.acceptance.sampling
-        # Before there are caches: it may measure iterations, in engines of its own.
-        self.chooser = method.chooser(verifier, slots, self.processors) if method.drafter else None
-        self.native: NativeLoop | StaticLoop | None = None  # does an iteration in one call
         ends = eos_token_ids or (verifier.architecture.eos_token_id,)
+        # Before there are caches: it may measure iterations, in engines of its own.
+        self.chooser = method.chooser(verifier, slots, self.processors, len(ends)) if method.drafter else None
+        self.native: NativeLoop | StaticLoop | None = None  # does an iteration in one call
         if len(ends) == 1 and StaticLoop.can_run(verifier, method):
             self._take(borrow(self, verifier, method, slots, tuple(self.processors)), ends)
         else:
@@ -90,14 +91,20 @@ class Engine:
         differently for each request: by default it is the method's seed and the request's number. The output begins
         with `prompt`, behind `start` (None: the decoder's own); they are no part of what is returned.
 
-        Raises UsageError for an empty source, one longer than the model's positions, or a cap out of range.
+        Raises UsageError for an empty source, one longer than the positions of the model or the drafter, ids that the
+        vocabulary does not have, or a cap out of range.
         """
         a = self.verifier.architecture
         most = a.max_source_positions
         if not len(source) or (most is not None and len(source) > most):
             raise UsageError(f"the source has {len(source)} tokens; allowed: 1 to {most or 'any number'}")
+        check_drafter_reads(self.method.drafter, source, "the source")
+        if a.sound is None:
+            check_ids(source, "the source", a.source_vocabulary or a.vocabulary)
+        check_ids(prompt, "the prompt", a.vocabulary)
+        check_ids([] if start is None else [start], "the start", a.vocabulary)
         room = None if a.max_positions is None else a.max_positions - len(prompt)
-        check_range("max_new_tokens", max_new_tokens, low=1, high=room)
+        check_whole("max_new_tokens", max_new_tokens, low=1, high=room)
         request_id = next(self.ids)
         if seed is None:
             seed = seed_of(self.sampling, request_id)
@@ -122,7 +129,8 @@ class Engine:
     @torch.inference_mode()
     def step(self, most: int = 1) -> list[Completion]:
         """One iteration over the rows in flight, or `most` on end where they can run in one call and no row ends;
-        returns the requests that ended."""
+        returns the requests that ended. Raises UsageError unless `most` is a whole number of at least 1."""
+        check_whole("most", most, low=1)
         started = time.perf_counter()
         with threads.ours(self.compiled):
             with self._phase("encode"):
@@ -149,7 +157,7 @@ class Engine:
         iterate = self._iterate_over_tensors if self.native is None else self._iterate_native
         if self.chooser is None or self.rows.room < 1 or self._opening:
             return iterate(0, most)
-        full = 4 * self.rows.count >= 3 * self.rows.slots  # what a rule knows of costs is of full batches
+        full = 4 * self.rows.count >= 3 * self.scheduler.slots  # what a rule knows of costs is of full batches
         self.pace.begin()
         k = self.chooser.choose()
         done = iterate(k, most)
@@ -194,18 +202,11 @@ class Engine:
                 self.stats.phases[name] = self.stats.phases.get(name, 0.0) + seconds
         return done
 
-    def _booked(self, found: Iterated) -> list[Completion]:
-        rows = self.rows
-        finished = [
-            new[-1] in rows.eos_token_ids or length >= limit
-            for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
-        ]
-        return self._book(found, finished)
-
     def _admit(self) -> None:
         for group, encoded in self.reader.read(self.scheduler.admissible()):
             self.pace.unread = True
             first = self.rows.admit(encoded.tokens, group)
+            self.scheduler.running.extend(group)
             self.verifier.admit(self.cache, first, encoded)
             if self.session is not None:
                 self.session.admit(first, encoded)
@@ -216,17 +217,25 @@ class Engine:
                 if prompted is not None and prompted.hidden and reader is not None:
                     reader.prompted(first, prompted)
 
-    def _book(self, found: Iterated, finished: list[bool]) -> list[Completion]:
-        """Count what every row in flight got, let the length rule learn from it, and release who has `finished`."""
+    def _booked(self, found: Iterated) -> list[Completion]:
+        """Count what every row in flight got, let the length rule learn from it, and release who has finished."""
+        rows, running = self.rows, self.scheduler.running
+        finished = [
+            new[-1] in rows.eos_token_ids or length >= limit
+            for new, length, limit in zip(found.emitted, rows.host_lengths, rows.host_limits, strict=False)
+        ]
         self.stats.verifier_passes += found.passes
         self.stats.drafter_passes += max(found.calls)
         drafting, fed = any(found.calls), 0.0
+        # Whose first token the verifier writes was not asked for a draft.
+        opening = [self.method.starts == "verifier" and not request.tokens for request in running]
         if drafting:
-            ragged = self.native is not None and self.native.ragged  # else all rows are fed as many as the longest
-            fed = sum(found.drafted) / self.rows.count if ragged else len(found.tokens)
-            self.chooser.filled(found.asked, fed)
+            filled = fed = len(found.tokens)  # all rows are fed as many as the longest
+            if self.native is not None and self.native.ragged:
+                filled, fed = (sum(found.drafted) / count for count in (opening.count(False), rows.count))
+            self.chooser.filled(found.asked, filled)
         self.pace.booked(fed)
-        for slot, request in enumerate(self.scheduler.running):
+        for slot, request in enumerate(running):
             new, drafted, accepted = found.emitted[slot], found.drafted[slot], found.accepted[slot]
             booked = request.counts
             # An end token that was drafted leaves no room for the verifier's own token.
@@ -242,16 +251,17 @@ class Engine:
             request.tokens += new
             if drafting:
                 booked.judged(drafted, written, accepted < drafted, bool(found.unsure[slot]))
-                ended = bool(drafted) and found.tokens[drafted - 1][slot] in self.rows.eos_token_ids
+                ended = bool(drafted) and found.tokens[drafted - 1][slot] in rows.eos_token_ids
                 booked.handovers += drafted == found.asked and not ended
                 # A draft that the row's end cut short says nothing of the places behind it.
                 cut = finished[slot] and accepted == drafted
-                self.chooser.observe(drafted if cut else found.asked, accepted)
+                if not opening[slot]:
+                    self.chooser.observe(drafted if cut else found.asked, accepted)
             if self.trace:
                 request.trace += "d" * written + "v" * (len(new) - written)
         return self._release(finished)
 
-    def _release(self, finished: list[int]) -> list[Completion]:
+    def _release(self, finished: list[bool]) -> list[Completion]:
         rows, done = self.rows, []
         for slot in reversed(range(rows.count)):
             if finished[slot]:

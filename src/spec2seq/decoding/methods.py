@@ -35,6 +35,9 @@ class Speculative:
 
     def __post_init__(self):
         check_choice("starts", self.starts, STARTS)
+        for name, part, what in (("length", "chooser", "a LengthRule"), ("acceptance", "judge", "an AcceptanceRule")):
+            if not hasattr(getattr(self, name), part):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; allowed: {what}")
         if hasattr(self.drafter, "drafter"):
             raise UsageError(f"{type(self.drafter).__name__} is no drafter; a Seq2Seq becomes one by .drafter()")
         if self.drafter is not None and self.length.confidence is not None and not self.drafter.has_confidence:
@@ -50,15 +53,19 @@ class Speculative:
         if longest is not None and isinstance(self.length, FixedLength) and self.length.cap > longest:
             raise UsageError(f"the draft length is {self.length.cap}; allowed with this drafter: at most {longest}")
 
-    def chooser(self, verifier: Any, slots: int, processors: list[Processor] | None = None) -> Chooser:
-        """The running state of the length rule, kept from run to run for each verifier and batch size."""
+    def chooser(
+        self, verifier: Any, slots: int, processors: list[Processor] | None = None, ends: int = 1
+    ) -> Chooser:  # fmt: skip
+        """The running state of the length rule, kept from run to run for each verifier, batch size, and number of
+        tokens that end a row."""
         known = self._choosers.setdefault(verifier, {})
-        if slots not in known:
+        key = slots, ends
+        if key not in known:
             longest = None if self.drafter is None else self.drafter.longest
             rule = self.length if longest is None else replace(self.length, cap=min(self.length.cap, longest))
             method, near = replace(self, length=rule), 1 << (slots.bit_length() - 1)  # few batch sizes are measured
-            known[slots] = rule.chooser(lambda: costs.of_iterations(verifier, method, processors or [], near))
-        return known[slots]
+            known[key] = rule.chooser(lambda: costs.of_iterations(verifier, method, processors or [], near, ends))
+        return known[key]
 
     @property
     def sampling(self) -> Sampling | None:
@@ -110,6 +117,7 @@ class Beam:
 
     def __post_init__(self):
         check_range("num_beams", self.num_beams, low=1)
+        check_range("length_penalty", self.length_penalty)
         check_choice("early_stopping", self.early_stopping, (None, False, True, "never"))
         check_range("num_return_sequences", self.num_return_sequences, low=1, high=self.num_beams)
 
@@ -160,11 +168,13 @@ def Assisted(
     """
     if drafter is None:
         raise UsageError("Assisted needs a drafter; without one use Greedy")
+    threshold = assistant_confidence_threshold
+    check_range("num_assistant_tokens", num_assistant_tokens, low=0 if threshold is None else 1)
     length: LengthRule
     if num_assistant_tokens is None:
-        length = AdaptiveLength(confidence=assistant_confidence_threshold)
-    elif assistant_confidence_threshold is not None:
-        length = ConfidenceLength(assistant_confidence_threshold, num_assistant_tokens)
+        length = AdaptiveLength(confidence=threshold)
+    elif threshold is not None:
+        length = ConfidenceLength(threshold, num_assistant_tokens)
     else:
         length = FixedLength(num_assistant_tokens)
     return Speculative(drafter, length, acceptance or Exact())
@@ -229,5 +239,6 @@ def Lookup(
     acceptance: AcceptanceRule | None = None,
 ) -> Speculative:
     """Copies from source and output what followed the last tokens there: lossless, no second model."""
+    check_range("num_lookup_tokens", num_lookup_tokens, low=0)
     length = AdaptiveLength() if num_lookup_tokens is None else FixedLength(num_lookup_tokens)
     return Speculative(NgramLookup(max_matching_ngram_size, min_matching_ngram_size), length, acceptance or Exact())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spec2seq.config import check_range
+from spec2seq.config import check_range, check_whole
 from spec2seq.decoding.drafters import LittleModel
 from spec2seq.decoding.processors import Prefix, Processor, processed
 from spec2seq.decoding.scheduler import Completion
@@ -34,9 +34,7 @@ class OfficialBiLD:
             raise UsageError(f"{type(self.drafter).__name__} is no little model; the original takes nothing else")
         check_range("fallback_threshold", self.fallback_threshold, low=0.0, high=1.0)
         check_range("rollback_threshold", self.rollback_threshold, low=0.0)
-        if self.max_draft_tokens is None:
-            raise UsageError("max_draft_tokens is None; allowed for the original: an integer of at least 1")
-        check_range("max_draft_tokens", self.max_draft_tokens, low=1)
+        check_whole("max_draft_tokens", self.max_draft_tokens, low=1)
 
     def completed(self, settings: Mapping[str, Any]) -> "OfficialBiLD":
         """Nothing is left to a model's generation config."""
@@ -149,7 +147,8 @@ class _Decoding:
         """The last row, processed, in float32: what tokens and fallbacks are decided by."""
         row = logits[None, -1:].float()
         tokens = torch.tensor([self.ids], device=row.device)
-        prefix = Prefix(tokens, tokens.new_tensor([len(self.ids)]), tokens.new_tensor([self.limit]))
+        length, limit, given = (tokens.new_tensor([count]) for count in (len(self.ids), self.limit, 1))
+        prefix = Prefix(tokens, length, limit, given)
         return processed(row, prefix, self.processors)[0, 0]
 
     def _write(self, token: int, writer: str) -> None:

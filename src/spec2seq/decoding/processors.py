@@ -16,12 +16,12 @@ from spec2seq.errors import Spec2SeqError
 class Prefix:
     """What stands before each scored place: place j of a row comes after `lengths + j` tokens of `tokens`
     `[rows, capacity]` (decoder start and drafts included). `limits` `[rows]` is the most tokens a row may have, and
-    `given` `[rows]` how many it began with; None: the decoder start alone."""
+    `given` `[rows]` how many it began with, the decoder start among them."""
 
     tokens: Tensor
     lengths: Tensor
     limits: Tensor
-    given: Tensor | None = None
+    given: Tensor
 
     def before(self, width: int) -> Tensor:
         """How many tokens stand before each place, the decoder start included: `[rows, width]`."""
@@ -29,7 +29,7 @@ class Prefix:
 
     def written(self, width: int) -> Tensor:
         """How many of these the row has written itself: `[rows, width]`."""
-        return self.before(width) - (1 if self.given is None else self.given[:, None])
+        return self.before(width) - self.given[:, None]
 
     def holds(self, width: int) -> Tensor:
         """Which of `tokens` stand before each place: `[rows, width, capacity]`."""
@@ -54,8 +54,7 @@ class Where:
             case "written":
                 count = prefix.written(width)
             case "behind":
-                given = 2 if prefix.given is None else prefix.given[:, None].clamp(min=2)
-                count = prefix.before(width) - given
+                count = prefix.before(width) - prefix.given[:, None].clamp(min=2)
             case "left":
                 count = prefix.limits[:, None] - prefix.before(width)
         return (count >= self.low) & (count < self.high)
@@ -85,8 +84,9 @@ class Processor(Protocol):
 
 def processed(logits: Tensor, prefix: Prefix, processors: Iterable[Processor]) -> Tensor:
     """Logits `[rows, width, vocabulary]` as all of them want them, in their order."""
+    wide = torch.promote_types(logits.dtype, torch.float32)  # as in Transformers: rounded to 16 bits, much would tie
     for process in processors:
-        logits = process(logits, prefix)
+        logits = process(logits.to(wide), prefix)
     return logits
 
 
@@ -148,8 +148,6 @@ class PenalizeRepetition:
         return (Rule("penalize", value=self.penalty),)
 
     def __call__(self, logits: Tensor, prefix: Prefix) -> Tensor:
-        # As in Transformers float32 at least: rounded to bfloat16, penalized logits would tie.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         tokens = prefix.tokens[:, None]
         # The start token stands before every place, so it can stand in for what does not.
         seen = torch.where(prefix.holds(logits.shape[1]), tokens, tokens[:, :, :1])

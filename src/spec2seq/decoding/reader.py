@@ -37,7 +37,7 @@ class Reader:
 
     def read(self, requests: list[Request]) -> Iterator[Group]:
         """The requests in their order with their encoded sources, in a group or two."""
-        if self.ahead is not None:
+        if self.ahead is not None and requests:
             first, encoded = self.ahead
             self.ahead = None
             if [request.id for request in requests[: len(first)]] == [request.id for request in first]:

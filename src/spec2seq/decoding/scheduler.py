@@ -56,15 +56,14 @@ class Scheduler:
         self.waiting.append(request)
 
     def admissible(self) -> list[Request]:
-        """The group to admit now. Encoding one source at a time costs more than leaving a slot empty for a few
-        passes, so freed slots are filled a quarter of the batch at a time, or when nothing else waits."""
+        """The group to admit now, which no longer waits. Encoding one source at a time costs more than leaving a slot
+        empty for a few passes, so freed slots are filled a quarter of the batch at a time, or when nothing else waits.
+        """
         free = self.slots - len(self.running)
         wanted = min(free, len(self.waiting))
         if not wanted or (self.running and free < self._group and len(self.waiting) > free):
             return []
-        group = [self.waiting.popleft() for _ in range(wanted)]
-        self.running.extend(group)
-        return group
+        return [self.waiting.popleft() for _ in range(wanted)]
 
     def upcoming(self) -> list[Request]:
         """Those who will be among the next group, as far as one can say."""

@@ -12,6 +12,7 @@ from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import Iterated
 from spec2seq.decoding.processors import Prefix, Processor, processed
 from spec2seq.decoding.rows import Rows
+from spec2seq.errors import Spec2SeqError
 from spec2seq.models.cache import Cache
 from spec2seq.models.encoder_decoder import Decoded, EncoderDecoder
 
@@ -38,7 +39,17 @@ class TensorLoop:
         if self.method.starts == "verifier":
             spare = spare.where(rows.lengths[:n] > rows.given[:n], 0)
         draft = self.session.draft(k, spare, self.method.length.confidence, self.method.acceptance.sampling)
-        return dataclasses.replace(draft, asked=k).cut(rows.room)
+        return self._known(dataclasses.replace(draft, asked=k).cut(rows.room, spare))
+
+    def _known(self, draft: Draft) -> Draft:
+        """The same with tokens of the vocabulary alone, whatever the drafter left behind its drafts. Raises
+        Spec2SeqError for others within them, but not on a GPU, where the host would have to wait."""
+        within = torch.arange(draft.width, device=draft.tokens.device) < draft.lengths[:, None]
+        tokens = draft.tokens.where(within, 0)
+        vocabulary = self.verifier.architecture.vocabulary
+        if tokens.device.type == "cpu" and ((tokens < 0) | (tokens >= vocabulary)).any():
+            raise Spec2SeqError(f"{type(self.session).__name__} drafts ids that the vocabulary does not have")
+        return dataclasses.replace(draft, tokens=tokens)
 
     def unverified_tail(self, draft: Draft) -> Tensor | None:
         """`[rows]` whose drafts end them without being verified; None if there is none."""
