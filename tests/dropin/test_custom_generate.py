@@ -140,9 +140,13 @@ def test_without_a_length_there_are_20_tokens():
     assert torch.equal(spec2seq.generate(module, **batch, num_beams=1), expected)
 
 
-def test_sources_without_a_mask_and_by_position():
+def test_sources_with_a_mask_of_floats_without_one_and_by_position():
     module = tiny.transformers_model("t5")
-    ids = inputs(module)["input_ids"]
+    batch = inputs(module)
+    expected = module.generate(**batch, **GREEDY)
+    batch["attention_mask"] = batch["attention_mask"].float()
+    assert torch.equal(spec2seq.generate(module, **batch, **GREEDY), expected)
+    ids = batch["input_ids"]
     expected = module.generate(ids, **GREEDY)
     assert torch.equal(spec2seq.generate(module, ids, **GREEDY), expected)
     assert torch.equal(module.generate(ids, **GREEDY, custom_generate=spec2seq.custom_generate()), expected)
@@ -258,6 +262,7 @@ class Nothing(transformers.LogitsProcessor, transformers.StoppingCriteria):
     (dict(decoder_input_ids=torch.full((4, 2), 2), decoder_attention_mask=torch.zeros(4, 2)),
      "decoder_attention_mask of row 0 is not zeros and then ones"),
     (dict(max_time=1.0), "max_time=1.0"),
+    (dict(assistant_ensemble_weight=0.5), "assistant_ensemble_weight=0.5"),
     (dict(num_beams=2, prompt_lookup_num_tokens=3), "num_beams=2 and prompt_lookup_num_tokens"),
     (dict(max_new_tokens=400), "max_length is 401"),
 ])  # fmt: skip

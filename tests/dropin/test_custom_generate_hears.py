@@ -56,6 +56,20 @@ def test_windows_are_transformers(seed, more):
     assert torch.equal(ours, theirs) and len(set((ours != tiny_sound.END).sum(1).tolist())) > 1
 
 
+def test_outputs_that_begin_with_tokens():
+    module, begins = tiny_sound.transformers_model(0), ("startoftranscript", "de", "transcribe", "notimestamps")
+    asked = {"decoder_input_ids": torch.tensor([[tiny_sound.IDS[f"<|{name}|>"] for name in begins]] * 3)}
+    for more in ({}, {"return_timestamps": True}):
+        theirs = module.generate(features(3), **asked, **more, max_new_tokens=CAP)
+        assert torch.equal(spec2seq.generate(module, features(3), **asked, **more, max_new_tokens=CAP), theirs)
+
+
+def test_encoder_outputs_alone_are_refused():
+    module = tiny_sound.transformers_model(0)
+    with pytest.raises(Spec2SeqError, match="hears input_features .batch, 8, 100., also beside encoder_outputs"):
+        spec2seq.generate(module, encoder_outputs=module.get_encoder()(features(2)), language="en")
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("method", [Lookup(3), "early exit"])
 def test_drafts_change_nothing(seed, method):

@@ -68,6 +68,7 @@ def test_it_decodes_with_4_beams_unless_told_otherwise(module, words):
 
 def test_what_the_model_says_counts_more_than_the_defaults(module, words):
     module.generation_config.update(num_beams=2, max_length=8)
+    assert Seq2Seq.from_transformers(module).max_new_tokens() == 7  # without a pipeline, too
     pipe = spec2seq.pipeline("text2text-generation", model=module, tokenizer=words)
     expected = theirs(module, words, TEXTS, num_beams=2, max_length=8)
     assert pipe(TEXTS) == [{"generated_text": found[0]} for found in expected]

@@ -3,6 +3,7 @@
 import copy
 import gc
 
+import foreign
 import pytest
 import tiny
 import torch
@@ -135,6 +136,13 @@ def test_a_second_time_nothing_is_moved():
     again = Shared(module).model
     assert places == {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
     assert storages(again) == storages(model.model)
+
+
+def test_a_generation_config_that_comes_later_is_seen():
+    for module in (fresh("marian"), foreign.bare("led")):
+        model = share(module)
+        module.generation_config = copy.deepcopy(module.generation_config)
+        assert share(module) is model and model.generation_config is module.generation_config
 
 
 def test_a_copied_module_has_weights_of_its_own():

@@ -10,10 +10,11 @@ import native_models
 import pytest
 import tiny
 import torch
+import transformers
 from native_models import DTYPES, METHODS, SHORTLIST, Alternating, block_drafter, little_model, needs_compiler
 from torch.profiler import ProfilerActivity, profile
 
-from spec2seq import Assisted, BiLD, Greedy, Lookup, NgramLookup, Seq2Seq, SpecDec, runner
+from spec2seq import Assisted, Beam, BiLD, Greedy, Lookup, NgramLookup, Seq2Seq, SpecDec, runner
 from spec2seq.decoding import costs, drafters, lengths, lookup, native_loop
 from spec2seq.decoding.drafters import LittleSession
 from spec2seq.decoding.lengths import FixedLength
@@ -21,7 +22,7 @@ from spec2seq.decoding.methods import Speculative
 from spec2seq.decoding.native_loop import NativeLoop
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.kernels import build, library
-from spec2seq.models import executor, native
+from spec2seq.models import executor, loading, native
 from spec2seq.models.native_drafter import NativeChooser
 
 
@@ -165,6 +166,24 @@ def test_the_choice_of_tokens_is_pytorchs():
         torch.testing.assert_close(logits, scored, atol=0.05 if dtype == "int8" else 1e-4, rtol=1e-3)
 
 
+@needs_compiler
+@pytest.mark.parametrize("method", ["beams", "exact"])
+def test_pytorchs_default_dtype_is_nothing_to_c(method):
+    """Transformers sets that of the whole process while it loads."""
+    model = native_models.seq2seq("marian", "float32")
+    given = block_drafter("marian", "float32"), little_model("marian", "float32")
+    sources, runs = tiny.sources(tiny.transformers_model("marian"), 12), []
+    for dtype in (torch.float32, torch.float64):  # of which C would fill half; narrower ones it would write beyond
+        torch.set_default_dtype(dtype)
+        try:
+            chosen = Beam(3) if method == "beams" else METHODS[method](*given)
+            out = model.generate(sources, chosen, max_new_tokens=16, batch_size=5)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        runs.append((out.sequences, out.stats.accepted))
+    assert runs[0] == runs[1]
+
+
 def test_without_a_compiler_pytorch_runs(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setattr(library, "find", library.find.__wrapped__)
@@ -178,6 +197,22 @@ def test_without_a_compiler_pytorch_runs(monkeypatch):
         assert ("no-such-compiler" in "".join(str(one.message) for one in seen)) == (dtype == "int8")
         with pytest.raises(Spec2SeqError, match="no-such-compiler"):
             executor.prepare(copy.deepcopy(tiny.seq2seq("marian").model).float(), dtype, "native")
+
+
+@needs_compiler
+def test_a_compiler_with_arguments(monkeypatch, tmp_path):
+    (program,) = build._compiler()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-fsyntax-only"))  # seconds less
+    names = []
+    for arguments in ("-g0", "-g0 -DOTHER"):
+        monkeypatch.setenv("CC", f"'{program}' {arguments}")
+        assert build._compiler() == [program, *arguments.split()]
+        names.append(build.build().name)
+    assert names[0] != names[1]
+    monkeypatch.setenv("CC", "cc 'unclosed")
+    with pytest.raises(build.Unavailable, match="CC is .*: No closing quotation"):
+        build.build()
 
 
 def test_a_broken_compiler_is_named(monkeypatch, tmp_path):
@@ -214,6 +249,24 @@ def test_int8_keeps_the_fingerprint():
 
 
 @needs_compiler
+def test_an_int8_model_of_the_hub(monkeypatch, tmp_path):
+    base = native_models.seq2seq("marian", "int8", "torch")
+    base.save_pretrained(tmp_path / "model")
+
+    def cached(name, file, **more):
+        return str(tmp_path / "model" / file) if name == "who/model" else None
+
+    monkeypatch.setattr(transformers.utils, "cached_file", cached)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name: base.config)
+    monkeypatch.setattr(transformers.GenerationConfig, "from_pretrained", lambda name: base.generation_config)
+    model, _, said = loading.load_model("who/model", "int8")
+    sources = tiny.sources(tiny.transformers_model("marian"), 3)
+    found = Seq2Seq(model, base.config, None, said).generate(sources, max_new_tokens=9).sequences
+    assert found == base.generate(sources, max_new_tokens=9).sequences
+    with pytest.raises(UsageError, match="who/model: its weights are int8"):
+        loading.load_model("who/model", "float32")
+
+
 def test_fixed_lengths_at_a_batch_of_different_rows():
     """Rows of one batch that have different numbers of pending tokens and drafted ones."""
     model = native_models.seq2seq("t5", "int8")

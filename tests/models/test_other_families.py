@@ -75,6 +75,15 @@ def test_the_dropin_gives_the_modules_own_tokens(kind):
     assert custom.stats.drafted > 0 and not module.training
 
 
+def test_the_dropin_sees_a_vocabulary_that_was_resized():
+    module = foreign.bare("led")
+    asked = foreign.padded(module, foreign.sources(module, 2, 6)) | dict(max_new_tokens=5, do_sample=False, num_beams=1)
+    for rows in (None, module.config.vocab_size + 6):
+        if rows is not None:
+            module.resize_token_embeddings(rows)
+        assert spec2seq.generate(module, **asked).tolist() == module.generate(**asked).tolist()
+
+
 def test_the_longest_outputs_and_sources_that_positions_allow():
     """LED has fewer positions for outputs than for sources; a draft's padding lies beyond them."""
     theirs = foreign_module("led")

@@ -4,7 +4,9 @@ import json
 import stat
 
 import pytest
+import safetensors.torch
 import tiny
+import tiny_sound
 import torch
 import transformers
 
@@ -66,6 +68,33 @@ def test_what_is_saved_is_loaded_back(family, tmp_path):
     assert found.sequences == expected.sequences
     assert found.texts == expected.texts and any(expected.texts)
     assert back.tokenizer.get_vocab() == model.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("pegasus", "embed_positions"),
+        ("fsmt", "embed_positions"),
+        ("whisper", "encoder.embed_positions"),
+        ("mvp", "final_logits_bias"),
+    ],
+)
+def test_what_transformers_computes_may_be_missing(name, missing, tmp_path):
+    theirs = tiny_sound.transformers_model() if name == "whisper" else tiny.transformers_model(name)
+    theirs.save_pretrained(tmp_path)
+    file, wanted = tmp_path / "model.safetensors", loading.load_model(str(tmp_path), "float64")[0].state_dict()
+    wanted.pop("head.bias", None)  # which is then zero
+    for part, refused in ((missing, False), ("layer_norm", True)):
+        state = safetensors.torch.load_file(file)
+        kept = {tensor: values for tensor, values in state.items() if part not in tensor}
+        assert len(kept) < len(state)
+        safetensors.torch.save_file(kept, file, {"format": "pt"})
+        if refused:
+            with pytest.raises(Spec2SeqError, match="the weights lack .* such as .*layer_norm"):
+                loading.load_model(str(tmp_path), "float64")
+        else:
+            found = loading.load_model(str(tmp_path), "float64")[0].state_dict()
+            assert all(torch.equal(found[tensor], values) for tensor, values in wanted.items())
 
 
 def test_the_configuration_of_a_saved_model_is_left_alone(tmp_path):
@@ -150,6 +179,29 @@ def test_a_folder_with_a_configuration_only(tmp_path):
     with pytest.raises(Spec2SeqError, match="could be loaded") as error:
         Seq2Seq.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_an_error_of_two_lines_says_both(monkeypatch, tmp_path):
+    named("bart").save_pretrained(tmp_path / "model")
+
+    def broken(*given):
+        raise RuntimeError('Error(s) in loading state_dict for EncoderDecoder:\n\tMissing key(s): "a". \n\tAnd more.')
+
+    monkeypatch.setattr(loading.families, "load", broken)
+    with pytest.raises(Spec2SeqError, match='loading state_dict for EncoderDecoder: Missing key.s.: "a".$'):
+        Seq2Seq.from_pretrained(tmp_path / "model")
+
+
+def test_a_decoder_start_that_only_the_generation_config_has(tmp_path):
+    theirs = tiny.transformers_model("bart")
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": None}))
+    model, config, generation = loading.load_model(str(tmp_path), "float64")
+    assert generation.decoder_start_token_id != theirs.config.bos_token_id  # which Transformers would fall back to
+    sources = tiny.sources(theirs, 3)
+    found = Seq2Seq(model, config, None, generation).generate(sources, max_new_tokens=9).sequences
+    assert found == Seq2Seq.from_transformers(theirs).generate(sources, max_new_tokens=9).sequences
 
 
 def test_a_folder_without_a_tokenizer(family, tmp_path):

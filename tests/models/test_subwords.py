@@ -6,11 +6,12 @@ from collections import Counter
 
 import fairseq_state
 import pytest
+import small_tokenizers
 import subword_nmt.apply_bpe
 from golden_specdec import FOLDER, SEED11
 
 from spec2seq import Seq2Seq, Spec2SeqError
-from spec2seq.models import subwords
+from spec2seq.models import languages, subwords
 from spec2seq.models.fairseq import import_fairseq
 from spec2seq.models.subwords import Codes, read_codes, read_dictionary
 
@@ -121,3 +122,14 @@ def test_bad_codes_are_refused(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(Spec2SeqError, match=said):
         Codes(read_codes(path))
+
+
+def test_a_language_that_nobody_names_is_the_tokenizers_own(tmp_path):
+    tokenizer = small_tokenizers.nllb(tmp_path)
+    for asked, wanted in ((None, "eng_Latn"), ("deu_Latn", "deu_Latn"), (None, "eng_Latn")):
+        languages.set_languages(tokenizer, asked, None)
+        assert tokenizer.src_lang == wanted
+    tokenizer.src_lang = "deu_Latn"  # by whoever owns it
+    for asked, wanted in (("eng_Latn", "eng_Latn"), (None, "deu_Latn")):
+        languages.set_languages(tokenizer, asked, None)
+        assert tokenizer.src_lang == wanted

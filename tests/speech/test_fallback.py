@@ -32,8 +32,8 @@ def theirs(seed: int, sound: np.ndarray, **settings) -> list[dict]:
     """Segments that Transformers finds in a long sound."""
     spectrogram = features(sound, truncation=False, padding="longest")
     return tiny_sound.transformers_model(seed).generate(
-        spectrogram, language="fr", task="transcribe", max_new_tokens=CAP, return_timestamps=True, return_segments=True,
-        attention_mask=torch.ones_like(spectrogram[:, 0]).long(), **settings,
+        spectrogram, language="fr", task="transcribe", return_timestamps=True, return_segments=True,
+        attention_mask=torch.ones_like(spectrogram[:, 0]).long(), **{"max_new_tokens": CAP} | settings,
     )["segments"][0]  # fmt: skip
 
 
@@ -60,6 +60,17 @@ def test_what_windows_go_on_from_as_in_transformers(seed, prompt, conditioned):
     for method in (Assisted(tiny.noisy_copy(tiny_sound.seq2seq(seed), 0.02).drafter(), 3), Lookup(3)):
         drafted = ours(seed, sounds, method, 2, condition_on_previous=conditioned, initial_prompt=prompt)
         assert drafted.transcripts == found.transcripts and drafted.stats.drafted
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_windows_that_go_on_as_long_as_they_can(conditioned):
+    (sound,), ids = long_sounds(1), [tiny_sound.IDS["<|startofprev|>"], 7, 8, 9]
+    found = transcribe(tiny_sound.seq2seq(0), [sound], language="fr", condition_on_previous=conditioned,
+                       initial_prompt="w7 w8 w9")  # fmt: skip
+    wanted = theirs(0, sound, max_new_tokens=None, condition_on_prev_tokens=conditioned, prompt_ids=torch.tensor(ids))
+    assert tokens(found) == [sum((part["tokens"].tolist() for part in wanted), [])]
+    windows = found.transcripts[0].windows
+    assert max(len(window.prompt) + len(window.tokens) for window in windows) == 64  # positions
 
 
 def window_scores(seed: int, sounds, **settings) -> list[float]:
@@ -182,14 +193,14 @@ def test_a_length_of_the_generation_config_is_of_what_is_written(conditioned):
 
 
 def test_an_initial_prompt_is_whole_or_refused():
-    """Of 64 positions three are for what the decoder is told and one for what comes before; Transformers cuts none."""
+    """Of 64 positions four are for what stands before and behind it; Transformers cuts none."""
     (sound,), words = long_sounds(1), [f"w{place % 50}" for place in range(61)]
     ids = [tiny_sound.IDS["<|startofprev|>"], *(int(word[1:]) for word in words[:40])]
-    (found,) = ours(0, [sound], initial_prompt=" ".join(words[:40])).transcripts
+    (found,) = ours(0, [sound], initial_prompt=" ".join(words[:40]), timestamps=True).transcripts
     wanted = theirs(0, sound, prompt_ids=torch.tensor(ids))
     assert [segment.tokens for segment in found.segments] == [part["tokens"].tolist() for part in wanted]
     with pytest.raises(UsageError, match="initial_prompt has 41 tokens; the decoder has places for 40 beside"):
-        ours(0, [sound], initial_prompt=" ".join(words[:41]))
+        ours(0, [sound], initial_prompt=" ".join(words[:41]), timestamps=True)
     with pytest.raises(UsageError, match="condition_on_previous has no room; the decoder has places for 0"):
         transcribe(tiny_sound.seq2seq(0), [sound], language="fr", condition_on_previous=True, max_new_tokens=60)
 

@@ -120,6 +120,30 @@ def test_states_and_logits_as_in_transformers(bins):
     torch.testing.assert_close(found, theirs(heard, decoder_input_ids=ids).logits, atol=1e-9, rtol=0)
 
 
+FORCED = [[1, tiny_sound.IDS["<|de|>"]], [2, tiny_sound.IDS["<|translate|>"]]]
+
+
+@pytest.mark.parametrize(("settings", "told"), [
+    ({"language": "<|de|>", "task": "translate"}, ["de", "translate"]),
+    ({"language": "german", "return_timestamps": True}, ["de", "transcribe"]),
+    ({"forced_decoder_ids": FORCED}, ["de", "translate"]),
+    ({"forced_decoder_ids": [[1, None], FORCED[1]]}, ["translate"]),
+    ({"language": "fr", "forced_decoder_ids": FORCED}, ["fr", "transcribe"]),
+])  # fmt: skip
+def test_what_the_generation_config_says_as_in_transformers(settings, told):
+    theirs, sounds = copy.deepcopy(tiny_sound.transformers_model(0)), tiny_sound.sounds(3)
+    vars(theirs.generation_config).update(settings)
+    model = Seq2Seq.from_transformers(theirs, tiny_sound.tokenizer(), tiny_sound.extractor())
+    found = transcribe(model, sounds, max_new_tokens=CAP)
+    for sound, row, one in zip(sounds, tokens(found), found.transcripts, strict=True):
+        wanted = theirs.generate(features(sound), max_new_tokens=CAP)[0].tolist()
+        assert row == [token for token in wanted if token != tiny_sound.END]
+        prompt = [token for token in one.windows[0].prompt if token != tiny_sound.SILENT]
+        assert prompt[-len(told) :] == [tiny_sound.IDS[f"<|{name}|>"] for name in told]
+    asked = transcribe(model, sounds, language="<|en|>", task="transcribe", timestamps=False, max_new_tokens=CAP)
+    assert tokens(asked) == tokens(transcribe(tiny_sound.seq2seq(0), sounds, language="en", max_new_tokens=CAP))
+
+
 def test_the_language_is_heard_as_in_transformers():
     model, theirs, sounds = tiny_sound.seq2seq(0), tiny_sound.transformers_model(0), tiny_sound.sounds(8)
     heard = theirs.detect_language(features(sounds)).tolist()

@@ -177,6 +177,29 @@ def test_heads():
         alignment_heads({"alignment_heads": [[4, 0]]}, 4, 2)
 
 
+@pytest.mark.parametrize("ends", [[9, tiny_sound.END], [tiny_sound.END, 9]])
+def test_of_several_end_tokens_some_may_be_words(model, ends):
+    model.generation_config.eos_token_id = ends
+    said = {"language": "en", "max_new_tokens": CAP, "timestamps": True}
+    found = transcribe(model, tiny_sound.sounds(5), **said, word_timestamps=True)
+    plain = transcribe(model, tiny_sound.sounds(5), **said)
+    assert found.texts == plain.texts and any(found.texts)
+    for segment in (segment for one in found.transcripts for segment in one.segments):
+        assert "".join(word.text for word in segment.words).split() == segment.text.split()
+    written = [token for one in found.transcripts for window in one.windows for token in window.tokens]
+    assert any(9 < token < tiny_sound.END for token in written)
+    model.tokenizer = tiny_sound.tokenizer()
+    transcribe(model, tiny_sound.sounds(1), **said, initial_prompt="w12")
+
+
+@pytest.mark.parametrize("width", [0, 8])
+def test_an_even_median_filter_is_refused(model, width):
+    model.config = copy.deepcopy(model.config)
+    model.config.median_filter_width = width
+    with pytest.raises(UsageError, match=f"median_filter_width of this model is {width}; allowed: an odd number"):
+        transcribe(model, tiny_sound.sounds(1), language="en", word_timestamps=True)
+
+
 def test_what_has_no_words(model):
     with pytest.raises(UsageError, match="word_timestamps are not for Beam"):
         transcribe(model, tiny_sound.sounds(1), Beam(2), language="en", word_timestamps=True)

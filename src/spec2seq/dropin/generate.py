@@ -19,14 +19,13 @@ from spec2seq.decoding.methods import Assisted, Beam, Speculative
 from spec2seq.decoding.stats import Stats
 from spec2seq.dropin import inputs as reading
 from spec2seq.dropin import outputs, speech
-from spec2seq.dropin.methods import asked_for, check_agrees, drawing
+from spec2seq.dropin.methods import asked_for, check_agrees, drawing, repeats, seed_of
 from spec2seq.errors import Spec2SeqError, UsageError
 from spec2seq.models import families, native
 from spec2seq.models.sharing import Shared
 from spec2seq.runner import complete
 
 EXECUTORS = ("torch", "native")
-SEEDS = 2**31
 
 # What was made of a module and of a little model, as long as they are there.
 _shared: WeakKeyDictionary[Any, dict[str, tuple[Shared, Seq2Seq]]] = WeakKeyDictionary()
@@ -43,22 +42,28 @@ def share(module: Any, executor: str = "torch") -> Seq2Seq:
     if not families.knows(module.config):
         return _itself(module, executor)
     known = _shared.setdefault(module, {})
-    if executor in known and known[executor][0].current(module, values=executor == "native"):
-        return known[executor][1]
-    shared = Shared(module)
-    if executor == "native":
-        native.attach(shared.model)
-    known[executor] = shared, Seq2Seq(shared.model, module.config, None, module.generation_config)
-    return known[executor][1]
+    if executor not in known or not known[executor][0].current(module, values=executor == "native"):
+        shared = Shared(module)
+        if executor == "native":
+            native.attach(shared.model)
+        known[executor] = shared, Seq2Seq(shared.model, module.config)
+    found = known[executor][1]
+    found.generation_config = module.generation_config
+    return found
 
 
 def _itself(module: Any, executor: str) -> Seq2Seq:
     """The same of a family that has no layers here, which runs in the module itself."""
     if executor == "native":
         raise UsageError("executor native is not for models that run in Transformers' own modules; allowed: torch")
-    if "_spec2seq" not in vars(module):  # kept by the module: a table would keep the module alive
-        module._spec2seq = Seq2Seq.from_transformers(module)
-    return module._spec2seq
+    found = vars(module).get("_spec2seq")  # kept by the module: a table would keep the module alive
+    if found is not None:
+        a, rows = found.model.architecture, len(module.get_encoder().get_input_embeddings().weight)
+        found = found if rows == (a.source_vocabulary or a.vocabulary) else None  # its vocabulary was resized
+    if found is None:
+        found = module._spec2seq = Seq2Seq.from_transformers(module)
+    found.generation_config = module.generation_config
+    return found
 
 
 def custom_generate(
@@ -89,10 +94,10 @@ def generate(
     from transformers import GenerationMixin
 
     callable_ = custom_generate(method, assistant_model=assistant_model, executor=executor)
-    # Of the class: a model from a folder with custom_generate/generate.py has this very function as its own. Whisper's
-    # calls it for each window, where its own must not begin again.
-    of_window = getattr(model, "main_input_name", None) == "input_features" and "decoder_input_ids" in arguments
-    run = GenerationMixin.generate if of_window else type(model).generate
+    # Of the class: a model from a folder with custom_generate/generate.py has this very function as its own. That of
+    # Whisper calls the mixin's for each window, which hands all of its arguments on to such a folder: there Whisper's
+    # must not begin again.
+    run = GenerationMixin.generate if "negative_prompt_ids" in arguments else type(model).generate
     given = () if inputs is None else (inputs,)
     return run(model, *given, streamer=streamer, custom_generate=callable_, **arguments)
 
@@ -169,16 +174,13 @@ class CustomGenerate:
             speech.under(shared, processors)
         method = self._method(shared, model, call)
         reading.refuse_outputs(generation_config, method)
-        repeats = 1
-        if isinstance(method, Speculative) and method.sampling is not None:
-            repeats = shared.generation_config.num_return_sequences or 1  # each a draw of its own
-            shared.generation_config.num_return_sequences = 1
+        times = repeats(method, shared.generation_config)
         if states is not None:
             shared = reading.with_states(shared, method, sources, states)
         if hears:
             speech.listen(shared, processors, input_ids, sources, begins, isinstance(method, Beam))
         told = input_ids[:: len(input_ids) // len(sources)].tolist()
-        sources, begins, told = ([one for one in many for _ in range(repeats)] for many in (sources, begins, told))
+        sources, begins, told = ([one for one in many for _ in range(times)] for many in (sources, begins, told))
         found, self.stats = complete(
             shared, method, sources, dict(enumerate(begins)), batch_size=len(sources),
             max_new_tokens=reading.room(shared, generation_config, input_ids.shape[1]),
@@ -195,8 +197,7 @@ class CustomGenerate:
 
     def _method(self, shared: Seq2Seq, model: Any, call: Call) -> Method:
         settings = shared.settings
-        # As with Transformers, draws differ from call to call, and torch.manual_seed repeats them.
-        seed = int(torch.randint(SEEDS, ())) if settings.get("do_sample") else 0
+        seed = seed_of(settings)
         assistant = call.assistant_model if self.assistant_model is None else self.assistant_model
         if self.method is not None:
             if assistant is not None:

@@ -61,7 +61,7 @@ def sources(model: Seq2Seq, inputs_tensor: Tensor, model_kwargs: dict[str, Any])
     mask, rows = model_kwargs.get("attention_mask"), inputs_tensor.tolist()
     if mask is not None:
         mask = mask[:: len(mask) // batch]
-        lengths = mask.sum(1).tolist()
+        lengths = mask.long().sum(1).tolist()
         for row, (kept, count) in enumerate(zip(mask.tolist(), lengths, strict=True)):
             if kept != [1] * count + [0] * (length - count) or not count:
                 raise Spec2SeqError(f"attention_mask of row {row} is not ones and then zeros; pad sources on the right")

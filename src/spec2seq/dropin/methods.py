@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from spec2seq.api import Method
 from spec2seq.decoding.drafters import Drafter
 from spec2seq.decoding.methods import Assisted, Beam, Greedy, Lookup, Sample, SpecDec, Speculative
@@ -29,6 +31,21 @@ def asked_for(settings: Mapping[str, Any], speculation: Speculative | None, seed
     if copied:
         return Lookup(copied, settings.get("max_matching_ngram_size") or 3)
     return speculation or Greedy()
+
+
+def seed_of(settings: Mapping[str, Any]) -> int:
+    """For draws, if there are any: as with Transformers they differ from call to call, and torch.manual_seed repeats
+    them."""
+    return int(torch.randint(2**31, ())) if settings.get("do_sample") else 0
+
+
+def repeats(method: Method, config: Any) -> int:
+    """How often each source is decoded: each draw is a row of its own, which a generation config no longer says
+    then; beam search has several by itself."""
+    if not isinstance(method, Speculative) or method.sampling is None:
+        return 1
+    asked, config.num_return_sequences = config.num_return_sequences or 1, 1
+    return asked
 
 
 def drafted(drafter: Drafter) -> Speculative:

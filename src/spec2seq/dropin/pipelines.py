@@ -16,9 +16,10 @@ from spec2seq.config import check_choice
 from spec2seq.decoding.methods import Beam, Speculative
 from spec2seq.decoding.stats import Stats
 from spec2seq.dropin.generate import share
-from spec2seq.dropin.methods import asked_for, check_agrees, drafted
+from spec2seq.dropin.methods import asked_for, check_agrees, drafted, repeats, seed_of
 from spec2seq.errors import UsageError
 from spec2seq.generation import Row
+from spec2seq.limits import STAND_IN
 from spec2seq.models import languages
 from spec2seq.models.loading import load_tokenizer
 
@@ -27,7 +28,6 @@ TASKS = {"translation": "translation", "summarization": "summary", "text2text-ge
 PAIR = re.compile(r"translation_(.+)_to_(.+)")
 # Where a model's generation config says nothing. Drawing from the 50 likeliest is the default of `model.generate`.
 DEFAULTS = {"num_beams": 4, "max_new_tokens": 256, "top_k": 50}
-STAND_IN = 20  # a max_length that Transformers 4 wrote where nobody had set one
 _TRUNCATIONS = {False: False, True: True, "do_not_truncate": False, "longest_first": True, "only_first": True}
 
 
@@ -139,15 +139,12 @@ class _Run:
         return model
 
     def _choose(self, pipe: Pipeline, asked: Mapping[str, Any]) -> None:
-        """The method, and how often each source is decoded: draws are repeated, beam search has several by itself."""
-        settings, self.repeats = self.model.settings, 1
-        self.method = pipe.method
+        """The method, and how often each source is decoded."""
+        settings, self.method = self.model.settings, pipe.method
         if self.method is None:
-            self.method = asked_for(settings, None, int(torch.randint(2**31, ())) if settings.get("do_sample") else 0)
+            self.method = asked_for(settings, None, seed_of(settings))
         check_agrees(self.method, asked)
-        if isinstance(self.method, Speculative) and self.method.sampling is not None:
-            self.repeats = settings.get("num_return_sequences") or 1
-            self.model.generation_config.num_return_sequences = None
+        self.repeats = repeats(self.method, self.model.generation_config)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
         rows = self.model.stream(

@@ -24,8 +24,8 @@ def spectrograms(model: Seq2Seq, inputs_tensor: Tensor) -> list[Tensor]:
     shape = model.model.architecture.sound
     if inputs_tensor.dim() != 3 or tuple(inputs_tensor.shape[1:]) != (shape.bins, 2 * shape.places):
         raise Spec2SeqError(
-            f"custom_generate hears input_features [batch, {shape.bins}, {2 * shape.places}]; here is "
-            f"{[*inputs_tensor.shape]}"
+            f"custom_generate hears input_features [batch, {shape.bins}, {2 * shape.places}], also beside "
+            f"encoder_outputs; here is {[*inputs_tensor.shape]}"
         )
     return [sound.T.reshape(shape.places, -1) for sound in inputs_tensor]
 

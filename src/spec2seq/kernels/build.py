@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -43,6 +45,8 @@ def build() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="spec2seq-"))
         descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(descriptor)
+    if sys.stderr.isatty():
+        print("spec2seq: compiling for this CPU, once, which takes some ten seconds", file=sys.stderr)
     try:
         _compile(compiler, temporary)
         os.replace(temporary, folder / name)  # two processes may both compile; neither sees half a file
@@ -58,35 +62,42 @@ def cache_folder() -> Path:
     return Path(home, "spec2seq")
 
 
-def _compiler() -> str:
-    asked = os.environ.get("CC")
-    for name in (asked,) if asked else COMPILERS:
-        found = shutil.which(name)
+def _compiler() -> list[str]:
+    """The program, and what CC has behind it."""
+    asked = os.environ.get("CC", "").strip()
+    try:
+        commands = [shlex.split(asked)] if asked else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise Unavailable(f"CC is {asked!r}: {error}") from None
+    for program, *arguments in commands:
+        found = shutil.which(program)
         if found:
-            return found
+            return [found, *arguments]
     raise Unavailable(f"no C compiler found ({asked or ', '.join(COMPILERS)})")
 
 
-def _compile(compiler: str, target: str) -> None:
+def _compile(compiler: list[str], target: str) -> None:
     for variant in VARIANTS:
-        command = [compiler, *FLAGS, *variant, str(SOURCES / "spec2seq.c"), "-o", target, "-lm"]
+        command = [*compiler, *FLAGS, *variant, str(SOURCES / "spec2seq.c"), "-o", target, "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"{compiler} could not be run: {error}") from None
+            raise Unavailable(f"{compiler[0]} could not be run: {error}") from None
         if done.returncode == 0:
             return
     reason = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-    raise Unavailable(f"{compiler} failed: {reason}")
+    raise Unavailable(f"{compiler[0]} failed: {reason}")
 
 
-def _key(compiler: str) -> str:
-    """Names what a compiled library depends on: sources, flags, the compiler's file and the CPU."""
+def _key(compiler: list[str]) -> str:
+    """Names what a compiled library depends on: sources, flags, the compiler's file and arguments, and the CPU."""
     digest = hashlib.sha256(repr((FLAGS, VARIANTS, platform.machine(), cpu())).encode())
     for source in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
         digest.update(source.read_bytes())
-    program = os.stat(compiler)
-    digest.update(f"{os.path.realpath(compiler)} {program.st_size} {program.st_mtime_ns}".encode())
+    program, *arguments = compiler
+    file = os.stat(program)
+    facts = (os.path.realpath(program), str(file.st_size), str(file.st_mtime_ns), *arguments)
+    digest.update(" ".join(facts).encode())
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #define MATRIX_ROWS 16
-#define MATRIX_FROM 8 /* tokens; for fewer the vector unit is faster */
+#define MATRIX_FROM 7 /* tokens; for fewer the vector unit is faster */
 
 /* Whether the system lets this process use it: it has to be asked once, because the state of a thread grows. */
 static int matrix_allowed(void) {

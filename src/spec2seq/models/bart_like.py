@@ -108,7 +108,7 @@ def _sinusoids(architecture: Architecture) -> Tensor:
     half = architecture.width // 2
     frequencies = torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))
     angles = torch.arange(architecture.position_rows).float()[:, None] * frequencies
-    table = torch.zeros(architecture.position_rows, architecture.width)
+    table = torch.zeros(architecture.position_rows, architecture.width, dtype=torch.float32)
     table[:, :half], table[:, half : 2 * half] = angles.sin(), angles.cos()
     table[architecture.pad_token_id] = 0
     return table

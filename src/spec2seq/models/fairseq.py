@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spec2seq.errors import Spec2SeqError
+from spec2seq.models.bart_like import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION
 from spec2seq.models.drafter_folder import whole_folder
 from spec2seq.models.fingerprint import fingerprint
 from spec2seq.models.paper_drafter import PaperConfig, PaperDrafter
@@ -232,25 +233,11 @@ def _fill(model: Any, state: State, where: str) -> None:
 
 def _layer(state: State, theirs: str, ours: str, cross: bool, where: str) -> State:
     """One layer's tensors under our names."""
-    parts = {
-        "self_qkv": [f"self_attn.{part}_proj" for part in "qkv"],
-        "self_out": ["self_attn.out_proj"],
-        "self_norm": ["self_attn_layer_norm"],
-        "ffn_in": ["fc1"],
-        "ffn_out": ["fc2"],
-        "ffn_norm": ["final_layer_norm"],
-    }
-    if cross:
-        parts |= {
-            "cross_query": ["encoder_attn.q_proj"],
-            "cross_key_value": ["encoder_attn.k_proj", "encoder_attn.v_proj"],
-            "cross_out": ["encoder_attn.out_proj"],
-            "cross_norm": ["encoder_attn_layer_norm"],
-        }
+    parts = SELF_ATTENTION + (CROSS_ATTENTION if cross else []) + FEED_FORWARD
     try:
         return {
             f"{ours}.{name}.{kind}": torch.cat([state[f"{theirs}.{source}.{kind}"] for source in sources])
-            for name, sources in parts.items()
+            for name, sources in parts
             for kind in ("weight", "bias")
         }
     except KeyError as error:

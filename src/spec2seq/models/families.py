@@ -18,16 +18,19 @@ from spec2seq.models.t5_like import t5_like
 from spec2seq.models.whisper import whisper
 
 SHARED = "model.shared.weight"
+SINUSOIDS = ("embed_positions.weight",)
 FAMILIES: dict[str, Family] = {
     "bart": bart_like(offset=2, norms="embedding", shared=SHARED, logit_bias=True),
     "blenderbot": bart_like(offset=0, norms="layer", shared=SHARED, logit_bias=True),  # not BlenderbotSmall
-    "fsmt": bart_like(offset=None, head="model.decoder.output_projection.weight"),
+    "fsmt": bart_like(offset=None, head="model.decoder.output_projection.weight", filled=SINUSOIDS),
     "m2m_100": bart_like(offset=None, norms="layer", computed=True, shared=SHARED),  # NLLB too
     "marian": bart_like(offset=0, shared=SHARED, logit_bias=True),
     "mbart": bart_like(offset=2, norms="embedding layer", shared=SHARED, logit_bias=True),  # mBART-50 too
     "mt5": t5_like(scaled=False),
-    "mvp": bart_like(offset=2, norms="embedding", shared=SHARED, logit_bias=True),  # without prompts
-    "pegasus": bart_like(offset=0, norms="layer", shared=SHARED, logit_bias=True),
+    "mvp": bart_like(  # without prompts
+        offset=2, norms="embedding", shared=SHARED, logit_bias=True, filled=("final_logits_bias",)
+    ),
+    "pegasus": bart_like(offset=0, norms="layer", shared=SHARED, logit_bias=True, filled=SINUSOIDS),
     "plbart": bart_like(offset=2, norms="embedding", shared=SHARED, logit_bias=True),
     "t5": t5_like(),
     "umt5": t5_like(per_layer=True),
@@ -84,10 +87,10 @@ def export(model: EncoderDecoder, config: Any) -> dict[str, Tensor]:
         for part, tensor in zip(parts, ours[name].chunk(len(parts)), strict=True):
             if not part.endswith(family.zeros):
                 theirs[part] = tensor.contiguous()
-    if family.shared is not None and model.shares_embedding:
-        theirs[family.shared] = ours["source_embedding"]
-    elif family.shared is not None and getattr(config, "share_encoder_decoder_embeddings", True):
-        theirs[family.shared] = ours["source_embedding"].clone()  # nobody reads it, but it must be there
+    shares = model.shares_embedding
+    if family.shared is not None and (shares or getattr(config, "share_encoder_decoder_embeddings", True)):
+        table = ours["source_embedding"]
+        theirs[family.shared] = table if shares else table.clone()  # which nobody reads, but it must be there
     if family.logit_bias:
         bias = ours.get("head.bias", torch.zeros(model.architecture.vocabulary))
         theirs["final_logits_bias"] = bias[None].contiguous()

@@ -19,7 +19,7 @@ class Family:
     `shared` is the third name that it ties both embeddings to, if it has one. `logit_bias`: its head has a bias, under
     a name of its own. `positions` makes the table that both sides add, where Transformers' class computes it and so
     has no name for it. `half`: it can be used in float16. `zeros`: how the names of tensors end that Transformers'
-    class does not have because they are zero.
+    class does not have because they are zero, `filled` of those that it computes where a checkpoint lacks them.
     """
 
     architecture: Callable[[Any], Architecture]
@@ -29,6 +29,7 @@ class Family:
     positions: Callable[[Architecture], Tensor] | None = None
     half: bool = True
     zeros: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
 
 
 def token_ids(config: Any) -> dict[str, int]:

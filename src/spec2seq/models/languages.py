@@ -3,8 +3,12 @@
 import difflib
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from spec2seq.errors import UsageError
+
+# Of a tokenizer by src_lang and tgt_lang: its own, and what it was left at here.
+_known: WeakKeyDictionary[Any, dict[str, tuple[str | None, str | None]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +61,17 @@ def target_setting(tokenizer: Any, start: int | None, language: str) -> dict[str
 
 
 def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:
-    """Make a tokenizer ready for a direction; it may have served another in the meantime."""
+    """Make a tokenizer ready for a direction; it may have served another in the meantime. None: the language that its
+    files, or somebody else since, gave it."""
+    known = _known.setdefault(tokenizer, {})
     for name, language in (("src_lang", source), ("tgt_lang", target)):
-        if language is not None and getattr(tokenizer, name) != language:
+        present = getattr(tokenizer, name, None)
+        own, left = known.get(name, (present, present))
+        own = own if present == left else present
+        language = own if language is None else language
+        if language not in (None, present):
             setattr(tokenizer, name, language)
+        known[name] = own, getattr(tokenizer, name, None)
 
 
 def cut(ids: list[int], most: int, eos_token_id: int) -> list[int]:

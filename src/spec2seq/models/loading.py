@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.errors import Spec2SeqError, UsageError, first_line
 from spec2seq.files import read_json
 from spec2seq.models import executor, families, int8_folder
 from spec2seq.models.encoder_decoder import EncoderDecoder
@@ -86,8 +86,9 @@ def _as_one_error(name: str) -> Iterator[None]:
     except Spec2SeqError:
         raise
     except Exception as error:
-        reason = _first_line(error)
-        raise Spec2SeqError(f"{name}: neither a model folder nor an id that could be loaded: {reason}") from None
+        raise Spec2SeqError(
+            f"{name}: neither a model folder nor an id that could be loaded: {first_line(error)}"
+        ) from None
 
 
 def local_folder(name: str) -> Path:
@@ -115,7 +116,7 @@ def load_tokenizer(name: str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of any kind, as there
-        reason = _first_line(error)
+        reason = first_line(error)
         if "tiktoken" in reason:  # what Transformers tries last, and is misleading
             reason = "a SentencePiece file without tokenizer.json needs protobuf (pip install protobuf)"
         raise Spec2SeqError(f"{name}: its tokenizer could not be loaded: {reason}") from None
@@ -128,16 +129,13 @@ def load_extractor(name: str) -> Any:
     try:
         return transformers.AutoFeatureExtractor.from_pretrained(name)
     except Exception as error:  # of any kind, as there
-        raise Spec2SeqError(f"{name}: its feature extractor could not be loaded: {_first_line(error)}") from None
+        raise Spec2SeqError(f"{name}: its feature extractor could not be loaded: {first_line(error)}") from None
 
 
 def load_shortlist(name: str) -> list[int]:
     """The tokens that a little model is to propose, in a folder or of the hub; empty: nothing is said of it. Raises
     Spec2SeqError for a file that is no list of ids."""
-    from transformers.utils import cached_file
-
-    found = cached_file(name, SHORTLIST_FILE, _raise_exceptions_for_missing_entries=False,
-                        _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    found = _file(name, SHORTLIST_FILE)
     if found is None:
         return []
     ids = read_json(Path(found))
@@ -146,30 +144,38 @@ def load_shortlist(name: str) -> list[int]:
     return ids
 
 
+def _file(name: str, file: str) -> str | None:
+    """Where a file of a folder, or of the hub's model of that name, lies; None: there is none."""
+    from transformers.utils import cached_file
+
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
+
+
 def _load_weights(config: Any, name: str, dtype: str) -> tuple[EncoderDecoder | TransformersModel, Any, Any]:
     """The model in a folder or of the hub, its configuration and its generation config."""
     import transformers
 
-    if os.path.isfile(os.path.join(name, int8_folder.FILE)):
+    if (codes := _file(name, int8_folder.FILE)) is not None:
         if dtype != "int8":
             raise UsageError(f'{name}: its weights are int8; load it with dtype="int8" (--dtype int8)')
-        return int8_folder.load(config, name), config, transformers.GenerationConfig.from_pretrained(name)
+        return int8_folder.load(config, Path(codes).parent), config, transformers.GenerationConfig.from_pretrained(name)
     theirs, loading = families.auto_class(config).from_pretrained(
         name, dtype=executor.WEIGHTS[dtype], output_loading_info=True, ignore_mismatched_sizes=True
     )
-    _check_complete(name, loading)
+    _check_complete(name, theirs.config, loading)
+    start = theirs.generation_config.decoder_start_token_id
+    if getattr(theirs.config, "decoder_start_token_id", None) is None and isinstance(start, int):
+        theirs.config.decoder_start_token_id = start
     return of_module(theirs, name), theirs.config, theirs.generation_config
 
 
-def _check_complete(name: str, loading: dict[str, Any]) -> None:
+def _check_complete(name: str, config: Any, loading: dict[str, Any]) -> None:
     """Transformers fills tensors that are missing or have another shape with random numbers and goes on."""
     if loading["mismatched_keys"]:
         tensor, found, wanted = sorted(loading["mismatched_keys"], key=str)[0]
         raise Spec2SeqError(f"{name}: {tensor} has the shape {[*found]}; config.json asks for {[*wanted]}")
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
+    family = families.FAMILIES.get(config.model_type)
+    filled = () if family is None else family.filled
+    if missing := sorted(tensor for tensor in loading["missing_keys"] if not tensor.endswith(filled)):
         raise Spec2SeqError(f"{name}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -52,7 +52,7 @@ def attach(model: EncoderDecoder | CachedDrafter) -> None:
         model.native_mix = NativeLinear(model.mix)
         return
     for stack in (model.encoder, model.decoder):
-        stack.native = NativeStack(stack.layers, stack.final_norm, stack.architecture, _relative_table(stack))
+        stack.native = NativeStack(stack.layers, stack.final_norm, stack.architecture, relative_table(stack))
     model.native_head = NativeLinear(model.head)
     model.native = NativeDecoder(model)
 
@@ -291,9 +291,9 @@ class NativeDecoder:
         logits `[rows * length, vocabulary]`."""
         size, width = tokens.numel(), self.stack.stack.width
         tokens = tokens if tokens.stride(1) == 1 else tokens.contiguous()
-        out = torch.empty(size, width)
+        out = torch.empty(size, width, dtype=torch.float32)  # whatever PyTorch's default is: C writes it
         hidden = {layer: torch.empty_like(out) for layer in hidden_layers}
-        logits = torch.empty(size, self.vocabulary) if scored else None
+        logits = out.new_empty(size, self.vocabulary) if scored else None
         kept: list = []
         run = self.stack.describe(block, cross, out, hidden, kept)
         asked = c.Scored(tokens.data_ptr(), tokens.stride(0), None if logits is None else logits.data_ptr())
@@ -339,7 +339,7 @@ def _panels(weight: Tensor, group: int, whole: int = 1) -> Tensor:
     return padded.view(-1, c.PANEL, padded.shape[1] // group, group).transpose(1, 2).contiguous()
 
 
-def _relative_table(stack: Stack) -> Tensor | None:
+def relative_table(stack: Stack | CachedDrafter) -> Tensor | None:
     """The relative bias of every distance that matters, see `NativeStack`; None where there is none."""
     if stack.architecture.position_rows is not None:
         return None

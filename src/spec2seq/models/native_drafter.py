@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from spec2seq.kernels import library as c
 from spec2seq.models.cached_drafter import CachedDrafter
 from spec2seq.models.encoder_decoder import EncoderDecoder
-from spec2seq.models.native import Weights, call
+from spec2seq.models.native import Weights, call, relative_table
 
 
 class NativeChooser:
@@ -39,10 +39,8 @@ class NativeDrafter:
     def __init__(self, drafter: CachedDrafter, chooser: NativeChooser):
         self.weights, self.chooser, self.stack = Weights(), chooser, drafter.native
         stack = c.Stack.from_buffer_copy(self.stack.stack)
-        if drafter.architecture.position_rows is None:
-            stack.reach = drafter.architecture.relative_max_distance
-            distances = torch.arange(-stack.reach, stack.reach + 1)[None, None]
-            stack.relative = self.weights.pointer(drafter.bias_by_distance(distances)[0, :, 0])
+        if (relative := relative_table(drafter)) is not None:
+            stack.relative, stack.reach = self.weights.pointer(relative), relative.shape[1] // 2
         layers = torch.tensor(drafter.shape.hidden_layers, dtype=torch.long)
         self.drafter = c.Drafter(
             stack=ctypes.pointer(stack), mix=drafter.native_mix.linear, slots=self.weights.pointer(drafter.slots),

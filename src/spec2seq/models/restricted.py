@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from spec2seq.errors import Spec2SeqError
+from spec2seq.errors import Spec2SeqError, first_line
 
 HOLDERS = ("argparse", "omegaconf", "fairseq", "fairseq_cli", "numpy", "typing", "enum", "pathlib")  # top-level modules
 REAL: dict[str, Any] = {
@@ -88,8 +88,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                     raise Spec2SeqError("it is a TorchScript program; allowed: a checkpoint of weights")
         found = torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
     except Exception as error:  # damaged or hostile files raise anything
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise Spec2SeqError(f"{path}: not readable as a checkpoint: {reason}") from None
+        raise Spec2SeqError(f"{path}: not readable as a checkpoint: {first_line(error)}") from None
     if not isinstance(found, dict):
         raise Spec2SeqError(f"{path}: holds a {type(found).__name__}; allowed: a dictionary")
     return found

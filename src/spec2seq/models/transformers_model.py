@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spec2seq.errors import Spec2SeqError, UsageError
+from spec2seq.errors import Spec2SeqError, UsageError, first_line
 from spec2seq.models import transformers_check as check
 from spec2seq.models.architecture import Architecture, StackShape
 from spec2seq.models.cache import Cache
@@ -48,8 +48,9 @@ class TransformersModel(nn.Module):
         except Spec2SeqError:
             raise
         except Exception as error:  # of any kind: what a module does that was made for something else
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise Spec2SeqError(f"{where}: {type(module).__name__} cannot be decoded here: {reason}") from error
+            raise Spec2SeqError(
+                f"{where}: {type(module).__name__} cannot be decoded here: {first_line(error)}"
+            ) from error
         if not difference <= allowed:
             raise Spec2SeqError(
                 f"{where}: {type(module).__name__} cannot be decoded here: over a cache it gives several tokens other "

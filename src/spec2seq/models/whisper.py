@@ -11,7 +11,7 @@ FRONT = {"first": "conv1", "second": "conv2"}
 
 def whisper() -> Family:
     """The family (Radford et al. 2023, section 2.2)."""
-    return Family(_architecture, _names, zeros=("k_proj.bias",))
+    return Family(_architecture, _names, zeros=("k_proj.bias",), filled=("encoder.embed_positions.weight",))
 
 
 def _architecture(config: Any) -> Architecture:

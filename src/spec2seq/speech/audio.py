@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spec2seq.checks import samples
-from spec2seq.errors import Spec2SeqError, UsageError, missing_extra
+from spec2seq.errors import Spec2SeqError, UsageError, first_line, missing_extra
 
 
 def read_audio(sound: Any, where: str, rate: int) -> tuple[np.ndarray, str]:
@@ -47,8 +47,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with soundfile.SoundFile(path) as file:
             yield file
     except Exception as error:  # of any kind: whatever a decoder makes of a broken file
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise Spec2SeqError(f"{path}: no audio that can be read: {reason}") from None
+        raise Spec2SeqError(f"{path}: no audio that can be read: {first_line(error)}") from None
 
 
 def _libraries() -> tuple[Any, Any]:

@@ -55,7 +55,7 @@ def transcribe(
     method: Method | None = None,
     *,
     language: str | None = None,
-    task: str = "transcribe",
+    task: str | None = None,
     timestamps: bool | None = None,
     fallback: Fallback | None = None,
     condition_on_previous: bool = False,
@@ -72,11 +72,11 @@ def transcribe(
     Args:
         sounds: audio files, or arrays of samples `[n]`, mono, at the rate of the model's feature extractor.
         method: Greedy() by default; any preset or Speculative, or Beam.
-        language: a code or an English name; None: what each sound's first window sounds like, which takes a further
-            pass of the encoder.
-        task: "transcribe", or "translate" into English.
-        timestamps: whether to say when something was said; None: where a sound is longer than a window of the model,
-            which needs them.
+        language: a code or an English name; None: what the generation config says, else what each sound's first window
+            sounds like, which takes a further pass of the encoder.
+        task: "transcribe", or "translate" into English; None: what the generation config says, else "transcribe".
+        timestamps: whether to say when something was said; None: where the generation config says so, or a sound is
+            longer than a window of the model, which needs them.
         fallback: when to hear a window again at higher temperatures, and when to take it for silent; None: never.
         condition_on_previous: each window goes on from what was understood of the ones before it, up to half of what
             the decoder has room for. Behind a window that was heard at a temperature of 0.5 or above that begins anew.
@@ -97,8 +97,10 @@ def transcribe(
         raise UsageError(f"sounds is a {type(sounds).__name__}; pass a list of sounds")
     check_range("batch_size", batch_size, low=1)
     words = SpeechVocabulary.of(model)
-    spoken = words.language(language)
-    words.prompt(spoken or next(iter(words.languages), None), task, True)  # raises for what there is not
+    spoken, task = words.asked(model, language, task)
+    if timestamps is None and model.settings.get("return_timestamps"):
+        timestamps = True  # False, as Whisper's own configs have it, would be an error for a long sound
+    told = words.prompt(spoken or next(iter(words.languages), None), task, bool(timestamps))
     if model.extractor is None:
         raise UsageError("this model has no feature extractor, which makes spectrograms; from_transformers takes one")
     if model.extractor.feature_size != model.model.architecture.sound.bins:
@@ -109,7 +111,6 @@ def transcribe(
     _check_fallback(model, fallback)
     listener = _listener(model, words, method) if word_timestamps else None
     numbers = _checked_numbers(numbers, len(sounds))
-    told = words.prompt(spoken or next(iter(words.languages), None), task, bool(timestamps))
     starting = _starting(model, words, initial_prompt)
     if condition_on_previous or starting:
         _check_before(model, words, told, [] if condition_on_previous else starting, max_new_tokens)
@@ -148,9 +149,12 @@ def _listener(model: Seq2Seq, words: SpeechVocabulary, method: Method | None) ->
         raise UsageError(f"word_timestamps are not for {type(method).__name__}; allowed: greedy, sampling, drafts")
     if model.tokenizer is None:
         raise UsageError("word_timestamps are of words, and this model was loaded without a tokenizer")
+    width = getattr(model.config, "median_filter_width", 7)
+    if not isinstance(width, int) or width < 1 or width % 2 == 0:
+        raise UsageError(f"median_filter_width of this model is {width!r}; allowed: an odd number from 1 on")
     shape = model.model.architecture.decoder
     heads = alignment_heads(model.settings, shape.layers, shape.heads)
-    return Listener(model.model, heads, words.no_timestamps, model.eos_token_ids[0])
+    return Listener(model.model, heads, words.no_timestamps, words.text_end, width)
 
 
 def _checked_numbers(numbers: Sequence[int] | None, count: int) -> Sequence[int]:
@@ -171,7 +175,7 @@ def _starting(model: Seq2Seq, words: SpeechVocabulary, text: str | None) -> list
     if model.tokenizer is None:
         raise UsageError("initial_prompt is a text, and this model was loaded without a tokenizer")
     ids = model.tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]  # as Whisper's get_prompt_ids
-    if special := [token for token in ids if token >= min(model.eos_token_ids)]:
+    if special := [token for token in ids if token >= words.text_end]:
         raise UsageError(f"initial_prompt holds {model.tokenizer.decode(special[:1])}; allowed: plain text")
     return ids
 
@@ -194,7 +198,7 @@ def with_timestamps(model: Seq2Seq, words: SpeechVocabulary) -> Seq2Seq:
     """The model under the rules of timestamps."""
     other = copy.copy(model)
     latest = model.settings.get("max_initial_timestamp_index")
-    other.more_processors = (TimestampRules(words.no_timestamps, model.eos_token_ids[0], latest),)
+    other.more_processors = (TimestampRules(words.no_timestamps, words.text_end, latest),)
     return other
 
 

@@ -147,7 +147,7 @@ class Windows:
         room = room_before(self.model, told, self.max_new_tokens)
         before = sound.before[-min(room, a.max_positions // 2 - 1) :] if self.conditions else sound.before
         prompt = [*before, own, *told]
-        return Begin(prompt, self.words.previous, min(most, a.max_positions - len(prompt)))
+        return Begin(prompt, self.words.previous, min(most, a.max_positions - 1 - len(prompt)))
 
     def _started(self, sound: Sound) -> list[int]:
         """What stands before the next output, the start first."""
@@ -232,8 +232,7 @@ class Windows:
         if heard.scores is None:
             return None
         told = len(self.words.prompt(sound.language, self.task, True)) + 2  # with the start and that of no timestamps
-        width = getattr(self.model.config, "median_filter_width", 7)
-        found = starts(heard.scores, left, told, width)
+        found = starts(heard.scores, left, told, self.listener.smoothed)
         return [round(offset + float(place) * SECONDS, 2) for place in found]
 
     def _words(self, sound: Sound, text: Sequence[int], times: Sequence[float]) -> list[Word]:
@@ -252,5 +251,5 @@ def temperature_of(method: Method) -> float:
 
 
 def room_before(model: Seq2Seq, told: Sequence[int], max_new_tokens: int | None) -> int:
-    """How many tokens there may be before the decoder's own start and what it is told."""
-    return model.model.architecture.max_positions - len(told) - 1 - (max_new_tokens or 1)
+    """How many tokens there may be before the decoder's own start and what it is told, behind the token for that."""
+    return model.model.architecture.max_positions - len(told) - 2 - (max_new_tokens or 1)

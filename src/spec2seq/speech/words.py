@@ -30,12 +30,13 @@ class Word:
 @dataclass(frozen=True)
 class Listener:
     """Looks where `model` listens while it writes what a row has written, its timestamps left out, behind `told`
-    tokens, the decoder's start first. `heads`: pairs of layer and head."""
+    tokens, the decoder's start first. `heads`: pairs of layer and head; `smoothed`: see `starts`."""
 
     model: EncoderDecoder
     heads: tuple[tuple[int, int], ...]
     no_timestamps: int
     end: int
+    smoothed: int
 
     @torch.inference_mode()
     def __call__(self, cache: Cache, places: int, request: Request) -> Tensor:
@@ -96,7 +97,7 @@ def starts(scores: Tensor, places: int, told: int, smoothed: int) -> np.ndarray:
     """At which of the first `places` each token of a text began, and behind them where the last ended: `[tokens + 1]`
     of `scores[heads, told + tokens + 1, ...]`, which the last told token and each but the last of the text chose.
     `smoothed`: places of the median filter."""
-    total = torch.zeros(scores.shape[1], places)
+    total = scores.new_zeros(scores.shape[1], places)
     for head in scores:  # one by one: the windows of the filter are `smoothed` times as large
         weights = head[:, :places].softmax(-1)
         std, mean = torch.std_mean(weights, dim=0, keepdim=True, unbiased=False)
